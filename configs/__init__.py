@@ -1,0 +1,1 @@
+"""The shipped configs: models to synthesize, devices to pose as."""

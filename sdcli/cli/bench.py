@@ -1,0 +1,140 @@
+"""sdcli bench --mem-limit SIZE: the same job under each ceiling, each in a fresh worker, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from sdcli import machine
+from sdcli.cli import types
+from sdcli.cli.draw import build_request, build_task, find_model
+from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, options, require_prompt
+from sdcli.cli.progress import ProgressLines
+from sdcli.cli.say import hand_out, say
+from sdcli.errors import CeilingCrossed, WillNotFit
+from sdcli.host.report import report
+from sdcli.host.run import RunRecord, Task, run_task
+from sdcli.units import MIB, format_size
+
+DEFAULT_MODEL = "synthetic:sd15"
+DEFAULT_PROMPT = "a photograph of an astronaut riding a horse"
+DEFAULT_STEPS = 4
+
+HEADER = ("ceiling", "outcome", "predicted", "peak", "denoiser", "load s", "first step", "s/step (spread)", "decode s", "total s")
+
+
+class Limits(types.Limit):
+    """Sizes, separated by commas."""
+
+    name = "size[,size…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, list):
+            value = ",".join(value)
+        return tuple(super(Limits, self).convert(part, param, ctx) for part in str(value).split(","))
+
+
+@click.command(cls=Command)
+@click.option(
+    "--mem-limit", "limits", type=Limits(), multiple=True, envvar="SDCLI_MEM_LIMIT", help="Ceilings, repeated or with commas.  [default: auto]"
+)
+@options(PROMPT, JOB, MACHINE)
+@click.option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of a table.")
+@click.option("--warmup/--no-warmup", default=True, show_default=True, help="Run one step first, unmeasured: it fills the page cache.")
+@options(TALK)
+def command(
+    limits: tuple[tuple[str, ...], ...], prompt: str | None, prompt_file: str | None, as_json: bool, warmup: bool, **chosen: Any
+) -> None:
+    """Run one job under several memory ceilings and compare.
+
+    Each ceiling gets a fresh worker. The table says what was predicted, what was measured and what it cost in
+    time; the first step of a worker, which compiles kernels, is shown apart. A ceiling that is too small is a
+    result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
+    """
+    chosen["prompt"] = require_prompt(prompt, prompt_file) if prompt or prompt_file else DEFAULT_PROMPT
+    ceilings = [limit for group in limits for limit in group] or ["auto"]
+    model = find_model(chosen["model"] or DEFAULT_MODEL, quiet=chosen["quiet"], debug=chosen["debug"])
+    source = click.get_current_context().get_parameter_source
+    defaults = {"steps": DEFAULT_STEPS, "seed": 0}
+    chosen |= {key: value for key, value in defaults.items() if source(key) is click.core.ParameterSource.DEFAULT}
+    tasks = [build_task(model, build_request(model, chosen), {**chosen, "mem_limit": limit}) for limit in ceilings]
+    if warmup:
+        _warm_up(tasks[0], chosen)
+    runs = [_measure(task, chosen) for task in tasks]
+    if as_json:
+        about = {"schema": "sdcli.bench/1", "machine": _machine(), "runs": [{**report(r), "outcome": o} for r, o in runs]}
+        hand_out(json.dumps(about))
+    else:
+        for line in _table(runs):
+            hand_out(line)
+
+
+def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
+    """One step without a ceiling, so that every measured run finds the files in the page cache."""
+    if not chosen["quiet"]:
+        say("warm-up: one step, not measured")
+    short = replace(task, request=replace(task.request, steps=1), ceiling=replace(task.ceiling, limit_bytes=None))
+    run_task(short, RunRecord(short), lambda *_: None, lambda *_: None)
+
+
+def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str]:
+    """One run and its outcome."""
+    limit, record = task.ceiling.limit_bytes, RunRecord(task)
+    if not chosen["quiet"]:
+        say(f"under {format_size(limit) if limit is not None else 'no ceiling'}:")
+    show = ProgressLines(record, task.ceiling, quiet=chosen["quiet"], verbose=chosen["verbose"])
+    try:
+        run_task(task, record, lambda *_: None, show)
+    except WillNotFit as error:
+        say(str(error))
+        return record, "will_not_fit"
+    except CeilingCrossed as error:
+        show.clear()
+        say(str(error))
+        return record, "killed"
+    return record, "ok"
+
+
+def _machine() -> dict[str, Any]:
+    """What a reader needs to compare the figures with others'."""
+    return {
+        "cpu": machine.cpu_name(),
+        "cores": os.cpu_count(),
+        "physical_memory_bytes": machine.physical_memory_bytes(),
+        "container_limit_bytes": machine.container_limit_bytes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _table(runs: list[tuple[RunRecord, str]]) -> list[str]:
+    rows = [HEADER, *(_row(record, outcome) for record, outcome in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(record: RunRecord, outcome: str) -> tuple[str, ...]:
+    limit, planned = record.task.ceiling.limit_bytes, record.planned
+    times = [step.seconds for step in record.steps]
+    rest = times[1:] or times
+    spread = f"{statistics.median(rest):.2f} ({min(rest):.2f}-{max(rest):.2f})" if rest else "-"
+    stages = {stage.name: stage for stage in record.stages}
+    decode = stages.get("decode")
+    return (
+        format_size(limit) if limit is not None else "none",
+        outcome,
+        f"{planned.peak_bytes / MIB:.0f} MiB" if planned else "-",
+        f"{record.peak_bytes / MIB:.0f} MiB" if record.peak_bytes else "-",
+        planned.plan.residency if planned else "-",
+        f"{sum(stage.load_s for stage in record.stages):.1f}",
+        f"{times[0]:.2f}" if times else "-",
+        spread,
+        f"{decode.run_s:.1f}" if decode and outcome == "ok" else "-",
+        f"{record.total_s:.1f}",
+    )

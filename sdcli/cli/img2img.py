@@ -1,0 +1,58 @@
+"""sdcli img2img PROMPT --init IMAGE: words and a picture to a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdcli.cli import types
+from sdcli.cli.draw import build_request, build_task, draw, find_model
+from sdcli.cli.options import (
+    JOB,
+    LIMIT,
+    MACHINE,
+    OUTPUT,
+    PROMPT,
+    REPORT,
+    STRENGTH_DEFAULT,
+    TALK,
+    Command,
+    options,
+    require_one_product,
+    require_prompt,
+)
+
+INIT = (
+    click.option("-i", "--init", type=click.Path(), required=True, help="The picture to edit: PNG, JPEG or WEBP."),
+    click.option(
+        "--strength",
+        type=types.FiniteNumber(0, 1),
+        default=STRENGTH_DEFAULT,
+        show_default=True,
+        envvar="SDCLI_STRENGTH",
+        help="How much to change, 0 to 1: 0 only passes the picture through the autoencoder, 1 starts from noise.",
+    ),
+)
+
+
+@click.command(cls=Command)
+@options(PROMPT, INIT, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+def command(prompt: str | None, prompt_file: str | None, init: str, strength: float, **chosen: Any) -> None:
+    """Edit a picture with words.
+
+    Without -W and -H the result has the size of the init image, rounded to multiples of 8. With them, the
+    image is scaled to cover that size and its centre is taken. The ceiling holds as for txt2img.
+    """
+    from sdcli.images.read import read_init
+    from sdcli.images.write import plan_output
+
+    chosen["prompt"] = require_prompt(prompt, prompt_file)
+    require_one_product(chosen["output"], chosen["as_json"])
+    image = read_init(Path(init), chosen["width"], chosen["height"])
+    model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
+    request = build_request(model, chosen, width=image.width, height=image.height, strength=strength)
+    task = build_task(model, request, chosen, image.pixels)
+    draw(task, chosen, plan_output, hashlib.sha256(image.pixels).hexdigest())

@@ -1,0 +1,122 @@
+"""The command line: the commands by name, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from sdcli import __version__
+from sdcli.cli.say import say
+from sdcli.errors import BadRequest, Interrupted, SdcliError, printable
+
+COMMANDS = {
+    "txt2img": "Draw a picture from words.",
+    "img2img": "Edit a picture with words.",
+    "bench": "Run one job under several memory ceilings and compare.",
+}
+"""Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""
+
+MESSAGE_LIMIT = 400
+BROKEN_PIPE_EXIT = 141
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"sdcli.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="sdcli %(version)s")
+def cli() -> None:
+    """Stable Diffusion under a memory ceiling that you set: predicted before it starts, kept while it runs.
+
+    Try: sdcli txt2img "a red fox" --model synthetic:sd15 --mem-limit 2GiB
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    _open_standard_streams()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _quiet_broken_pipe()
+    sys.exit(code)
+
+
+def run(argv: list[str]) -> int:
+    """One command line to its exit code. Every failure is one line on stderr."""
+    debug = "--debug" in argv
+    try:
+        _require_text(argv)
+        result: Any = cli.main(argv, prog_name="sdcli", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        code, message = 2, error.format_message()
+    except SdcliError as error:
+        code, message = error.exit_code, str(error)
+    except click.Abort:
+        code, message = 130, "interrupted"
+    except BrokenPipeError:
+        return _quiet_broken_pipe()
+    except Exception as error:  # the one boundary: a person gets a line, a developer --debug
+        code, message = 1, f"{type(error).__name__}: {error}; this is a bug, --debug shows where"
+    if debug:
+        traceback.print_exc()
+    line = " ".join(printable(part) for part in message.split())
+    say(f"Error: {line if len(line) <= MESSAGE_LIMIT else line[: MESSAGE_LIMIT - 1] + '…'}")
+    return code
+
+
+def _require_text(argv: list[str]) -> None:
+    for number, argument in enumerate(argv, start=1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise BadRequest(f"argument {number} is not valid UTF-8: check the terminal's encoding") from None
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """The first signal unwinds and cleans up; the next one leaves at once, and the worker dies with us."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda again, _: os._exit(128 + again))
+    raise Interrupted(signum)
+
+
+def _open_standard_streams() -> None:
+    """Point closed standard streams at nothing, or a file opened later would take their place and get our words."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _quiet_broken_pipe() -> int:
+    """Whoever read our output has gone: no traceback, also not from Python's own flush at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE_EXIT

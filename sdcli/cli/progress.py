@@ -1,0 +1,115 @@
+"""What a person sees while a run goes on: stage, step, seconds a step, footprint against ceiling."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+from sdcli.cli.say import is_terminal, say
+from sdcli.host.run import RunRecord
+from sdcli.host.watchdog import Watchdog
+from sdcli.memory.limit import Ceiling
+from sdcli.messages import Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
+from sdcli.units import format_size
+
+BAR_WIDTH = 20
+
+
+class ProgressLines:
+    """A line a stage, and on a terminal a bar that moves with each step. Quiet says nothing."""
+
+    def __init__(self, record: RunRecord, ceiling: Ceiling, *, quiet: bool, verbose: bool) -> None:
+        self._record, self._ceiling = record, ceiling
+        self._quiet, self._verbose = quiet, verbose
+        self._moving = is_terminal() and not quiet
+        self._drawn = 0
+
+    def __call__(self, message: Message, watchdog: Watchdog) -> None:
+        """Show one event."""
+        if self._quiet:
+            return
+        match message:
+            case Ready():
+                self._plan()
+            case StageBegan(name):
+                self._redraw(f"{name:<14} …")
+            case StepDone(image, step, count, seconds):
+                picture = f"picture {image + 1} of {self._record.task.request.count}  " if self._record.task.request.count > 1 else ""
+                bar = "#" * (BAR_WIDTH * step // count)
+                text = f"denoise        {picture}[{bar:-<{BAR_WIDTH}}] step {step}/{count}  {seconds:.2f} s/step  {self._memory(watchdog)}"
+                self._redraw(text)
+                if self._verbose and not self._moving:
+                    say(text)
+            case StageEnded(name, run_s):
+                self._stage(name, run_s, watchdog)
+            case Notice(what):
+                self._line(f"note: {what}")
+
+    def clear(self) -> None:
+        """Leave no half-drawn line behind."""
+        self._redraw("")
+
+    def summary(self) -> str:
+        """The last line: how long, and how high."""
+        limit = self._ceiling.limit_bytes
+        under = f" of {format_size(limit)}" if limit is not None else ""
+        return f"done in {self._record.total_s:.1f} s, peak {format_size(self._record.peak_bytes)}{under}"
+
+    def _plan(self) -> None:
+        planned = self._record.planned
+        if planned is None:
+            return
+        if self._verbose:
+            self._line(f"{self._record.device}, torch {self._record.torch_version}, baseline {format_size(self._record.baseline_bytes)}")
+            for reason in planned.plan.reasons:
+                self._line(f"plan: {reason}")
+        under = f" of {format_size(self._ceiling.limit_bytes)}" if self._ceiling.limit_bytes is not None else ""
+        self._line(f"fits: predicted peak {format_size(planned.peak_bytes)}{under}, denoiser {planned.plan.residency}")
+
+    def _stage(self, name: str, run_s: float, watchdog: Watchdog) -> None:
+        stage = self._record.stages[-1]
+        peak = stage.peak_bytes or watchdog.peaks.by_stage.get(name, 0)
+        steps = ""
+        if name == "denoise" and self._record.steps:
+            times = sorted(step.seconds for step in self._record.steps)
+            steps = f"  {len(times)} steps, {times[len(times) // 2]:.2f} s each"
+        self._line(f"{name:<14} {stage.load_s + run_s:6.1f} s{steps}  peak {format_size(peak)}")
+
+    def _memory(self, watchdog: Watchdog) -> str:
+        if self._ceiling.limit_bytes is None:
+            return format_size(watchdog.footprint_bytes)
+        return f"{format_size(watchdog.footprint_bytes)} of {format_size(self._ceiling.limit_bytes)}"
+
+    def _line(self, text: str) -> None:
+        """A line that stays."""
+        self._redraw("")
+        say(text)
+
+    def _redraw(self, text: str) -> None:
+        """On a terminal, the moving line; elsewhere nothing."""
+        if not self._moving:
+            return
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        shown = text[:width]
+        say("\r" + shown.ljust(min(self._drawn, width)) + ("\r" if not text else ""), end="")
+        self._drawn = len(shown)
+
+
+class MakingLine:
+    """Progress of making a synthetic model: a bar on a terminal, else a line every few seconds."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        self._name, self._quiet, self._moving = name, quiet, is_terminal()
+        self._said_at, self._said = 0.0, False
+
+    def __call__(self, message: Progress) -> None:
+        """Show how far it is."""
+        if self._quiet:
+            return
+        done = message.done == message.total
+        if time.monotonic() - self._said_at < (0.1 if self._moving else 5.0) and not done:
+            return
+        self._said_at = time.monotonic()
+        bar = "#" * (BAR_WIDTH * message.done // message.total)
+        text = f"making {self._name}, once  [{bar:-<{BAR_WIDTH}}] {format_size(message.done)} of {format_size(message.total)}"
+        say(("\r" if self._moving else "") + text, end="\n" if done or not self._moving else "")

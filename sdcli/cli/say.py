@@ -1,0 +1,28 @@
+"""Words for a person, on stderr; the product, on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print on stderr whatever its encoding; a stderr that is gone is no reason to fail."""
+    try:
+        print(text.encode(sys.stderr.encoding or "ascii", "replace").decode(sys.stderr.encoding or "ascii"), file=sys.stderr, end=end, flush=True)
+    except (OSError, ValueError, AttributeError):
+        return
+
+
+def hand_out(text: str) -> None:
+    """One line of the product on stdout: a path as its own bytes, whatever the locale."""
+    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal that can move its cursor."""
+    try:
+        return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    except (AttributeError, ValueError):
+        return False

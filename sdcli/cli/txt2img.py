@@ -1,0 +1,28 @@
+"""sdcli txt2img PROMPT: words to a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sdcli.cli.draw import build_request, build_task, draw, find_model
+from sdcli.cli.options import JOB, LIMIT, MACHINE, OUTPUT, PROMPT, REPORT, TALK, Command, options, require_one_product, require_prompt
+
+
+@click.command(cls=Command)
+@options(PROMPT, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+def command(prompt: str | None, prompt_file: str | None, **chosen: Any) -> None:
+    """Draw a picture from words.
+
+    Before any weights load it is worked out whether the request fits under the ceiling; if not, the run ends
+    with what would (exit code 4). While it runs, the footprint is kept under the ceiling or the run is
+    killed with one line that says where (137). An empty PROMPT draws an unconditional picture.
+    """
+    from sdcli.images.write import plan_output
+
+    chosen["prompt"] = require_prompt(prompt, prompt_file)
+    require_one_product(chosen["output"], chosen["as_json"])
+    model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
+    task = build_task(model, build_request(model, chosen), chosen)
+    draw(task, chosen, plan_output)

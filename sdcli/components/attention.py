@@ -1,0 +1,97 @@
+"""Attention with a bound: scores exist only for as many queries at a time as fit one scratch buffer.
+
+softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) row by row of Q is exact,
+so the picture does not depend on the size of the scratch. One buffer serves all layers of a stage; the
+softmax happens in place in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+
+FEW_KEYS = 256
+"""Below this many keys (a prompt has 77 a chunk) the library's fused kernel needs no score matrix to speak of."""
+
+
+class BoundedAttention:
+    """A diffusers attention processor whose scores never take more than `scratch_bytes`.
+
+    A single query's scores are the least that can be computed: heads x keys numbers.
+    """
+
+    def __init__(self, scratch_bytes: int) -> None:
+        self._scratch_bytes = scratch_bytes
+        self._scratch = torch.empty(0)
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The layer's output, in the shape of `hidden_states`: (batch, tokens, channels) or (batch, channels, h, w)."""
+        if attention_mask is not None or attn.spatial_norm is not None or attn.norm_q is not None:
+            raise ValueError("attention with a mask or with normalised queries is not part of Stable Diffusion 1.x")
+        residual, shape = hidden_states, hidden_states.shape
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        query, key, value = (
+            _split_heads(project(states), attn.heads)
+            for project, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
+        if key.shape[2] < FEW_KEYS:
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        else:
+            mixed = self._attend(query, key, value, attn.scale)
+        output = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+        if residual.ndim == 4:
+            output = output.transpose(1, 2).reshape(shape)
+        if attn.residual_connection:
+            output = output + residual
+        if attn.rescale_output_factor != 1.0:
+            output = output / attn.rescale_output_factor
+        return output
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Scaled dot-product attention over (batch, heads, tokens, head size), a few queries at a time."""
+        batch, heads, queries, size = query.shape
+        keys = key.shape[2]
+        query, value = query.reshape(-1, queries, size), value.reshape(-1, keys, size)
+        key = key.reshape(-1, keys, size).transpose(1, 2)
+        output = torch.empty_like(query)
+        rows = self.rows(batch * heads * keys * query.element_size(), queries)
+        scratch = self._room(rows * batch * heads * keys, query)
+        for begin in range(0, queries, rows):
+            some = query[:, begin : begin + rows]
+            scores = scratch[: some.shape[0] * some.shape[1] * keys].view(-1, some.shape[1], keys)
+            torch.baddbmm(scores, some, key, beta=0, alpha=scale, out=scores)
+            torch.softmax(scores, dim=-1, out=scores)
+            output[:, begin : begin + rows] = torch.bmm(scores, value)
+        return output.view(batch, heads, queries, size)
+
+    def rows(self, row_bytes: int, queries: int) -> int:
+        """Queries at a time: equal shares of all of them, as few shares as the scratch allows."""
+        shares = math.ceil(queries / max(1, self._scratch_bytes // row_bytes))
+        return math.ceil(queries / shares)
+
+    def _room(self, numel: int, like: torch.Tensor) -> torch.Tensor:
+        if self._scratch.numel() < numel or self._scratch.dtype != like.dtype or self._scratch.device != like.device:
+            self._scratch = torch.empty(0)  # the old one goes before the new one comes
+            self._scratch = torch.empty(numel, dtype=like.dtype, device=like.device)
+        return self._scratch
+
+
+def _split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """(batch, tokens, channels) → (batch, heads, tokens, channels / heads)."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,63 @@
+"""diffusers' schedulers by name from our own table, and their state as something that can be kept."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import torch
+
+from sdcli.models.configs import SCHEDULERS
+from sdcli.models.folder import Component
+
+Scalar = int | float | bool | str | None
+
+
+def build_scheduler(component: Component) -> Any:
+    """The model's own scheduler, from its checked config.
+
+    As diffusers does, settings of another scheduler are passed over, and the two that old configs have wrong
+    for Stable Diffusion are put right (diffusers, StableDiffusionPipeline.__init__).
+    """
+    module = importlib.import_module(f"diffusers.schedulers.{SCHEDULERS[component.class_name]}")
+    kind = getattr(module, component.class_name)
+    known = inspect.signature(kind.__init__).parameters
+    corrected = {**component.config, "steps_offset": 1, "clip_sample": False}
+    return kind(**{key: value for key, value in corrected.items() if key in known})
+
+
+def takes_generator(scheduler: Any) -> bool:
+    """Whether a step adds fresh noise from a generator."""
+    return "generator" in inspect.signature(scheduler.step).parameters
+
+
+def scheduler_state(scheduler: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What a step changes in a scheduler: its tensors by name, and a plain table that says how they belong.
+
+    Schedulers keep a short history of model outputs, as attributes; there is no common way to ask for it.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, value in vars(scheduler).items():
+        if name == "_internal_dict":
+            continue
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif isinstance(value, list) and all(isinstance(item, torch.Tensor | None) for item in value):
+            tensors |= {f"{name}.{i}": item for i, item in enumerate(value) if item is not None}
+            plain[name] = {"length": len(value)}
+        elif isinstance(value, Scalar):
+            plain[name] = value
+    return tensors, plain
+
+
+def restore_scheduler(scheduler: Any, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+    """Undo `scheduler_state`, on a scheduler with the same config and number of steps."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            value = [tensors.get(f"{name}.{i}") for i in range(value["length"])]
+        setattr(scheduler, name, value)
+    for name, tensor in tensors.items():
+        if "." not in name:
+            setattr(scheduler, name, tensor)

@@ -1,0 +1,83 @@
+"""The text encoder, borrowed: prompts of any length in chunks of what the encoder can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sdcli.components.empty import without_memory
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+from sdcli.components.weights import lend_weights
+from sdcli.devices.base import Device
+from sdcli.errors import SdcliError, echo
+from sdcli.models.folder import Component
+
+CHUNKS_LIMIT = 8
+"""Chunks of a prompt that are used: 600 tokens with CLIP's 75 a chunk. Attention to the prompt grows with each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Prompts as token numbers, all in the same number of chunks: (prompts, chunks, tokens); and what was left out."""
+
+    ids: torch.Tensor
+    dropped: list[int]
+
+
+def tokenize(component: Component, length: int, prompts: list[str]) -> Tokens:
+    """Split prompts into chunks of `length` tokens, each framed by the begin and end marks and padded.
+
+    A prompt longer than CHUNKS_LIMIT chunks loses its end; `dropped` has the number of tokens lost, a prompt each.
+    """
+    tokenizer = _open_tokenizer(component)
+    room = length - 2
+    words = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    chunks = min(CHUNKS_LIMIT, max(1, *(-(-len(ids) // room) for ids in words)))
+    framed = []
+    for ids in words:
+        for chunk in range(chunks):
+            part = ids[chunk * room : (chunk + 1) * room]
+            pad = [tokenizer.pad_token_id] * (room - len(part))
+            framed.append([tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *pad])
+    return Tokens(
+        torch.tensor(framed, dtype=torch.long).view(len(prompts), chunks, length),
+        [max(0, len(ids) - chunks * room) for ids in words],
+    )
+
+
+def _open_tokenizer(component: Component) -> Any:
+    options = {
+        key: value["content"] if isinstance(value, dict) and "content" in value else value
+        for key, value in component.config.items()
+        if key in ("bos_token", "eos_token", "pad_token", "unk_token")
+    }
+    try:
+        return CLIPTokenizer.from_pretrained(str(component.folder), local_files_only=True, **options)
+    except Exception as error:  # the library raises bare exceptions of many kinds for a damaged file
+        raise SdcliError(f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again") from error
+
+
+@contextmanager
+def borrow_text_encoder(
+    component: Component, device: Device, dtype: torch.dtype
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Lend a function from token numbers (prompts, chunks, tokens) to the context of the denoiser.
+
+    The context has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
+    """
+    config = CLIPTextConfig(**component.config, attn_implementation="sdpa")
+    with without_memory():
+        model = CLIPTextModel(config).eval()
+    with lend_weights(model, component, device, dtype):
+
+        def encode(ids: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = model(ids.flatten(0, 1).to(device.torch_device)).last_hidden_state
+            return states.unflatten(0, ids.shape[:2]).flatten(1, 2)
+
+        yield encode

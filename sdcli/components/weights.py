@@ -1,0 +1,229 @@
+"""Lending weights to a module: each either resident in the arithmetic's type, or mapped and cast when used.
+
+A module is built without memory (meta device). Then every weight matrix either moves once to the device
+("resident"), or stays in the memory-mapped file, where it costs no footprint, and is cast into one buffer
+that all streamed layers share, for just as long as its layer runs ("streamed"). Any mix is possible:
+`resident_bytes` is the dial, and the picture does not depend on it. Biases and norms are always resident
+(0.1 % of the bytes), and embedding tables always mapped (a prompt looks up 77 rows of 49,408).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from sdcli.components.packed import can_pack, pack
+from sdcli.devices.base import Device
+from sdcli.errors import SdcliError, echo
+from sdcli.models.folder import Component
+
+
+class Lent:
+    """The weights of one module while they are lent. `bytes_read` counts what streaming read from the files."""
+
+    def __init__(self, device: Device, dtype: torch.dtype) -> None:
+        self.bytes_read = 0
+        self._device, self._dtype = device, dtype
+        self._hooks: list[Any] = []
+        self._packed: list[nn.Module] = []
+        self._buffer = torch.empty(0)
+
+    def reserve(self, numel: int) -> None:
+        """Make the one buffer that weights are cast into."""
+        self._buffer = torch.empty(0)  # the old one goes before the new one comes
+        self._buffer = torch.empty(numel, dtype=self._dtype, device=self._device.torch_device)
+
+    def pack(self, layer: nn.Conv2d, stored: torch.Tensor) -> None:
+        """Keep the layer's weight in the kernels' own layout."""
+        cast = self._buffer[: stored.numel()].view(stored.shape).copy_(stored)
+        layer.forward = pack(layer, cast)  # type: ignore[method-assign]
+        self._packed.append(layer)
+
+    def keep(self, layers: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
+        """Keep these (layer, parameter's name, stored tensor) on the device."""
+        store = self._device.weight_store(self._dtype, [stored.numel() for _, _, stored in layers])
+        for layer, leaf, stored in layers:
+            _set(layer, leaf, store.take(tuple(stored.shape)).copy_(stored))
+
+    def stream(self, runner: nn.Module, layers: list[tuple[nn.Module, torch.Tensor]]) -> None:
+        """Leave the weights of `layers` mapped; while `runner` runs, lend them the buffer with cast copies."""
+        views, at = [], 0
+        for _, stored in layers:
+            flat = self._buffer[at : at + stored.numel()]
+            views.append(_laid_out(flat, stored.shape, self._device.memory_format))
+            at += stored.numel()
+
+        def lend(module: nn.Module, args: Any) -> None:
+            for (layer, stored), view in zip(layers, views, strict=True):
+                _set(layer, "weight", view.copy_(stored))
+                self.bytes_read += stored.nbytes
+
+        def take_back(module: nn.Module, args: Any, output: Any) -> None:
+            for layer, stored in layers:
+                _set(layer, "weight", stored)
+
+        take_back(runner, None, None)
+        self._hooks += [runner.register_forward_pre_hook(lend), runner.register_forward_hook(take_back)]
+
+    def look_up(self, layer: nn.Embedding, stored: torch.Tensor) -> None:
+        """Leave an embedding table mapped, and cast the few rows that were looked up."""
+
+        def fetch(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (args[0].cpu(),)
+
+        def cast(module: nn.Module, args: Any, rows: torch.Tensor) -> torch.Tensor:
+            return rows.to(self._device.torch_device, self._dtype)
+
+        _set(layer, "weight", stored)
+        self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
+
+    def return_all(self) -> None:
+        """End the loan."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._packed:
+            del layer.forward
+        self._hooks.clear()
+        self._packed.clear()
+        self._buffer = torch.empty(0)
+
+
+@contextmanager
+def lend_weights(
+    module: nn.Module,
+    component: Component,
+    device: Device,
+    dtype: torch.dtype,
+    *,
+    resident_bytes: int = 0,
+    parts: tuple[str, ...] = ("",),
+) -> Iterator[Lent]:
+    """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
+
+    `resident_bytes` of weight matrices, counted in `dtype`, move to the device, in the order of use; the
+    rest stream. Only parameters under `parts` are lent. Raises SdcliError when the files do not match the module.
+    """
+    shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
+    empty = {name: p for name, p in module.named_parameters() if name in shapes}
+    _require_match(component, shapes, parts)
+    layers = dict(module.named_modules())
+    homes = {name: layers[name.rpartition(".")[0]] for name in shapes}
+    lent = Lent(device, dtype)
+    try:
+        with _Mapped(component) as mapped:
+            tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
+            resident, streamed = _split({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes)
+            packed = [name for name in resident if name.endswith("weight") and can_pack(homes[name], device)]
+            packed.sort(key=lambda name: -shapes[name].numel())  # the largest while there is most room
+
+            lent.reserve(max((shapes[name].numel() for name in packed), default=0))
+            for name in packed:
+                lent.pack(homes[name], mapped.tensor(name).view(shapes[name]))
+            kept = sorted(resident - set(packed), key=mapped.place)
+            lent.keep([(homes[n], n.rpartition(".")[2], mapped.tensor(n).view(shapes[n])) for n in kept])
+
+            runs = [(runner, list(names)) for runner, names in groupby(streamed, _runner)]
+            lent.reserve(max((sum(shapes[name].numel() for name in names) for _, names in runs), default=0))
+            for runner, names in runs:
+                lent.stream(layers[runner], [(homes[n], mapped.tensor(n).view(shapes[n])) for n in names])
+            for name in tables:
+                lent.look_up(homes[name], mapped.tensor(name))
+            device.synchronize()
+            yield lent
+    finally:
+        lent.return_all()
+        for name, parameter in empty.items():
+            _set(homes[name], name.rpartition(".")[2], parameter)
+        device.release()
+
+
+def _split(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: int) -> tuple[set[str], list[str]]:
+    """Names of resident and of streamed weights: matrices stay while the budget lasts, vectors always."""
+    resident, streamed, left = set(), [], resident_bytes
+    for name, shape in shapes.items():
+        size = shape.numel() * dtype.itemsize
+        if len(shape) < 2:
+            resident.add(name)
+        elif size <= left:
+            resident.add(name)
+            left -= size
+        else:
+            streamed.append(name)
+    return resident, streamed
+
+
+def _runner(name: str) -> str:
+    """The module during whose run a weight is needed: its layer, or the feed-forward that calls it row by row."""
+    before, feed_forward, _ = name.partition(".ff.net.")
+    return f"{before}.ff" if feed_forward else name.rpartition(".")[0]
+
+
+def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.memory_format) -> torch.Tensor:
+    """A view of `flat` in `shape`, whose convolution kernels lie as the device likes its activations to lie."""
+    sides = tuple(shape)
+    if len(sides) != 4 or memory_format is not torch.channels_last:
+        return flat.view(sides)
+    out, into, height, width = sides
+    return flat.view(out, height, width, into).permute(0, 3, 1, 2)
+
+
+def _set(layer: nn.Module, leaf: str, value: torch.Tensor) -> None:
+    """Put a plain tensor where the layer's parameter is."""
+    layer._parameters[leaf] = value  # type: ignore[assignment]
+
+
+class _Mapped:
+    """The component's files, memory-mapped: their tensors are clean pages that cost no footprint."""
+
+    def __init__(self, component: Component) -> None:
+        self._tensors = component.weights()
+        self._files: dict[Path, Any] = {}
+
+    def __enter__(self) -> _Mapped:
+        for path in {path for path, _, _ in self._tensors.values()}:
+            self._files[path] = safe_open(path, framework="pt", device="cpu")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.clear()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The stored tensor, in the file's type. Never write to it: a written page costs memory."""
+        path, stored, _ = self._tensors[name]
+        tensor: torch.Tensor = self._files[path].get_tensor(stored)
+        return tensor
+
+    def place(self, name: str) -> tuple[str, int]:
+        """Where the tensor lies, to read files from front to back."""
+        path, _, info = self._tensors[name]
+        return str(path), info.begin
+
+
+def _require_match(component: Component, shapes: dict[str, torch.Size], parts: tuple[str, ...]) -> None:
+    """The files must have exactly the tensors of the module, in its shapes: nothing is ever filled in at random."""
+    stored = {name: info.shape for name, (_, _, info) in component.weights().items() if name.startswith(parts)}
+    for kind, names in (
+        ("lacks", [name for name in shapes if name not in stored]),
+        ("has unexpected", [name for name in stored if name not in shapes]),
+        ("has wrong shapes for", [n for n in shapes if n in stored and not _same_shape(shapes[n], stored[n])]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise SdcliError(
+                f"{echo(component.folder)} {kind} the tensors {', '.join(names[:3])}{more}:"
+                " not the model that its config describes"
+            )
+
+
+def _same_shape(shape: Iterable[int], stored: Iterable[int]) -> bool:
+    """Equal up to sides of length 1: old files keep the autoencoder's attention as 1x1 convolutions."""
+    return [n for n in shape if n != 1] == [n for n in stored if n != 1]
+
+

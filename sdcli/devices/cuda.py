@@ -1,0 +1,69 @@
+"""CUDA: the GPU has memory of its own, and the ceiling covers that."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from sdcli.devices.base import PooledWeights, WeightStore
+from sdcli.domain import DeviceName
+from sdcli.errors import SdcliError
+
+
+class CudaDevice:
+    """Arithmetic on the first NVIDIA GPU."""
+
+    name: DeviceName = "cuda"
+    torch_device = torch.device("cuda", 0)
+    memory_format = torch.channels_last
+
+    def __init__(self) -> None:
+        self._context_bytes = 0
+
+    def describe(self) -> str:
+        """The GPU's name."""
+        return torch.cuda.get_device_name(0)
+
+    def prepare(self, limit_bytes: int | None) -> None:
+        """Make the context, count what it takes, and cap the allocator at what is left under the ceiling."""
+        try:
+            torch.cuda.init()
+            torch.empty(1, device=self.torch_device)
+        except (RuntimeError, AssertionError) as error:
+            raise SdcliError(f"CUDA cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
+        free, total = torch.cuda.mem_get_info(0)
+        self._context_bytes = max(0, total - free - torch.cuda.memory_reserved(0))
+        if limit_bytes is not None:
+            share = max(0, limit_bytes) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share), 0)
+
+    def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
+        """One pool."""
+        return PooledWeights(self.torch_device, dtype, numels)
+
+    def repeating(self) -> AbstractContextManager[None]:
+        """The allocator keeps what is freed anyway."""
+        return nullcontext()
+
+    def between_blocks(self) -> None:
+        """Nothing: the allocator keeps to its cap by itself."""
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        torch.cuda.synchronize(0)
+
+    def release(self) -> None:
+        """Collect cycles and return the allocator's free blocks."""
+        gc.collect()
+        torch.cuda.synchronize(0)
+        torch.cuda.empty_cache()
+
+    def peak_bytes(self) -> int:
+        """Most that the allocator held. The driver's context is not counted: it is there before us."""
+        return torch.cuda.max_memory_reserved(0)
+
+    def reset_peak(self) -> None:
+        """Start a new peak."""
+        torch.cuda.reset_peak_memory_stats(0)

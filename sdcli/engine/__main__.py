@@ -1,0 +1,127 @@
+"""The worker process: reads what to do from standard input, says what happens on standard output.
+
+`python -m sdcli.engine` is started by the host and by nobody else. It dies with the host: standard input
+ends then, and on Linux the kernel sends SIGKILL besides, even while a C call holds the interpreter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sdcli.devices.base import Device
+from sdcli.errors import CeilingCrossed, SdcliError
+from sdcli.messages import (
+    Failed,
+    Job,
+    Message,
+    Notice,
+    Ready,
+    Relieve,
+    Start,
+    Synthesize,
+    read_message,
+    write_message,
+)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve one host until it is gone."""
+    pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between our messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the host's to answer
+    _die_with_parent()
+    try:
+        start = read_message(pipe_in)
+        if not isinstance(start, Start):
+            return
+        device = _open(start)
+        write_message(pipe_out, _ready(device))
+        jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(pipe_in, jobs, device), daemon=True).start()
+        while True:
+            for event in _work(jobs.get(), device):
+                write_message(pipe_out, event)
+    except BrokenPipeError:
+        os._exit(1)
+    except Exception as error:  # the one boundary of this process: whatever it is, the host hears of it
+        write_message(pipe_out, _failure(error))
+
+
+def _die_with_parent() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+def _open(start: Start) -> Device:
+    """Import what the work needs and make the device ready."""
+    from sdcli.components.lean_imports import import_models
+
+    import_models()
+    from sdcli.devices import open_device
+
+    device = open_device(start.device)
+    device.prepare(start.limit_bytes)
+    from sdcli.engine import generate, synthesize  # noqa: F401  imported now, so that the baseline is the whole of it
+
+    device.release()
+    gc.freeze()  # what is imported stays: later collections need not look at it, and take 1 ms instead of 300
+    return device
+
+
+def _ready(device: Device) -> Ready:
+    import torch
+
+    return Ready(device.describe(), torch.__version__, device.peak_bytes())
+
+
+def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device) -> None:
+    """Queue jobs; answer a call for relief at once, whatever the main thread is doing; leave with the host."""
+    while (message := read_message(pipe)) is not None:
+        if isinstance(message, Relieve):
+            device.release()
+        else:
+            jobs.put(message)
+    os._exit(0)
+
+
+def _work(message: Message, device: Device) -> Iterator[Message]:
+    from sdcli.engine.generate import generate
+    from sdcli.engine.synthesize import synthesize
+
+    if isinstance(message, Job):
+        return generate(message, device)
+    if isinstance(message, Synthesize):
+        return synthesize(message.name, Path(message.folder))
+    return iter([Notice(f"unknown message {type(message).__name__}")])
+
+
+def _failure(error: Exception) -> Failed:
+    """The error by the name that the host knows it by."""
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, SdcliError):
+        return Failed(type(error).__name__, str(error), text)
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return Failed(CeilingCrossed.__name__, "the device has no memory left under the ceiling", text)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return Failed("SdcliError", "the system has no memory left: close something, or lower --mem-limit", text)
+    return Failed("", f"{type(error).__name__}: {error}", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A checkpoint: all that a run needs to go on after a step as if it had never stopped.
+
+A safetensors blob: the latents, the scheduler's history, the generator's state, and which image and step.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from sdcli.components.schedulers import restore_scheduler, scheduler_state
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state after `step` steps of image number `image`. Latents: (1, 4, h, w), FP32."""
+
+    image: int
+    step: int
+    latents: torch.Tensor
+    generator: torch.Tensor
+    scheduler_tensors: dict[str, torch.Tensor]
+    scheduler_plain: dict[str, Any]
+
+    @classmethod
+    def take(cls, image: int, step: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any) -> Checkpoint:
+        """Look at a run between two steps."""
+        return cls(image, step, latents, generator.get_state(), *scheduler_state(scheduler))
+
+    def restore(self, generator: torch.Generator, scheduler: Any) -> torch.Tensor:
+        """Bring generator and scheduler to where they were; returns the latents."""
+        generator.set_state(self.generator)
+        restore_scheduler(scheduler, self.scheduler_tensors, self.scheduler_plain)
+        return self.latents
+
+    def to_bytes(self) -> bytes:
+        """As one blob."""
+        tensors = {"latents": self.latents, "generator": self.generator}
+        tensors |= {f"scheduler.{name}": tensor for name, tensor in self.scheduler_tensors.items()}
+        plain = torch.frombuffer(
+            bytearray(json.dumps([self.image, self.step, self.scheduler_plain]).encode()), dtype=torch.uint8
+        )
+        blob: bytes = save({name: t.detach().clone().contiguous() for name, t in tensors.items()} | {"plain": plain})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Checkpoint:
+        """Undo `to_bytes`."""
+        tensors = load(blob)
+        image, step, plain = json.loads(bytes(tensors.pop("plain").tolist()))
+        latents, generator = tensors.pop("latents"), tensors.pop("generator")
+        scheduler = {name.removeprefix("scheduler."): tensor for name, tensor in tensors.items()}
+        return cls(image, step, latents, generator, scheduler, plain)

@@ -1,0 +1,132 @@
+"""The denoise loop: the only stage that runs many times, so the only weights worth keeping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdcli.components.denoiser import Denoiser, borrow_denoiser
+from sdcli.components.schedulers import build_scheduler, takes_generator
+from sdcli.devices.base import Device
+from sdcli.domain import Plan, Request
+from sdcli.engine.checkpoint import Checkpoint
+from sdcli.engine.stage import Stage, require_finite
+from sdcli.messages import Message, StepDone
+from sdcli.models.folder import Model
+
+InitLatents = tuple[torch.Tensor, torch.Tensor]
+"""Mean and deviation of an init image's latents, as the encoder gives them."""
+
+
+def denoise(
+    request: Request,
+    model: Model,
+    plan: Plan,
+    context: torch.Tensor,
+    init: InitLatents | None,
+    device: Device,
+    dtype: torch.dtype,
+    resume: dict[int, Checkpoint],
+) -> Iterator[Message]:
+    """Yields events, a checkpoint a step; returns one (1, 4, h, w) tensor of latents for each seed."""
+    stage = Stage("denoise", device)
+    yield stage.began()
+    finished = []
+    with borrow_denoiser(model.unet, plan, device, dtype) as denoiser:
+        yield stage.loaded()
+        for image, seed in enumerate(request.seeds):
+            latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
+            require_finite(latents, stage.name, "the weights are damaged, or try --dtype fp32")
+            finished.append(latents)
+    yield stage.ended()
+    return finished
+
+
+def _draw(
+    image: int,
+    seed: int,
+    request: Request,
+    model: Model,
+    plan: Plan,
+    context: torch.Tensor,
+    init: InitLatents | None,
+    denoiser: Denoiser,
+    resume: Checkpoint | None,
+) -> Iterator[Message]:
+    """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    scheduler = build_scheduler(model.scheduler)
+    scheduler.set_timesteps(request.steps)
+    timesteps = scheduler.timesteps
+    if init is None:
+        latents = _noise(request, generator) * scheduler.init_noise_sigma
+    else:
+        latents, timesteps = _start_from(init, request, model, scheduler, generator)
+    options = {"generator": generator} if takes_generator(scheduler) else {}
+    begin = 0
+    if resume is not None:
+        latents, begin = resume.restore(generator, scheduler), resume.step
+
+    for step in range(begin, len(timesteps)):
+        started, read = time.perf_counter(), denoiser.lent.bytes_read
+        timestep = timesteps[step]
+        sample = scheduler.scale_model_input(latents, timestep)
+        output = _guided(denoiser, sample, timestep, context, request.guidance, plan)
+        latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
+        checkpoint = Checkpoint.take(image, step + 1, latents, generator, scheduler)
+        yield StepDone(image, step + 1, len(timesteps), seconds, read, checkpoint.to_bytes())
+    return latents
+
+
+def _guided(
+    denoiser: Denoiser, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, guidance: float, plan: Plan
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598): u + g (c - u).
+
+    `context` has the negative prompt first; with one row only there is no guidance. Batched evaluates both
+    at once, sequential one after the other in half the activations.
+    """
+    if len(context) == 1:
+        return denoiser(sample, timestep, context)
+    if plan.guidance == "batched":
+        unconditional, conditional = denoiser(sample.expand(2, -1, -1, -1), timestep, context).chunk(2)
+    else:
+        unconditional, conditional = (denoiser(sample, timestep, row[None]) for row in context)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _noise(request: Request, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal latents, (1, 4, h, w)."""
+    return torch.randn(1, 4, *request.latent_shape, generator=generator)
+
+
+def steps_run(steps: int, strength: float) -> int:
+    """Denoising steps that img2img runs: `strength` of all, at least one unless the strength is 0.
+
+    As in diffusers' StableDiffusionImg2ImgPipeline.get_timesteps, which however fails where it comes to none.
+    """
+    return min(steps, max(int(steps * strength), 1 if strength > 0 else 0))
+
+
+def _start_from(
+    init: InitLatents, request: Request, model: Model, scheduler: Any, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of the init image with noise as of the first timestep that is run, and the timesteps to run.
+
+    SDEdit (Meng et al. 2022, https://arxiv.org/abs/2108.01073). Draws from the generator as diffusers does:
+    the sample of the latents first, then the noise.
+    """
+    mean, deviation = init
+    skipped = (request.steps - steps_run(request.steps, request.strength or 0.0)) * scheduler.order
+    timesteps = scheduler.timesteps[skipped:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
+    latents = sampled * model.vae.config.get("scaling_factor", 0.18215)
+    if len(timesteps) == 0:
+        return latents, timesteps
+    return scheduler.add_noise(latents, _noise(request, generator), timesteps[:1]), timesteps

@@ -1,0 +1,48 @@
+"""The stages before the denoiser: words to context, and the init image to latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from sdcli.components.autoencoder import borrow_encoder
+from sdcli.components.text_encoder import borrow_text_encoder, tokenize
+from sdcli.devices.base import Device
+from sdcli.domain import Plan, Request
+from sdcli.engine.stage import Stage, require_finite
+from sdcli.messages import Message, Notice
+from sdcli.models.folder import Model
+
+
+def encode_prompt(
+    request: Request, model: Model, device: Device, dtype: torch.dtype
+) -> Iterator[Message]:
+    """Yields events; returns the context: (2, tokens, channels), negative prompt first, or (1, …) without guidance."""
+    stage = Stage("encode_prompt", device)
+    yield stage.began()
+    prompts = [request.negative, request.prompt] if request.guided else [request.prompt]
+    tokens = tokenize(model.tokenizer, model.text_encoder.config.get("max_position_embeddings", 77), prompts)
+    for kind, dropped in zip(["negative prompt", "prompt"][-len(prompts) :], tokens.dropped, strict=True):
+        if dropped:
+            yield Notice(f"the {kind} is too long: its last {dropped} tokens are left out")
+    with borrow_text_encoder(model.text_encoder, device, dtype) as encode:
+        yield stage.loaded()
+        context = encode(tokens.ids)
+    require_finite(context, stage.name, "the text encoder's weights are damaged, or try --dtype fp32")
+    yield stage.ended()
+    return context
+
+
+def encode_image(
+    pixels: torch.Tensor, model: Model, plan: Plan, device: Device, dtype: torch.dtype
+) -> Iterator[Message]:
+    """Yields events; returns mean and deviation of the latents of (1, 3, H, W) pixels in -1…1, unscaled, FP32."""
+    stage = Stage("encode_image", device)
+    yield stage.began()
+    with borrow_encoder(model.vae, plan, device, dtype) as encode:
+        yield stage.loaded()
+        mean, deviation = encode(pixels)
+    require_finite(mean, stage.name, "try --dtype fp32")
+    yield stage.ended()
+    return mean, deviation

@@ -1,0 +1,121 @@
+"""Make a synthetic model: the real architecture, seeded random FP16 weights, written tensor by tensor.
+
+The distributions are those of an untrained model, with norms and biases a little off their usual 1 and 0, so
+that a weight which is dropped, swapped or not applied changes the picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from sdcli.components.empty import without_memory
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from sdcli.errors import SdcliError, echo
+from sdcli.messages import Finished, Message, Progress
+from sdcli.models.configs import ComponentName, checked_config
+from sdcli.models.header import sample_sha256
+from sdcli.models.synthetic import MANIFEST, weight_path, write_texts
+from sdcli.settings import read_config
+
+PIECE = 2**22
+"""Numbers made at a time: 16 MiB in FP32, whatever the size of the tensor."""
+
+
+def synthesize(name: str, folder: Path) -> Iterator[Message]:
+    """Make the model `name` of configs/models in the empty `folder`. Yields its progress."""
+    yield from write_model(read_config("models", name), folder)
+    yield Finished()
+
+
+def write_model(config: dict[str, Any], folder: Path) -> Iterator[Progress]:
+    """Make a model from a table of its components' configs and a seed, in the empty `folder`."""
+    modules = _empty_modules(config)
+    total = sum(2 * p.numel() for module in modules.values() for p in module.parameters())
+    done = 0
+    try:
+        write_texts(config, folder)
+        for component, module in modules.items():
+            with weight_path(folder, component).open("wb") as file:
+                for written in _write_weights(file, module, f"{config['seed']}/{component}"):
+                    done += written
+                    yield Progress(done, total)
+        _write_manifest(folder)
+    except OSError as error:
+        raise SdcliError(
+            f"cannot write the model in {echo(folder.parent)}: {error.strerror}; it takes {total / 1e9:.1f} GB,"
+            " set SDCLI_CACHE to a folder with room"
+        ) from error
+
+
+def _empty_modules(config: dict[str, Any]) -> dict[ComponentName, nn.Module]:
+    def settings(component: ComponentName) -> dict[str, Any]:
+        return checked_config(component, config[component], Path(component))
+
+    with without_memory():
+        return {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**settings("text_encoder"))),
+            "unet": UNet2DConditionModel(**settings("unet")),
+            "vae": AutoencoderKL(**settings("vae")),
+        }
+
+
+def _write_weights(file: BinaryIO, module: nn.Module, seed: str) -> Iterator[int]:
+    """Write one safetensors file; yields the bytes of each piece written."""
+    owners = dict(module.named_modules())
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, parameter in module.named_parameters():
+        end = at + 2 * parameter.numel()
+        header[name] = {"dtype": "F16", "shape": list(parameter.shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    file.write(len(raw).to_bytes(8, "little") + raw)
+    for name, parameter in module.named_parameters():
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        mean, deviation = _distribution(owners[name.rpartition(".")[0]], name, parameter)
+        for begin in range(0, parameter.numel(), PIECE):
+            piece = torch.randn(min(PIECE, parameter.numel() - begin), generator=generator)
+            file.write(piece.mul_(deviation).add_(mean).half().numpy().tobytes())
+            yield 2 * piece.numel()
+
+
+def _distribution(owner: nn.Module, name: str, parameter: nn.Parameter) -> tuple[float, float]:
+    """Mean and standard deviation of one tensor's numbers.
+
+    Matrices keep the deviation of torch's own initialisation, U(-1/sqrt(fan in), 1/sqrt(fan in)).
+    """
+    if isinstance(owner, nn.GroupNorm | nn.LayerNorm):
+        return (1.0, 0.1) if name.endswith("weight") else (0.0, 0.1)
+    if isinstance(owner, nn.Embedding):
+        return 0.0, 0.02
+    if name.endswith("bias"):
+        return 0.0, 0.02
+    return 0.0, 1 / math.sqrt(3 * parameter[0].numel())
+
+
+def _write_manifest(folder: Path) -> None:
+    """Record what a whole model looks like: size and digests of every file, and one digest of all."""
+    files, every = {}, hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        name = path.relative_to(folder).as_posix()
+        every.update(f"{digest}  {name}\n".encode())
+        files[name] = {"size": path.stat().st_size, "sha256": digest, "sample_sha256": sample_sha256(path)}
+    manifest = {"sha256": every.hexdigest(), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

@@ -1,0 +1,89 @@
+"""Every failure that a person may see, and the exit code it ends in.
+
+    SdcliError                1   a file, model or run-time failure
+    ├── BadRequest            2   wrong usage, found before torch is imported
+    ├── ModelMissing          3   the model is not on disk and cannot be fetched
+    ├── WillNotFit            4   said before any weights load
+    ├── NotFinite             5   NaN or infinity, after the retry in fp32
+    ├── CeilingCrossed      137   the worker was killed at the ceiling
+    └── Interrupted    128 + n   a signal: Ctrl-C 130, SIGTERM 143, SIGHUP 129
+
+A message is one line: what went wrong, which thing, what to do. Text that came from outside goes
+through `echo`, so that it cannot be long, cannot move the cursor and cannot pose as our own words.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+ECHO_LIMIT = 80
+"""Characters of foreign text shown at most at a time; the contract allows 200 in a message."""
+
+
+class SdcliError(Exception):
+    """A failure with a one-line message for a person; `exit_code` follows the contract."""
+
+    exit_code = 1
+
+
+class BadRequest(SdcliError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class ModelMissing(SdcliError):
+    """The model is not on this disk."""
+
+    exit_code = 3
+
+
+class WillNotFit(SdcliError):
+    """The request needs more memory than the ceiling allows."""
+
+    exit_code = 4
+
+
+class NotFinite(SdcliError):
+    """The model produced NaN or infinity."""
+
+    exit_code = 5
+
+
+class CeilingCrossed(SdcliError):
+    """The footprint crossed the ceiling; the worker is dead."""
+
+    exit_code = 137
+
+
+class Interrupted(SdcliError):
+    """A signal ended the run."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__({2: "interrupted", 15: "terminated"}.get(signum, f"stopped by signal {signum}"))
+        self.exit_code = 128 + signum
+
+
+BY_NAME: dict[str, type[SdcliError]] = {
+    kind.__name__: kind for kind in (SdcliError, BadRequest, ModelMissing, WillNotFit, NotFinite, CeilingCrossed)
+}
+"""The kinds that can cross from the worker to the host by name."""
+
+
+def printable(text: str) -> str:
+    """`text` with control, format and surrogate characters escaped: safe to show on a terminal."""
+    return "".join(
+        character
+        if character == " " or unicodedata.category(character)[0] not in "CZ"
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def echo(text: object, limit: int = ECHO_LIMIT) -> str:
+    """Foreign text in quotes, escaped and cut in the middle to `limit` characters."""
+    shown = printable(str(text)[: 4 * limit] + str(text)[-4 * limit :] if len(str(text)) > 8 * limit else str(text))
+    if len(shown) > limit:
+        half = (limit - 1) // 2
+        shown = f"{shown[:half]}…{shown[-half:]}"
+    return f"'{shown}'"

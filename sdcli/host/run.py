@@ -1,0 +1,214 @@
+"""One run, from a task to a record: start a worker, plan, watch, relay, and see that every picture is kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdcli.domain import DeviceName, DtypeName, Request
+from sdcli.errors import CeilingCrossed, SdcliError
+from sdcli.host.watchdog import Crossing, Watchdog
+from sdcli.host.worker import Worker
+from sdcli.memory.limit import Ceiling
+from sdcli.memory.planner import Planned, make_plan
+from sdcli.messages import (
+    Finished,
+    Job,
+    Message,
+    Notice,
+    PictureDone,
+    Progress,
+    Ready,
+    Relieve,
+    StageBegan,
+    StageEnded,
+    StageLoaded,
+    Start,
+    StepDone,
+    Synthesize,
+)
+from sdcli.models.folder import Model
+from sdcli.units import MIB, format_limit, format_size
+
+LEAST_BASELINE_BYTES = 150 * MIB
+"""Python and torch alone: what is refused against this needs no measuring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Everything a run needs: what to draw, with what, on what, under which ceiling.
+
+    `pixels` is the init image of img2img, RGB, at the request's size.
+    """
+
+    model: Model
+    request: Request
+    device: DeviceName
+    dtype: DtypeName
+    ceiling: Ceiling
+    pixels: bytes = b""
+    debug: bool = False
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """One stage as it went."""
+
+    name: str
+    load_s: float = 0.0
+    run_s: float = 0.0
+    predicted_peak_bytes: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run as it went. It is filled in as events come, so that a run that fails leaves what it has."""
+
+    task: Task
+    planned: Planned | None = None
+    baseline_bytes: int = 0
+    peak_bytes: int = 0
+    host_peak_bytes: int = 0
+    samples: int = 0
+    torch_version: str = ""
+    device: str = ""
+    stages: list[StageRecord] = field(default_factory=list)
+    steps: list[StepDone] = field(default_factory=list)
+    checkpoints: dict[int, bytes] = field(default_factory=dict)
+    pictures: list[tuple[str | None, PictureDone]] = field(default_factory=list)
+    events: list[tuple[int | None, str]] = field(default_factory=list)
+    total_s: float = 0.0
+    traceback: str = ""
+
+
+Show = Callable[[Message, Watchdog], None]
+"""Told of every event, with the watchdog that knows the footprint."""
+
+Save = Callable[[PictureDone, RunRecord], str | None]
+"""Keeps one picture; returns where, or None for standard output."""
+
+
+def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict[int, bytes] | None = None) -> None:
+    """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left."""
+    started = time.monotonic()
+    limit = task.ceiling.limit_bytes
+    make_plan(task.model, task.request, task.dtype, limit, LEAST_BASELINE_BYTES)
+    try:
+        with watched_worker(task.device, limit, task.debug, record) as (worker, watchdog):
+            for message in _relay(worker, watchdog, record):
+                if isinstance(message, Ready):
+                    record.device, record.torch_version = message.device, message.torch_version
+                    record.baseline_bytes = _baseline(task, message, watchdog)
+                    record.planned = make_plan(task.model, task.request, task.dtype, limit, record.baseline_bytes)
+                    worker.send(_job(task, record.planned, resume or {}))
+                elif isinstance(message, PictureDone):
+                    record.pictures.append((save(message, record), message))
+                show(message, watchdog)
+                if isinstance(message, Finished):
+                    return
+    finally:
+        record.total_s = time.monotonic() - started
+
+
+def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False) -> None:
+    """Have a worker make the synthetic model `name` in `folder`."""
+    with Worker(debug) as worker:
+        worker.send(Start("cpu", None))
+        worker.send(Synthesize(name, str(folder)))
+        for message in worker.messages():
+            if isinstance(message, Progress):
+                show(message)
+            elif isinstance(message, Finished):
+                return
+        raise worker.end()
+
+
+@contextmanager
+def watched_worker(
+    device: DeviceName, limit_bytes: int | None, debug: bool, record: RunRecord
+) -> Iterator[tuple[Worker, Watchdog]]:
+    """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error."""
+    footprint_limit = None if device == "cuda" else limit_bytes
+    with Worker(debug) as worker:
+        watchdog = Watchdog(os.getpid(), worker.pid, footprint_limit, lambda _: worker.send(Relieve()))
+        watchdog.start()
+        try:
+            worker.send(Start(device, limit_bytes))
+            yield worker, watchdog
+        except SdcliError:
+            _raise_if_ended_by(watchdog, limit_bytes)
+            record.traceback = worker.traceback
+            raise
+        finally:
+            watchdog.stop()
+            _take_peaks(watchdog, record)
+        _raise_if_ended_by(watchdog, limit_bytes)
+
+
+def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Message]:
+    """The worker's messages, each noted in the record and shown to the watchdog first."""
+    for message in worker.messages():
+        match message:
+            case StageBegan(name):
+                watchdog.stage, watchdog.step = name, None
+                predicted = {need.name: need.peak_bytes for need in record.planned.needs} if record.planned else {}
+                record.stages.append(StageRecord(name, predicted_peak_bytes=predicted.get(name, 0)))
+            case StageLoaded(_, load_s):
+                record.stages[-1].load_s = load_s
+            case StepDone():
+                watchdog.step = message.step
+                record.steps.append(message)
+                record.checkpoints[message.image] = message.payload
+            case StageEnded(_, run_s, device_peak_bytes):
+                record.stages[-1].run_s = run_s
+                record.stages[-1].peak_bytes = device_peak_bytes
+            case Notice(what, step):
+                record.events.append((step, what))
+        yield message
+    raise worker.end()
+
+
+def _baseline(task: Task, ready: Ready, watchdog: Watchdog) -> int:
+    """What is in use before anything is loaded, of the memory that the ceiling covers."""
+    return ready.device_peak_bytes if task.device == "cuda" else watchdog.footprint_bytes
+
+
+def _job(task: Task, planned: Planned, resume: dict[int, bytes]) -> Job:
+    blobs = [resume[image] for image in sorted(resume)]
+    payload = task.pixels + b"".join(blobs)
+    return Job(task.request, planned.plan, str(task.model.folder), task.dtype, tuple(map(len, blobs)), payload)
+
+
+def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
+    """Into the record: the footprint's peaks, or on CUDA the device's beside the host's."""
+    peaks, on_cuda = watchdog.peaks, record.task.device == "cuda"
+    record.samples = peaks.samples
+    record.host_peak_bytes = peaks.overall_bytes
+    if not on_cuda:
+        for stage in record.stages:
+            stage.peak_bytes = peaks.by_stage.get(stage.name, 0)
+    record.peak_bytes = max((stage.peak_bytes for stage in record.stages), default=0) if on_cuda else peaks.overall_bytes
+
+
+def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
+    """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
+    if watchdog.crossing is not None and limit_bytes is not None:
+        raise CeilingCrossed(crossing_text(watchdog.crossing, limit_bytes))
+    if watchdog.failure is not None:
+        raise SdcliError(f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped")
+
+
+def crossing_text(crossing: Crossing, limit_bytes: int) -> str:
+    """One line: stage, step, footprint, ceiling, what to do."""
+    step = "" if crossing.step is None else f" after step {crossing.step}"
+    more = format_limit(crossing.footprint_bytes + 128 * MIB)
+    return (
+        f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}:"
+        f" footprint {format_size(crossing.footprint_bytes)}, the worker was killed; give --mem-limit {more}"
+        " or a smaller picture"
+    )

@@ -1,0 +1,121 @@
+"""The watchdog: a thread that measures the process tree and kills the worker when it crosses the ceiling.
+
+It lives in the host, because a thread of the worker cannot run while a C call holds the worker's
+interpreter. It dies loudly: whatever ends it, the worker ends too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+
+from sdcli.memory.meter import TreeMeter
+from sdcli.units import MIB
+
+PERIOD_S = 0.010
+NEAR_PERIOD_S = 0.003
+"""Memory can be faulted in at 2 GiB/s a thread: 20 MiB in the one period, 6 in the other."""
+
+NEAR_BYTES = 128 * MIB
+"""This far below the ceiling the watchdog looks more often."""
+
+WARN_BYTES = 100 * 10**6
+"""This far below the ceiling the worker is told to free what it can, as iOS warns an app."""
+
+WARN_AGAIN_S = 10.0
+"""A run planned to the brim lives below the ceiling by less than that: freeing over and over would only slow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """The ceiling was crossed: where the run was, and how far it came."""
+
+    footprint_bytes: int
+    stage: str
+    step: int | None
+
+
+@dataclass(slots=True)
+class Peaks:
+    """What was measured: the highest footprint of all, and of each stage."""
+
+    overall_bytes: int = 0
+    samples: int = 0
+    by_stage: dict[str, int] = field(default_factory=dict)
+
+
+class Watchdog(threading.Thread):
+    """Watches `host` and all its descendants, and kills `worker` and its descendants on crossing.
+
+    `stage` and `step` are kept up to date by whoever relays the worker's events. `warn` is called, in this
+    thread, when the footprint comes near the ceiling. `failure` holds what ended the watch, if anything did.
+    """
+
+    def __init__(self, host: int, worker: int, limit_bytes: int | None, warn: Callable[[int], None]) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self.stage, self.step = "start", None  # type: tuple[str, int | None]
+        self.footprint_bytes = 0
+        self.peaks = Peaks()
+        self.crossing: Crossing | None = None
+        self.failure: BaseException | None = None
+        self._meter = TreeMeter(host)
+        self._worker = psutil.Process(worker)
+        self._limit_bytes, self._warn = limit_bytes, warn
+        self._warned_at = float("-inf")
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Measure until told to stop, or until the ceiling is crossed."""
+        try:
+            while not self._stopping.wait(self._look()):
+                pass
+        except BaseException as error:
+            self.failure = error
+            kill_tree(self._worker)
+            raise
+
+    def stop(self) -> None:
+        """End the watch and wait for it."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join()
+
+    def _look(self) -> float:
+        """Measure once and act on it; returns the seconds until the next look."""
+        footprint = self._meter.footprint_bytes()
+        if self._limit_bytes is not None and footprint > self._limit_bytes:
+            footprint = self._meter.footprint_bytes()  # a child just forked shares its parent's pages for a moment
+        self._record(footprint)
+        if self._limit_bytes is None:
+            return PERIOD_S
+        if footprint > self._limit_bytes and self.crossing is None:
+            kill_tree(self._worker)
+            self.crossing = Crossing(footprint, self.stage, self.step)
+        elif footprint > self._limit_bytes - WARN_BYTES and time.monotonic() - self._warned_at > WARN_AGAIN_S:
+            self._warned_at = time.monotonic()
+            self._warn(footprint)
+        return NEAR_PERIOD_S if footprint > self._limit_bytes - NEAR_BYTES else PERIOD_S
+
+    def _record(self, footprint: int) -> None:
+        stage = self.stage
+        self.footprint_bytes = footprint
+        self.peaks.samples += 1
+        self.peaks.overall_bytes = max(self.peaks.overall_bytes, footprint)
+        self.peaks.by_stage[stage] = max(self.peaks.by_stage.get(stage, 0), footprint)
+
+
+def kill_tree(process: psutil.Process) -> None:
+    """SIGKILL a process first, so that it makes no more children, then those it has."""
+    try:
+        children = process.children(recursive=True)
+    except psutil.Error:
+        children = []
+    for victim in (process, *children):
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue

@@ -1,0 +1,85 @@
+"""The worker as the host sees it: a process that takes messages, sends messages, and ends in some way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from sdcli.errors import BY_NAME, SdcliError, echo
+from sdcli.messages import Failed, Message, read_message, write_message
+
+_KILLED, _BUS_ERROR, _SEGMENTATION_FAULT = 9, 7, 11
+
+
+class Worker:
+    """A running worker process, in a session of its own so that the terminal's Ctrl-C does not reach it.
+
+    A context manager: whatever happens inside, no worker is left behind.
+    """
+
+    def __init__(self, debug: bool = False) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__; a pipe would have to be drained
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sdcli.engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if debug else self._stderr,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )
+        self.traceback = ""
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+            try:
+                pipe.close()  # type: ignore[union-attr]
+            except BrokenPipeError:
+                continue
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, message: Message) -> None:
+        """Say something; a worker that is gone hears nothing, and `messages` will tell how it ended."""
+        assert self._process.stdin is not None
+        try:
+            write_message(self._process.stdin, message)
+        except (BrokenPipeError, ValueError):
+            return
+
+    def messages(self) -> Iterator[Message]:
+        """What the worker says, until it ends. Raises the SdcliError that it reports."""
+        assert self._process.stdout is not None
+        while (message := read_message(self._process.stdout)) is not None:
+            if isinstance(message, Failed):
+                self.traceback = message.traceback
+                kind = BY_NAME.get(message.kind)
+                if kind is None:
+                    raise SdcliError(f"the worker failed: {echo(message.message, 160)}; --debug shows more")
+                raise kind(message.message)
+            yield message
+
+    def end(self) -> SdcliError:
+        """What to say of a worker that ended without a word."""
+        code = self._process.wait()
+        if code == -_BUS_ERROR:
+            return SdcliError("the model's file changed or its disk failed while it was read: check it, run again")
+        if code == -_KILLED:
+            return SdcliError("the worker was killed, by the system's out-of-memory killer perhaps: lower --mem-limit")
+        if code == -_SEGMENTATION_FAULT:
+            return SdcliError("the worker crashed in native code (signal 11): run with --debug and report it")
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - 4096))
+        last = self._stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+        said = f": {echo(last, 120)}" if last else ""
+        return SdcliError(f"the worker ended with code {code}{said}; --debug shows more")

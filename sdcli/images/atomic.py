@@ -1,0 +1,109 @@
+"""Bytes into a folder: whole or not at all, and never over a file that someone else put there.
+
+Refuses to know what the bytes are. A file is written under a temporary name, synced, and only then given
+its own name by a hard link, which fails if the name is taken. On file systems without links the name is
+reserved by an empty file first; a run killed between the two leaves that one empty.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+STALE_SECONDS = 600
+"""Younger temporaries are left alone: their writer may live on another machine."""
+
+_TEMPORARY = re.compile(r"\.sdcli-(\d{1,9})-[0-9a-f]+\.tmp")
+
+
+def place(folder: str, names: Iterable[str], data: bytes, *, replace: bool = False) -> str:
+    """Write `data` under the first of `names` that is free, or over the first with `replace`; returns its path.
+
+    Raises FileExistsError if no name is free and OSError if it cannot be written; no temporary stays.
+    """
+    temporary = _write_temporary(folder, data)
+    try:
+        for name in names:
+            path = os.path.join(folder, name)
+            if replace:
+                os.replace(temporary, path)
+                return path
+            if _claim(temporary, path):
+                return path
+        raise FileExistsError("every name for it is taken")
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def probe(folder: str) -> None:
+    """Create and delete a file in `folder`. Raises OSError if that fails.
+
+    os.access is no help: it says yes to root and, on some systems, for a read-only mount.
+    """
+    os.unlink(_write_temporary(folder, b""))
+
+
+def sweep(folder: str) -> None:
+    """Delete the temporaries in `folder` that a killed run left behind. Never fails."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is not None:
+                with suppress(OSError):
+                    if _is_stale(entry, int(match[1])):
+                        os.unlink(entry.path)
+
+
+def _is_stale(entry: os.DirEntry[str], pid: int) -> bool:
+    # Costs 20 ms, and temporaries are rare.
+    import psutil
+
+    status = entry.stat(follow_symlinks=False)
+    return time.time() - status.st_mtime > STALE_SECONDS and not psutil.pid_exists(pid)
+
+
+def _write_temporary(folder: str, data: bytes) -> str:
+    path = os.path.join(folder, f".sdcli-{os.getpid()}-{secrets.token_hex(6)}.tmp")
+    # "x" rather than tempfile, whose files are readable to their owner alone.
+    stream = open(path, "xb")  # noqa: SIM115
+    try:
+        with stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    return path
+
+
+def _claim(temporary: str, path: str) -> bool:
+    """Give `temporary` the name `path` as well, or instead; False if that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    # Systems without links say so in a dozen ways; if it was something else, the next try hits it too.
+    except (OSError, AttributeError):
+        return _claim_without_links(temporary, path)
+    return True
+
+
+def _claim_without_links(temporary: str, path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    return True

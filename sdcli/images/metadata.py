@@ -1,0 +1,105 @@
+"""What a picture says about how it was made: A1111's text, our own JSON, and the mark that it is generated.
+
+Builds text and nothing else: refuses to know files, formats and limits of size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+SCHEMA = "sdcli.image/1"
+HASH_CHARACTERS = 10
+"""Of the model's sha256, as A1111 shows it."""
+
+_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_XMP = """\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    Iptc4xmpExt:DigitalSourceType="{source_type}"/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Everything that the same picture needs again. `strength` and `init_sha256` are None for txt2img.
+
+    `sampler` is the scheduler's class name, `model` the reference as it was given, `seed` this picture's own.
+    """
+
+    prompt: str
+    negative: str
+    steps: int
+    sampler: str
+    guidance: float
+    seed: int
+    width: int
+    height: int
+    model: str
+    model_sha256: str | None
+    strength: float | None
+    device: str
+    dtype: str
+    sdcli_version: str
+    torch_version: str
+    init_sha256: str | None
+
+
+def parameters_text(p: Provenance) -> str:
+    """The text that A1111 writes and other tools read: prompt, negative prompt, one line of settings.
+
+    The format has no escapes within a prompt: one that itself holds a line of settings can be read wrongly.
+    `provenance_json` has no such trouble.
+    """
+    settings: dict[str, str | None] = {
+        "Steps": str(p.steps),
+        "Sampler": p.sampler,
+        "CFG scale": _number(p.guidance),
+        "Seed": str(p.seed),
+        "Size": f"{p.width}x{p.height}",
+        "Model hash": p.model_sha256[:HASH_CHARACTERS] if p.model_sha256 else None,
+        "Model": p.model,
+        "Denoising strength": None if p.strength is None else _number(p.strength),
+        # The noise is drawn on the CPU whatever the device.
+        "RNG": "CPU",
+        "Version": f"sdcli {p.sdcli_version}",
+    }
+    lines = [p.prompt]
+    if p.negative:
+        lines.append(f"Negative prompt: {p.negative}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None))
+    return _storable("\n".join(lines))
+
+
+def provenance_json(p: Provenance, *, ascii_only: bool = False) -> str:
+    """One JSON object: `schema`, then the fields of Provenance by their names and in their order.
+
+    With `ascii_only` other characters are escaped; the object is the same.
+    """
+    table = {key: _storable(value) if isinstance(value, str) else value for key, value in dataclasses.asdict(p).items()}
+    return json.dumps({"schema": SCHEMA, **table}, ensure_ascii=ascii_only)
+
+
+def xmp_packet(edited: bool) -> str:
+    """XMP with IPTC's DigitalSourceType: made by a model, or `edited` by one from a given picture."""
+    kind = "compositeWithTrainedAlgorithmicMedia" if edited else "trainedAlgorithmicMedia"
+    return _XMP.format(source_type=_SOURCE_TYPE + kind)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n\r") else value
+
+
+def _storable(text: str) -> str:
+    """`text` without what no text chunk can hold, NUL and lone surrogates: the picture must not be lost to them."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

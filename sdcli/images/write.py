@@ -1,0 +1,165 @@
+"""Where pictures go: decided and tried before any work, kept whatever happens after it.
+
+Refuses to know what a picture shows. A picture that cannot be written to its place is put into the cache
+folder, under `rescued`, and the failure says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sdcli.errors import BadRequest, SdcliError, echo
+from sdcli.images.atomic import place, probe, sweep
+from sdcli.images.encode import LONGEST_SIDE, SUFFIXES, encode_picture
+from sdcli.images.naming import invented_names
+from sdcli.settings import cache_dir
+from sdcli.units import MIB, format_size
+
+__all__ = ["DEFAULT_FOLDER", "SUFFIXES", "Destination", "encode_picture", "plan_output"]
+
+DEFAULT_FOLDER = "outputs"
+SPARE_BYTES = MIB
+"""Room on the disk beyond the pixels themselves, for text and the file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the pictures of one run go; made by `plan_output`.
+
+    `folder` is as the user wrote it, None for stdout. `names` has one name a picture; empty for names made
+    from prompt and seed. `suffix` says what to encode: one of SUFFIXES.
+    """
+
+    folder: str | None
+    names: tuple[str, ...]
+    suffix: str
+    force: bool
+
+    def save(self, data: bytes, image: int, seed: int, prompt: str) -> str | None:
+        """Write one picture, whole or not at all; `image` counts from 0. Returns its path, None for stdout.
+
+        A folder's files are named after prompt and seed and never replace one another. Raises SdcliError if
+        it cannot be written, naming where it was kept instead; BrokenPipeError if stdout's reader has gone.
+        """
+        try:
+            if self.folder is None:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+                return None
+            if self.names:
+                return place(self.folder, [self.names[image]], data, replace=self.force)
+            return place(self.folder, invented_names(prompt, seed, self.suffix), data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            what = "stdout" if self.folder is None else echo(self._shown(image))
+            kept = _rescue(invented_names(prompt, seed, self.suffix), data)
+            # The path is the only way to the picture, so it is not cut as other echoes are.
+            outcome = f"the picture was kept as {echo(kept, limit=4096)}" if kept else "the picture is lost"
+            raise SdcliError(f"cannot write {what}: {_reason(error)}; {outcome}") from error
+
+    def _shown(self, image: int) -> str:
+        return os.path.join(self.folder or "", self.names[image]) if self.names else self.folder or ""
+
+
+def plan_output(output: str | None, count: int, width: int, height: int, *, force: bool) -> Destination:
+    """Where `count` pictures of `width` x `height` pixels go, and that they can go there.
+
+    None is the folder `outputs`, created if missing; `-` is stdout; an existing folder, or a text that ends
+    in a slash, is a folder; all else is a file, numbered from `-1` if there are several pictures.
+    Leftovers of killed runs in the folder are deleted.
+
+    Raises BadRequest for a place that cannot be meant, SdcliError for one that is missing, cannot be
+    written to, is taken (unless `force` is given and a file is named) or has too little room.
+    """
+    destination = _destination(output, count, max(width, height), force)
+    if destination.folder is not None:
+        _require_usable(destination.folder or os.curdir, count * width * height * 3 + SPARE_BYTES)
+        for name in destination.names:
+            _require_free(os.path.join(destination.folder, name), force)
+    return destination
+
+
+def _destination(output: str | None, count: int, side: int, force: bool) -> Destination:
+    if output is None:
+        _make_default_folder()
+        return Destination(DEFAULT_FOLDER, (), ".png", force)
+    if output == "-":
+        if count > 1:
+            raise BadRequest(f"stdout takes one picture, not {count}: give --output a folder")
+        return Destination(None, (), ".png", force)
+    if not output or "\0" in output or "://" in output:
+        raise BadRequest(f"{echo(output)} is not a file or folder: give --output a path on this machine")
+    if output.endswith(("/", os.sep)) or os.path.isdir(output):
+        return Destination(output, (), ".png", force)
+    folder, name = os.path.split(output)
+    stem, suffix = os.path.splitext(name)
+    kind = suffix.lower()
+    if kind not in SUFFIXES:
+        raise BadRequest(f"{echo(output)} must end in .png, .jpg or .webp, or in / for a folder that exists")
+    if side > LONGEST_SIDE[kind]:
+        raise BadRequest(f"{kind} holds {LONGEST_SIDE[kind]} pixels a side at most: name a .png")
+    numbered = tuple(f"{stem}-{number}{suffix}" for number in range(1, count + 1))
+    return Destination(folder, (name,) if count == 1 else numbered, kind, force)
+
+
+def _make_default_folder() -> None:
+    try:
+        os.makedirs(DEFAULT_FOLDER, exist_ok=True)
+    except OSError as error:
+        raise SdcliError(
+            f"cannot make the folder {echo(DEFAULT_FOLDER)} here: {_reason(error)}; give --output another"
+        ) from error
+
+
+def _require_usable(folder: str, needed_bytes: int) -> None:
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise NotADirectoryError
+        sweep(folder)
+        free_bytes = shutil.disk_usage(folder).free
+        if free_bytes < needed_bytes:
+            raise SdcliError(
+                f"too little room in {echo(folder)}: {format_size(needed_bytes)} needed, "
+                f"{format_size(free_bytes)} free; make room, or give --output another"
+            )
+        probe(folder)
+    except FileNotFoundError as error:
+        raise SdcliError(f"the folder {echo(folder)} is missing: create it, or give --output another") from error
+    except NotADirectoryError as error:
+        raise SdcliError(f"{echo(folder)} is not a folder: give --output another") from error
+    except OSError as error:
+        raise SdcliError(f"cannot write to the folder {echo(folder)}: {_reason(error)}") from error
+
+
+def _require_free(path: str, force: bool) -> None:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SdcliError(f"cannot write {echo(path)}: {_reason(error)}") from error
+    if not force:
+        raise SdcliError(f"{echo(path)} exists already: choose another name or give --force")
+    if not os.path.isfile(path):
+        raise SdcliError(f"{echo(path)} is not a file that can be replaced: choose another name")
+
+
+def _rescue(names: Iterator[str], data: bytes) -> str | None:
+    folder = cache_dir() / "rescued"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return place(str(folder), names, data)
+    except OSError:
+        return None
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileExistsError):
+        return "a file of that name is there"
+    return error.strerror or echo(error)

@@ -1,0 +1,170 @@
+"""What this computer has, found out without torch: memory, the container's limit, processor and GPUs.
+
+Every answer that decides something comes as a Choice, with its reason.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from sdcli.domain import Choice, DeviceName, DtypeName
+from sdcli.errors import BadRequest
+from sdcli.units import GIB
+
+DEVICES: tuple[DeviceName, ...] = ("cuda", "mps", "cpu")
+"""In the order in which `auto` takes them."""
+
+
+def physical_memory_bytes() -> int:
+    """All memory of this machine."""
+    return int(psutil.virtual_memory().total)
+
+
+def container_limit_bytes() -> int | None:
+    """The tightest memory limit of the control groups around this process (Linux), or None."""
+    if not sys.platform.startswith("linux"):
+        return None
+    limits = [limit for path in _limit_files() if (limit := _read_limit(path)) is not None]
+    return min((limit for limit in limits if limit < physical_memory_bytes()), default=None)
+
+
+def _limit_files() -> Iterator[Path]:
+    """memory.max (v2) and memory.limit_in_bytes (v1) of this process's groups and of all groups around them."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup")
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = root / name.lstrip("/")
+        while True:
+            yield group / file
+            if group == root or root not in group.parents:
+                break
+            group = group.parent
+        yield root / file  # a container may see its own group as the root
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def iphone_share_bytes(memory_bytes: int) -> int:
+    """What iOS lets one app have of a device's memory: 2.0 of 4 GiB, 2.8 of 6 GiB, half of less, and on that line."""
+    return min(memory_bytes // 2, memory_bytes * 2 // 5 + GIB * 2 // 5)
+
+
+def available_devices() -> dict[DeviceName, str]:
+    """The devices that can be used here, best first, each with what shows it."""
+    found: dict[DeviceName, str] = {}
+    if (cuda := torch_cuda_version()) and gpu_memory_bytes() is not None:
+        found["cuda"] = f"an NVIDIA GPU and a torch built for CUDA {cuda}"
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        found["mps"] = "an Apple GPU"
+    found["cpu"] = "always there"
+    return found
+
+
+def choose_device(asked: str) -> Choice:
+    """The device for `auto` or a name. Raises BadRequest for one that is not here."""
+    found = available_devices()
+    if asked == "auto":
+        best = next(iter(found))
+        return Choice(best, found[best] if best != "cpu" else "no GPU that torch could use")
+    if asked not in found:
+        raise BadRequest(f"the device '{asked}' is not available here: there is {', '.join(found)}")
+    return Choice(asked, "asked for")
+
+
+def choose_dtype(device: str, asked: str) -> tuple[DtypeName, str]:
+    """The arithmetic's type and why: half precision wherever it is fast."""
+    if asked != "auto":
+        named: DtypeName = "fp16" if asked == "fp16" else "bf16" if asked == "bf16" else "fp32"
+        return named, "asked for"
+    if device != "cpu":
+        return "fp16", "GPUs compute in fp16"
+    if cpu_has_bf16():
+        return "bf16", "this processor computes in bf16"
+    return "fp32", "this processor has no bf16, and fp16 on a CPU is hundreds of times slower"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16: AVX512_BF16 or AMX on x86, FEAT_BF16 on Arm."""
+    if sys.platform == "darwin":
+        return _sysctl("hw.optional.arm.FEAT_BF16") == "1"
+    try:
+        flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
+    except (OSError, IndexError):
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def cpu_name() -> str:
+    """The processor's name, for reports."""
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version that the installed torch was built for, read from its files: importing it takes a second."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    try:
+        text = (Path(spec.submodule_search_locations[0]) / "version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.M)
+    return found[1] if found else None
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def gpu_memory_bytes() -> int | None:
+    """Memory of the first NVIDIA GPU by the driver's management library (NVML), or None without one."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return None
+    handle, memory = ctypes.c_void_p(), _NvmlMemory()
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        if nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) != 0:
+            return None
+        if nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
+            return None
+        return int(memory.total)
+    finally:
+        nvml.nvmlShutdown()

@@ -1,0 +1,120 @@
+"""The footprint of a process tree: dirty, compressed and device-owned pages, not clean file-backed ones.
+
+Linux: RssAnon + RssShmem + VmSwap of /proc/PID/status. macOS: ri_phys_footprint of proc_pid_rusage.
+Windows: private bytes. psutil's own full report walks all mappings: 6 to 23 ms with mapped weights, too slow
+to poll; a read of /proc/PID/status takes 0.03 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+
+from sdcli.units import KIB
+
+_TREE_AGE_S = 1.0
+"""The list of processes is read anew at least this often; on Linux also whenever any process was made."""
+
+_RUSAGE_INFO_V4 = 4
+_RUSAGE_BYTES = 296
+_PHYS_FOOTPRINT_AT = 72
+
+
+class TreeMeter:
+    """Measures a process and all its descendants."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._read = footprint_reader()
+        self._pids = [root]
+        self._listed_at, self._last_pid = 0.0, ""
+
+    def footprint_bytes(self) -> int:
+        """The tree's footprint now. Processes that are gone count nothing."""
+        now, last_pid = time.monotonic(), _last_pid()
+        if last_pid != self._last_pid or now - self._listed_at > _TREE_AGE_S:
+            self._pids = _tree(self._root)
+            self._listed_at, self._last_pid = now, last_pid
+        return sum(map(self._read, self._pids))
+
+
+def footprint_reader() -> Callable[[int], int]:
+    """How this system tells the footprint of one process id, in bytes; 0 for one that is gone."""
+    if sys.platform.startswith("linux"):
+        return linux_footprint
+    if sys.platform == "darwin":
+        return darwin_footprint(ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True))
+    return _private_bytes
+
+
+def linux_footprint(pid: int) -> int:
+    """From /proc/PID/status."""
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            return status_footprint(file.read(8192))
+    except OSError:
+        return 0
+
+
+def status_footprint(status: bytes) -> int:
+    """RssAnon + RssShmem + VmSwap of the text of a status file, in bytes."""
+    total = 0
+    for field in (b"\nRssAnon:", b"\nRssShmem:", b"\nVmSwap:"):
+        at = status.find(field)
+        if at >= 0:
+            total += int(status[at + len(field) : status.index(b"kB", at)])
+    return total * KIB
+
+
+def darwin_footprint(libproc: ctypes.CDLL) -> Callable[[int], int]:
+    """From proc_pid_rusage, flavour RUSAGE_INFO_V4."""
+
+    def read(pid: int) -> int:
+        info = (ctypes.c_uint8 * _RUSAGE_BYTES)()
+        if libproc.proc_pid_rusage(pid, _RUSAGE_INFO_V4, ctypes.byref(info)) != 0:
+            return 0
+        return int.from_bytes(bytes(info[_PHYS_FOOTPRINT_AT : _PHYS_FOOTPRINT_AT + 8]), sys.byteorder)
+
+    return read
+
+
+def _private_bytes(pid: int) -> int:
+    try:
+        info = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(info, "private", info.rss))
+
+
+def _last_pid() -> str:
+    """The last process id given out (Linux): while it stays, no process and no thread was made."""
+    try:
+        with open("/proc/loadavg") as file:
+            return file.read().rpartition(" ")[2]
+    except OSError:
+        return ""
+
+
+def _tree(root: int) -> list[int]:
+    """Process ids of `root` and all its descendants."""
+    if not os.path.exists(f"/proc/{root}/task/{root}/children"):
+        try:
+            return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+        except psutil.Error:
+            return [root]
+    found, queue = [], [root]
+    while queue:
+        pid = queue.pop()
+        found.append(pid)
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    queue += map(int, file.read().split())
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,125 @@
+"""From a request and a ceiling to a plan, or to what would fit. Pure arithmetic: loads nothing, measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sdcli.domain import DtypeName, Guidance, Plan, Request, StageNeed
+from sdcli.errors import WillNotFit
+from sdcli.memory.footprint import denoise_bytes, stage_needs, weights_of
+from sdcli.models.folder import Model
+from sdcli.units import MIB, format_limit, format_size
+
+MARGIN_BYTES = 16 * MIB
+"""Kept free between the prediction and the ceiling: the heap's gaps vary by as much from run to run."""
+
+SCRATCH_BYTES = 16 * MIB
+SMALL_SCRATCH_BYTES = 8 * MIB
+
+SIZES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128, 64)
+"""Longer sides that a refused request is offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and the peaks predicted for it."""
+
+    plan: Plan
+    needs: tuple[StageNeed, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest of the stages' peaks."""
+        return max(need.peak_bytes for need in self.needs)
+
+
+def make_plan(
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int
+) -> Planned:
+    """The fastest plan whose every stage stays under the ceiling.
+
+    Raises WillNotFit naming the stage, its need, and the nearest ceiling and size that would do.
+    """
+    for plan in _candidates(model, request, dtype, limit_bytes, baseline_bytes):
+        planned = Planned(plan, stage_needs(model, request, plan, dtype, baseline_bytes))
+        if limit_bytes is None or planned.peak_bytes + MARGIN_BYTES <= limit_bytes:
+            return planned
+    raise WillNotFit(_what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes))
+
+
+def smallest_limit_bytes(model: Model, request: Request, dtype: DtypeName, baseline_bytes: int) -> int:
+    """The least ceiling under which the request would run, rounded up to whole MiB."""
+    plan = _smallest(request)
+    peak = Planned(plan, stage_needs(model, request, plan, dtype, baseline_bytes)).peak_bytes
+    return -(-(peak + MARGIN_BYTES) // MIB) * MIB
+
+
+def _candidates(
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int
+) -> Iterator[Plan]:
+    """Plans from the fastest down: all resident first, then as much as fits, then nothing resident."""
+    everything = weights_of(model.unet, dtype).matrices_bytes
+    size = format_size(everything)
+    tactics: list[tuple[Guidance, int, str]] = [
+        ("batched", SCRATCH_BYTES, "guidance batched: one pass a step"),
+        ("batched", SMALL_SCRATCH_BYTES, "guidance batched, with a smaller attention scratch"),
+        ("sequential", SMALL_SCRATCH_BYTES, "guidance one pass after another: half the activations"),
+    ]
+    if not request.guided:
+        tactics = [("batched", SCRATCH_BYTES, "no guidance: one pass a step")]
+    for guidance, scratch, why in tactics:
+        reason = f"the denoiser's {size} stay in memory across steps"
+        yield Plan("resident", everything, guidance, scratch, None, (reason, why))
+    if limit_bytes is None:
+        return
+    for guidance, scratch, why in tactics:
+        empty = Plan("streamed", 0, guidance, scratch, None, (f"the denoiser's {size} stream from the file", why))
+        room = limit_bytes - MARGIN_BYTES - baseline_bytes - denoise_bytes(model, request, empty, dtype)
+        share = min(room, everything)
+        if share > 0:
+            reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from the file"
+            yield replace(empty, residency="partial", resident_bytes=share, reasons=(reason, why))
+        yield empty
+
+
+def _smallest(request: Request) -> Plan:
+    guidance: Guidance = "sequential" if request.guided else "batched"
+    return Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, None, ())
+
+
+def _what_would_fit(
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int
+) -> str:
+    """One line: which stage needs what, and the nearest ceiling and size that would do."""
+    ceiling = format_size(limit_bytes)
+    if limit_bytes <= baseline_bytes:
+        need = format_size(baseline_bytes)
+        at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes)
+        return (
+            f"will not fit: Python and torch alone take {need}, the ceiling is {ceiling};"
+            f" give --mem-limit {format_limit(at_least)} or more"
+        )
+    needs = stage_needs(model, request, _smallest(request), dtype, baseline_bytes)
+    worst = max(needs, key=lambda need: need.peak_bytes)
+    at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes)
+    message = (
+        f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + MARGIN_BYTES)}"
+        f" at {request.width}x{request.height}, the ceiling is {ceiling}; give --mem-limit {format_limit(at_least)}"
+    )
+    smaller = _largest_that_fits(model, request, dtype, limit_bytes, baseline_bytes)
+    return message + (f" or -W {smaller[0]} -H {smaller[1]}" if smaller else "; no smaller picture fits either")
+
+
+def _largest_that_fits(
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int
+) -> tuple[int, int] | None:
+    """The largest picture of about the same shape under the ceiling."""
+    longer = max(request.width, request.height)
+    for side in SIZES:
+        width, height = (max(64, round(s * side / longer / 64) * 64) for s in (request.width, request.height))
+        if side < longer:
+            smaller = replace(request, width=width, height=height)
+            if smallest_limit_bytes(model, smaller, dtype, baseline_bytes) <= limit_bytes:
+                return width, height
+    return None

@@ -1,0 +1,187 @@
+"""What host and worker say to each other, and how it travels.
+
+A message is a frozen dataclass. On the pipe it is one JSON line, followed by `payload_bytes` raw bytes
+when it carries pixels or latents. Both ends are this program, of one version: nothing here is a format
+that anyone else may rely on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from sdcli.domain import DeviceName, DtypeName, Plan, Request, StageName
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Host → worker, first: import what the device needs, then answer Ready."""
+
+    device: DeviceName
+    limit_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesize:
+    """Host → worker: make the synthetic model `name` in `folder`."""
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Host → worker: draw. The payload is the init image, if any: RGB, height x width x 3 bytes.
+
+    After it come checkpoints to go on from, of the lengths given: the last one of each image begun.
+    """
+
+    request: Request
+    plan: Plan
+    model: str
+    dtype: DtypeName
+    checkpoints: tuple[int, ...] = ()
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Relieve:
+    """Host → worker: the ceiling is near, free what you can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker → host: everything is imported, nothing is loaded."""
+
+    device: str
+    torch_version: str
+    device_peak_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Worker → host: part of a piece of work other than a stage is done."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageBegan:
+    """Worker → host."""
+
+    name: StageName
+
+
+@dataclass(frozen=True, slots=True)
+class StageLoaded:
+    """Worker → host: the component's weights are where they will be used."""
+
+    name: StageName
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageEnded:
+    """Worker → host: the component is freed. `device_peak_bytes` is the accelerator's own memory (CUDA)."""
+
+    name: StageName
+    run_s: float
+    device_peak_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Worker → host: one denoising step. The payload is a checkpoint to resume from."""
+
+    image: int
+    step: int
+    count: int
+    seconds: float
+    bytes_read: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureDone:
+    """Worker → host. The payload is RGB, height x width x 3 bytes."""
+
+    image: int
+    seed: int
+    width: int
+    height: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Worker → host: something a person should know, without being a failure."""
+
+    what: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Worker → host: the job is done and everything is freed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Worker → host: an SdcliError by name, or an unexpected exception with its traceback."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+
+Message = (
+    Start
+    | Synthesize
+    | Job
+    | Relieve
+    | Ready
+    | Progress
+    | StageBegan
+    | StageLoaded
+    | StageEnded
+    | StepDone
+    | PictureDone
+    | Notice
+    | Finished
+    | Failed
+)
+
+_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in Message.__args__}
+
+
+def write_message(pipe: BinaryIO, message: Message) -> None:
+    """Put one message on the pipe and flush it."""
+    payload: bytes = getattr(message, "payload", b"")
+    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message) if f.name != "payload"}
+    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}  # type: ignore[arg-type]
+    head = {"type": type(message).__name__, "payload_bytes": len(payload), "fields": plain}
+    pipe.write(json.dumps(head).encode("ascii") + b"\n" + payload)
+    pipe.flush()
+
+
+def read_message(pipe: BinaryIO) -> Message | None:
+    """The next message, or None at the end of the pipe, also when it ends within a message."""
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        return None
+    head = json.loads(line)
+    payload = pipe.read(head["payload_bytes"])
+    if len(payload) != head["payload_bytes"]:
+        return None
+    fields = head["fields"]
+    if head["type"] == "Job":
+        plan = fields["plan"]
+        fields["request"] = Request(**fields["request"])
+        fields["plan"] = Plan(**{**plan, "reasons": tuple(plan["reasons"])})
+    if payload:
+        fields["payload"] = payload
+    message: Message = _TYPES[head["type"]](**fields)
+    return message

@@ -1,0 +1,221 @@
+"""Config files of models, which are other people's input: which classes and which keys are let through.
+
+Nothing in a config may name code to import. A component's class comes from our own table, a key that is
+not on the list is refused by name, and values are plain numbers, words and short lists.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any, Literal
+
+from sdcli.errors import SdcliError, echo
+from sdcli.units import MIB
+
+ComponentName = Literal["text_encoder", "unet", "vae", "scheduler", "tokenizer"]
+
+CONFIG_LIMIT_BYTES = 1 * MIB
+
+CONFIG_FILES: dict[ComponentName, str] = {
+    "text_encoder": "config.json",
+    "unet": "config.json",
+    "vae": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+
+SCHEDULERS = {
+    "DDIMScheduler": "scheduling_ddim",
+    "DDPMScheduler": "scheduling_ddpm",
+    "DEISMultistepScheduler": "scheduling_deis_multistep",
+    "DPMSolverMultistepScheduler": "scheduling_dpmsolver_multistep",
+    "DPMSolverSinglestepScheduler": "scheduling_dpmsolver_singlestep",
+    "EulerAncestralDiscreteScheduler": "scheduling_euler_ancestral_discrete",
+    "EulerDiscreteScheduler": "scheduling_euler_discrete",
+    "HeunDiscreteScheduler": "scheduling_heun_discrete",
+    "KDPM2AncestralDiscreteScheduler": "scheduling_k_dpm_2_ancestral_discrete",
+    "KDPM2DiscreteScheduler": "scheduling_k_dpm_2_discrete",
+    "LCMScheduler": "scheduling_lcm",
+    "PNDMScheduler": "scheduling_pndm",
+    "TCDScheduler": "scheduling_tcd",
+    "UniPCMultistepScheduler": "scheduling_unipc_multistep",
+}
+"""The schedulers a model may name, and the module of diffusers.schedulers each lives in."""
+
+CLASSES: dict[ComponentName, frozenset[str]] = {
+    "text_encoder": frozenset({"CLIPTextModel"}),
+    "unet": frozenset({"UNet2DConditionModel"}),
+    "vae": frozenset({"AutoencoderKL"}),
+    "scheduler": frozenset(SCHEDULERS),
+    "tokenizer": frozenset({"CLIPTokenizer", "CLIPTokenizerFast"}),
+}
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_NOTES = _words(
+    "_class_name _diffusers_version _name_or_path _commit_hash architectures model_type torch_dtype dtype "
+    "transformers_version name_or_path"
+)
+"""Keys that say where a config came from. They are read for the class name and otherwise dropped."""
+
+_ALLOWED: dict[ComponentName, frozenset[str]] = {
+    "unet": _words(
+        "sample_size in_channels out_channels center_input_sample flip_sin_to_cos freq_shift down_block_types "
+        "mid_block_type up_block_types only_cross_attention block_out_channels layers_per_block downsample_padding "
+        "mid_block_scale_factor act_fn norm_num_groups norm_eps cross_attention_dim transformer_layers_per_block "
+        "attention_head_dim num_attention_heads dual_cross_attention use_linear_projection upcast_attention "
+        "resnet_time_scale_shift resnet_skip_time_act resnet_out_scale_factor time_embedding_type "
+        "conv_in_kernel conv_out_kernel dropout attention_type"
+    ),
+    "vae": _words(
+        "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
+        "latent_channels norm_num_groups sample_size scaling_factor force_upcast use_quant_conv use_post_quant_conv "
+        "mid_block_add_attention"
+    ),
+    "text_encoder": _words(
+        "vocab_size hidden_size intermediate_size projection_dim num_hidden_layers num_attention_heads "
+        "max_position_embeddings hidden_act layer_norm_eps attention_dropout initializer_range initializer_factor "
+        "bos_token_id eos_token_id pad_token_id dropout"
+    ),
+    "scheduler": _words(
+        "num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample clip_sample_range "
+        "set_alpha_to_one steps_offset prediction_type thresholding dynamic_thresholding_ratio sample_max_value "
+        "timestep_spacing rescale_betas_zero_snr skip_prk_steps variance_type solver_order algorithm_type solver_type "
+        "lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas "
+        "final_sigmas_type lambda_min_clipped interpolation_type sigma_min sigma_max timestep_type "
+        "original_inference_steps timestep_scaling predict_x0 disable_corrector solver_p"
+    ),
+    "tokenizer": _words(
+        "tokenizer_class model_max_length bos_token eos_token pad_token unk_token add_prefix_space do_lower_case "
+        "errors special_tokens_map_file tokenizer_file clean_up_tokenization_spaces added_tokens_decoder "
+        "add_bos_token add_eos_token is_local backend local_files_only"
+    ),
+}
+
+_OTHER_USES: dict[ComponentName, frozenset[str]] = {
+    "unet": _words(
+        "encoder_hid_dim encoder_hid_dim_type class_embed_type addition_embed_type addition_time_embed_dim "
+        "num_class_embeds time_embedding_dim time_embedding_act_fn timestep_post_act time_cond_proj_dim "
+        "projection_class_embeddings_input_dim class_embeddings_concat mid_block_only_cross_attention "
+        "cross_attention_norm addition_embed_type_num_heads reverse_transformer_layers_per_block"
+    ),
+    "vae": _words("shift_factor latents_mean latents_std"),
+    "text_encoder": _words(
+        "return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss pruned_heads "
+        "tie_word_embeddings is_encoder_decoder is_decoder add_cross_attention chunk_size_feed_forward"
+    ),
+    "scheduler": _words("use_flow_sigmas flow_shift use_dynamic_shifting time_shift_type shift_terminal"),
+    "tokenizer": frozenset(),
+}
+"""Keys known from other families of models: let through only while they are unset."""
+
+_UNSET: dict[str, object] = {
+    "addition_embed_type_num_heads": 64,
+    "flow_shift": 1.0,
+    "time_shift_type": "exponential",
+    "return_dict": True,
+    "tie_word_embeddings": True,
+}
+"""What some of them are while unset; the others are null, false, zero or empty."""
+
+_LAYER_COUNTS = _words("layers_per_block num_hidden_layers transformer_layers_per_block")
+_LAYERS_LIMIT, _NUMBER_LIMIT = 64, 10**6
+"""Far above any model of these families: a config must not ask for a million layers, or for tables of terabytes."""
+
+_LENGTH_LIMITS = {"trained_betas": 1000}
+_LENGTH_LIMIT = 32
+"""Entries of a list: one a block of the network, or one a training timestep."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of modest size. Raises SdcliError when it is anything else."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never ends
+            raise SdcliError(f"{echo(path)} is not a regular file: fetch it again")
+        with path.open("rb") as file:
+            raw = file.read(CONFIG_LIMIT_BYTES + 1)
+        if len(raw) > CONFIG_LIMIT_BYTES:
+            raise SdcliError(f"{echo(path)} is too large for a config file: refused")
+        table = json.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise SdcliError(f"cannot read {echo(path)}: {error.strerror}; check the path and its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise SdcliError(f"{echo(path)} is not valid JSON ({echo(error)}): fetch it again") from error
+    if not isinstance(table, dict):
+        raise SdcliError(f"{echo(path)} is not a table of settings: fetch it again")
+    return table
+
+
+def class_name(component: ComponentName, table: dict[str, Any], path: Path) -> str:
+    """The class a config asks for, if our table has it. Raises SdcliError otherwise; nothing is imported."""
+    name = table.get("_class_name")
+    if name is None and component == "text_encoder":
+        name = table.get("architectures") or "CLIPTextModel"
+        name = name[0] if isinstance(name, list) else name
+    elif name is None and component == "tokenizer":
+        name = table.get("tokenizer_class") or "CLIPTokenizer"
+    if not isinstance(name, str) or name not in CLASSES[component]:
+        asked = f"asks for the class {echo(name)}" if isinstance(name, str) else "names no class"
+        raise SdcliError(
+            f"{echo(path)} {asked}: refused; a {component} may be"
+            f" {', '.join(sorted(CLASSES[component])[:3])}{' …' if len(CLASSES[component]) > 3 else ''}"
+        )
+    return name
+
+
+def checked_config(component: ComponentName, table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of a config that reach a constructor. Raises SdcliError for a key or a value that is not known."""
+    kept = {}
+    for key, value in table.items():
+        if key in _NOTES:
+            continue
+        if key in _OTHER_USES[component]:
+            if value and value != _UNSET.get(key):
+                raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
+            continue
+        if key not in _ALLOWED[component]:
+            raise SdcliError(f"{echo(path)} has an unknown setting {echo(key)}: refused; only known settings are used")
+        if component != "tokenizer" and not (_plain(key, value) and _usable(key, value)):
+            raise SdcliError(f"{echo(path)} sets {echo(key)} to what no known model has: refused; fetch it again")
+        kept[key] = value
+    return kept
+
+
+def _plain(key: str, value: object, depth: int = 0) -> bool:
+    """Whether a value is a finite number, a word, or a short list of such."""
+    if isinstance(value, list):
+        room = _LENGTH_LIMITS.get(key, _LENGTH_LIMIT)
+        return depth < 2 and len(value) <= room and all(_plain(key, item, depth + 1) for item in value)
+    if isinstance(value, int):
+        return abs(value) <= (_LAYERS_LIMIT if key in _LAYER_COUNTS else _NUMBER_LIMIT)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, str) and len(value) <= 64)
+
+
+def _usable(key: str, value: object) -> bool:
+    """Whether a setting that sdcli itself reads is of the type it takes it for."""
+    match key:
+        case "sample_size":
+            return value is None or _is_size(value) or (isinstance(value, list) and bool(value) and _are_sizes(value))
+        case "block_out_channels":
+            return isinstance(value, list) and bool(value) and _are_sizes(value)
+        case "max_position_embeddings":
+            return _is_size(value) and value not in (1, 2)  # the begin and end marks, and a word
+        case "scaling_factor":
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return True
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_sizes(values: list[object]) -> bool:
+    return all(map(_is_size, values))

@@ -1,0 +1,177 @@
+"""Our pictures against diffusers' own pipelines, and every way to save memory against none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
+
+from sdcli.domain import Plan, Request
+from sdcli.messages import StepDone
+from sdcli.models.configs import SCHEDULERS
+from tests.support import ASTRONAUT, RESIDENT, STREAMED, draw, largest_difference, pictures, psnr, run_engine
+
+BF16_PSNR_FLOOR_DB = 30.0
+"""BF16 against FP32, both pictures whole; measured 38 to 45 dB."""
+
+
+def reference(model: Path, request: Request, init: Image.Image | None = None) -> torch.Tensor:
+    """What diffusers draws, in FP32 on the CPU."""
+    kind = StableDiffusionPipeline if init is None else StableDiffusionImg2ImgPipeline
+    pipeline = kind.from_pretrained(model, dtype=torch.float32, safety_checker=None, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"height": request.height, "width": request.width}
+    if init is not None:
+        options = {"image": init, "strength": request.strength}
+    drawn = pipeline(
+        request.prompt,
+        negative_prompt=request.negative,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        generator=torch.Generator().manual_seed(request.seed),
+        **options,
+    ).images[0]
+    return torch.from_numpy(np.asarray(drawn).astype(np.int32))
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """An init image with something in it."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def with_scheduler(model: Path, folder: Path, name: str, **settings: Any) -> Path:
+    """A copy of the model with another scheduler."""
+    copy = folder / "model"
+    shutil.copytree(model, copy)
+    path = copy / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    kept = {key: config[key] for key in config if key.startswith(("beta", "steps_offset", "clip_sample"))}
+    path.write_text(json.dumps({"_class_name": name, **kept, **settings}))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", name]}))
+    return copy
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0, 0.0])
+def test_txt2img_draws_what_diffusers_draws(tiny: Path, guidance: float) -> None:
+    request = replace(ASTRONAUT, guidance=guidance)
+    assert largest_difference(draw(tiny, request=request), reference(tiny, request)) <= 1
+
+
+def test_a_picture_that_is_not_square_is_what_diffusers_draws(tiny: Path) -> None:
+    request = replace(ASTRONAUT, width=104, height=72)
+    assert largest_difference(draw(tiny, request=request), reference(tiny, request)) <= 1
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_img2img_draws_what_diffusers_draws(tiny: Path, strength: float) -> None:
+    request, init = replace(ASTRONAUT, strength=strength, steps=10), gradient(64, 64)
+    ours = draw(tiny, request=request, payload=init.tobytes())
+    assert largest_difference(ours, reference(tiny, request, init)) <= 1
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_draws_what_diffusers_draws_and_resumes_from_any_step(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    model, request = with_scheduler(tiny, tmp_path, name), replace(ASTRONAUT, steps=6)
+    events = run_engine(model, request)
+    (whole,) = pictures(events)
+    assert largest_difference(whole, reference(model, request)) <= 1
+
+    steps = [event for event in events if isinstance(event, StepDone)]
+    for stopped in (steps[0], steps[len(steps) // 2], steps[-1]):
+        resumed = run_engine(model, request, payload=stopped.payload, checkpoints=(len(stopped.payload),))
+        assert torch.equal(pictures(resumed)[0], whole)
+        assert sum(isinstance(event, StepDone) for event in resumed) == len(steps) - stopped.step
+
+
+def test_img2img_with_a_second_order_scheduler_is_what_diffusers_draws(tiny: Path, tmp_path: Path) -> None:
+    model = with_scheduler(tiny, tmp_path, "HeunDiscreteScheduler")
+    request, init = replace(ASTRONAUT, strength=0.5, steps=8), gradient(64, 64)
+    ours = draw(model, request=request, payload=init.tobytes())
+    assert largest_difference(ours, reference(model, request, init)) <= 1
+
+
+def test_v_prediction_is_what_diffusers_draws(tiny: Path, tmp_path: Path) -> None:
+    model = with_scheduler(
+        tiny, tmp_path, "DDIMScheduler", prediction_type="v_prediction", rescale_betas_zero_snr=True,
+        timestep_spacing="trailing", clip_sample=False,
+    )  # fmt: skip
+    assert largest_difference(draw(model), reference(model, ASTRONAUT)) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(STREAMED, id="streamed"),
+        pytest.param(replace(RESIDENT, residency="partial", resident_bytes=400_000), id="partial"),
+        pytest.param(replace(RESIDENT, guidance="sequential"), id="sequential"),
+        pytest.param(replace(RESIDENT, attention_scratch_bytes=4096), id="small scratch"),
+        pytest.param(replace(STREAMED, guidance="sequential", attention_scratch_bytes=1), id="all at once"),
+    ],
+)
+def test_no_plan_changes_the_picture(tiny: Path, plan: Plan, dtype: Any) -> None:
+    request = replace(ASTRONAUT, width=256, height=192, steps=2)
+    plain, saving = (draw(tiny, request=request, plan=p, dtype=dtype) for p in (RESIDENT, plan))
+    assert largest_difference(saving, plain) <= 1
+
+
+def test_bf16_is_close_to_fp32(tiny: Path) -> None:
+    full, half = (draw(tiny, dtype=dtype) for dtype in ("fp32", "bf16"))
+    assert psnr(half, full) >= BF16_PSNR_FLOOR_DB
+
+
+def test_a_seed_is_the_same_picture_alone_and_within_a_count(tiny: Path) -> None:
+    together = pictures(run_engine(tiny, replace(ASTRONAUT, count=3)))
+    alone = draw(tiny, request=replace(ASTRONAUT, seed=ASTRONAUT.seed + 2))
+    assert torch.equal(together[2], alone)
+    assert not torch.equal(together[1], alone)
+
+
+def test_prompt_negative_guidance_and_seed_all_have_a_say(tiny: Path) -> None:
+    plain = draw(tiny)
+    for change in ({"prompt": "a red fox"}, {"negative": "blurry fox"}, {"guidance": 3.0}, {"seed": 5}):
+        assert not torch.equal(draw(tiny, request=replace(ASTRONAUT, **change)), plain), change
+
+
+def test_strength_0_is_the_picture_through_the_autoencoder_alone(tiny: Path) -> None:
+    init = gradient(64, 64)
+    one, other = (
+        run_engine(tiny, replace(ASTRONAUT, strength=0.0, prompt=prompt), payload=init.tobytes()) for prompt in ("a", "b")
+    )
+    assert not any(isinstance(event, StepDone) for event in one)
+    assert torch.equal(pictures(one)[0], pictures(other)[0])
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_full_size_txt2img_and_img2img_draw_what_diffusers_draws(sd15: Path) -> None:
+    request = replace(ASTRONAUT, width=256, height=256)
+    ours = draw(sd15, request=request)
+    assert largest_difference(ours, reference(sd15, request)) <= 1
+
+    init = gradient(256, 256)
+    edit = replace(request, strength=0.6)
+    ours = draw(sd15, request=edit, payload=init.tobytes())
+    assert largest_difference(ours, reference(sd15, edit, init)) <= 1
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_full_size_plans_draw_the_same_bits_and_bf16_is_close_to_fp32(sd15: Path) -> None:
+    request = replace(ASTRONAUT, width=256, height=256)
+    full, half = (draw(sd15, request=request, dtype=dtype) for dtype in ("fp32", "bf16"))
+    assert psnr(half, full) >= BF16_PSNR_FLOOR_DB
+    frugal = replace(STREAMED, guidance="sequential", attention_scratch_bytes=2**20)
+    assert largest_difference(draw(sd15, request=request, plan=frugal, dtype="bf16"), half) <= 1

@@ -1,0 +1,509 @@
+"""Configs are other people's input: only known classes, known keys and plain values get through."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from sdcli import settings
+from sdcli.models.configs import (
+    CLASSES,
+    CONFIG_FILES,
+    CONFIG_LIMIT_BYTES,
+    SCHEDULERS,
+    ComponentName,
+    checked_config,
+    class_name,
+    read_json,
+)
+from sdcli.units import MIB
+
+Refused = Callable[..., AbstractContextManager[None]]
+
+PATH = Path("model/unet/config.json")
+
+
+def added_token(content: str) -> dict[str, Any]:
+    return {
+        "__type": "AddedToken",
+        "content": content,
+        "lstrip": False,
+        "normalized": True,
+        "rstrip": False,
+        "single_word": False,
+    }
+
+
+PUBLISHED: dict[ComponentName, dict[str, Any]] = {
+    "unet": {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.6.0",
+        "act_fn": "silu",
+        "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 64,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.6.0",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+    "text_encoder": {
+        "_name_or_path": "openai/clip-vit-large-patch14",
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "projection_dim": 768,
+        "torch_dtype": "float32",
+        "transformers_version": "4.22.0.dev0",
+        "vocab_size": 49408,
+    },
+    "scheduler": {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+        "clip_sample": False,
+    },
+    "tokenizer": {
+        "add_prefix_space": False,
+        "bos_token": added_token("<|startoftext|>"),
+        "do_lower_case": True,
+        "eos_token": added_token("<|endoftext|>"),
+        "errors": "replace",
+        "model_max_length": 77,
+        "name_or_path": "openai/clip-vit-large-patch14",
+        "pad_token": "<|endoftext|>",
+        "special_tokens_map_file": "./special_tokens_map.json",
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": added_token("<|endoftext|>"),
+    },
+}
+"""The configs of runwayml/stable-diffusion-v1-5."""
+
+RESAVED_UNET = {
+    **PUBLISHED["unet"],
+    "_diffusers_version": "0.42.1",
+    "_name_or_path": "/home/someone/models/unet",
+    "addition_embed_type": None,
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": None,
+    "attention_head_dim": [5, 10, 20, 20],
+    "attention_type": "default",
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": [False, False, False, True],
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+    "upcast_attention": False,
+    "use_linear_projection": True,
+}
+"""What a current diffusers writes when it saves a UNet of Stable Diffusion 2.x."""
+
+RESAVED_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "_diffusers_version": "0.42.1",
+    "beta_schedule": "scaled_linear",
+    "disable_corrector": [],
+    "final_sigmas_type": "zero",
+    "flow_shift": 1.0,
+    "predict_x0": True,
+    "rescale_betas_zero_snr": False,
+    "shift_terminal": None,
+    "sigma_max": None,
+    "solver_p": None,
+    "time_shift_type": "exponential",
+    "trained_betas": [0.001] * 1000,
+    "use_dynamic_shifting": False,
+    "use_flow_sigmas": False,
+}
+
+
+@pytest.mark.parametrize("component", get_args(ComponentName))
+def test_the_configs_of_the_published_model_are_let_through(component: ComponentName, tmp_path: Path) -> None:
+    path = tmp_path / CONFIG_FILES[component]
+    path.write_text(json.dumps(PUBLISHED[component], indent=2), "utf-8")
+    table = read_json(path)
+    assert table == PUBLISHED[component]
+    assert class_name(component, table, path) in CLASSES[component]
+    notes = {"_class_name", "_diffusers_version", "_name_or_path", "architectures", "model_type", "torch_dtype"}
+    notes |= {"transformers_version", "name_or_path"}
+    assert checked_config(component, table, path) == {k: v for k, v in table.items() if k not in notes}
+
+
+@pytest.mark.parametrize("name", settings.config_names("models"))
+def test_the_shipped_models_are_let_through(name: str) -> None:
+    config = settings.read_config("models", name)
+    for component in get_args(ComponentName):
+        assert class_name(component, config[component], PATH) in CLASSES[component]
+        assert checked_config(component, config[component], PATH)
+
+
+def test_configs_saved_by_today_s_libraries_are_let_through_without_the_settings_of_other_families() -> None:
+    unet = checked_config("unet", RESAVED_UNET, PATH)
+    assert unet["only_cross_attention"] == [False, False, False, True]
+    assert not {"time_cond_proj_dim", "addition_embed_type_num_heads", "_name_or_path"} & set(unet)
+    scheduler = checked_config("scheduler", RESAVED_SCHEDULER, PATH)
+    assert len(scheduler["trained_betas"]) == 1000 and "flow_shift" not in scheduler
+    text = {"return_dict": True, "pruned_heads": {}, "tie_word_embeddings": True, "is_decoder": False, "hidden_size": 8}
+    assert checked_config("text_encoder", text, PATH) == {"hidden_size": 8}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_of_the_table_is_a_class_of_that_name(name: str) -> None:
+    assert class_name("scheduler", {"_class_name": name}, PATH) == name
+
+
+@pytest.mark.parametrize(
+    ("component", "table"),
+    [
+        ("unet", {"_class_name": "UNet3DConditionModel"}),
+        ("unet", {"_class_name": "FluxTransformer2DModel"}),
+        ("unet", {"_class_name": "AutoencoderKL"}),
+        ("unet", {"_class_name": "os.system"}),
+        ("unet", {"_class_name": "unet2dconditionmodel"}),
+        ("unet", {"_class_name": "UNet2DConditionModel\n"}),
+        ("unet", {"_class_name": "\x1b[31m" + "x" * 10_000}),
+        ("vae", {"_class_name": "VQModel"}),
+        ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}),
+        ("scheduler", {"_class_name": "scheduling_ddim"}),
+        ("text_encoder", {"architectures": ["T5EncoderModel"]}),
+        ("text_encoder", {"architectures": ["CLIPTextModelWithProjection"]}),
+        ("text_encoder", {"architectures": "T5EncoderModel"}),
+        ("text_encoder", {"architectures": ["CLIPTextModel"], "_class_name": "Evil"}),
+        ("tokenizer", {"tokenizer_class": "T5Tokenizer"}),
+        ("tokenizer", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ],
+)
+def test_a_class_that_is_not_in_the_table_is_refused(
+    refused: Refused, component: ComponentName, table: dict[str, Any]
+) -> None:
+    with refused(1, "config.json", "asks for the class", "refused", f"a {component} may be"):
+        class_name(component, table, PATH)
+
+
+@pytest.mark.parametrize("name", [None, "", 0, False, 1, 1.5, [], {}, ["UNet2DConditionModel"], {"a": {}}], ids=repr)
+def test_a_class_that_is_no_word_is_refused(refused: Refused, name: object) -> None:
+    with refused(1, "config.json", "refused"):
+        class_name("unet", {"_class_name": name}, PATH)
+
+
+@pytest.mark.parametrize(
+    "architectures", [7, True, {"0": "CLIPTextModel"}, {"a": 1}, [[]], [{}], [None], [["CLIPTextModel"]], [1]], ids=repr
+)
+def test_architectures_of_a_wrong_type_are_refused(refused: Refused, architectures: object) -> None:
+    with refused(1, "config.json", "names no class", "refused"):
+        class_name("text_encoder", {"architectures": architectures}, PATH)
+
+
+def test_a_unet_that_names_no_class_is_refused(refused: Refused) -> None:
+    with refused(1, "config.json", "names no class", "UNet2DConditionModel"):
+        class_name("unet", {"architectures": ["UNet2DConditionModel"]}, PATH)
+
+
+@pytest.mark.parametrize("table", [{}, {"architectures": None}, {"architectures": []}])
+def test_a_text_encoder_or_tokenizer_that_names_no_class_is_clip_s(table: dict[str, Any]) -> None:
+    assert class_name("text_encoder", table, PATH) == "CLIPTextModel"
+    assert class_name("tokenizer", table, PATH) == "CLIPTokenizer"
+    assert class_name("tokenizer", {"tokenizer_class": None}, PATH) == "CLIPTokenizer"
+
+
+@pytest.mark.parametrize("component", get_args(ComponentName))
+@pytest.mark.parametrize(
+    "key",
+    [
+        "auto_map",
+        "custom_pipeline",
+        "trust_remote_code",
+        "_attn_implementation",
+        "quantization_config",
+        "__class__",
+        "self",
+        "",
+        "Sample_Size",
+        "sample_size ",
+        "\u202eezis_elpmas",
+        "x" * 5000,
+    ],
+)
+def test_an_unknown_setting_is_refused_whatever_its_value(refused: Refused, component: ComponentName, key: str) -> None:
+    for value in (None, False, "evil.py--Evil", {"AutoModel": "evil.Evil"}):
+        with refused(1, "config.json", "unknown setting"):
+            checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+
+
+@pytest.mark.parametrize(
+    ("component", "key", "value"),
+    [
+        ("unet", "addition_embed_type", "text_time"),
+        ("unet", "addition_time_embed_dim", 256),
+        ("unet", "projection_class_embeddings_input_dim", 2816),
+        ("unet", "encoder_hid_dim", 4096),
+        ("unet", "encoder_hid_dim_type", "text_proj"),
+        ("unet", "time_cond_proj_dim", 256),
+        ("unet", "time_cond_proj_dim", 64),
+        ("unet", "class_embed_type", "timestep"),
+        ("unet", "num_class_embeds", 1000),
+        ("unet", "num_class_embeds", 1),
+        ("unet", "class_embeddings_concat", True),
+        ("unet", "mid_block_only_cross_attention", True),
+        ("unet", "addition_embed_type_num_heads", 32),
+        ("unet", "encoder_hid_dim", [1]),
+        ("unet", "encoder_hid_dim", {"a": 1}),
+        ("unet", "encoder_hid_dim", math.nan),
+        ("vae", "shift_factor", 0.0609),
+        ("vae", "latents_mean", [0.1, 0.2, 0.3, 0.4]),
+        ("text_encoder", "is_decoder", True),
+        ("text_encoder", "add_cross_attention", True),
+        ("text_encoder", "torchscript", True),
+        ("text_encoder", "pruned_heads", {"0": [1]}),
+        ("text_encoder", "output_hidden_states", True),
+        ("scheduler", "use_flow_sigmas", True),
+        ("scheduler", "use_dynamic_shifting", True),
+        ("scheduler", "flow_shift", 3.0),
+    ],
+)
+def test_a_setting_of_another_family_is_refused_by_name_when_it_is_set(
+    refused: Refused, component: ComponentName, key: str, value: object
+) -> None:
+    with refused(1, "config.json", f"'{key}'", "another family"):
+        checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+
+
+@pytest.mark.parametrize(
+    ("component", "key", "value"),
+    [
+        ("unet", "act_fn", {"a": 1}),
+        ("unet", "act_fn", "x" * 65),
+        ("unet", "down_block_types", [[["DownBlock2D"]]]),
+        ("unet", "down_block_types", ["DownBlock2D"] * 33),
+        ("unet", "down_block_types", [{"a": 1}]),
+        ("unet", "norm_eps", math.nan),
+        ("unet", "norm_eps", math.inf),
+        ("unet", "in_channels", 10**12),
+        ("unet", "in_channels", -(10**12)),
+        ("unet", "layers_per_block", 65),
+        ("unet", "layers_per_block", [2, 2, 2, 10**5]),
+        ("unet", "transformer_layers_per_block", [[1, 10**5]]),
+        ("unet", "sample_size", "64"),
+        ("unet", "sample_size", "x"),
+        ("unet", "sample_size", 0),
+        ("unet", "sample_size", -64),
+        ("unet", "sample_size", 64.5),
+        ("unet", "sample_size", True),
+        ("unet", "sample_size", []),
+        ("unet", "sample_size", [64, "64"]),
+        ("unet", "sample_size", [64, None]),
+        ("unet", "block_out_channels", 320),
+        ("unet", "block_out_channels", "320"),
+        ("unet", "block_out_channels", None),
+        ("unet", "block_out_channels", []),
+        ("unet", "block_out_channels", [320, [640]]),
+        ("vae", "scaling_factor", "0.18215"),
+        ("vae", "scaling_factor", None),
+        ("vae", "scaling_factor", 0),
+        ("vae", "scaling_factor", True),
+        ("vae", "scaling_factor", -1),
+        ("text_encoder", "num_hidden_layers", 10**6),
+        ("text_encoder", "max_position_embeddings", 2),
+        ("text_encoder", "max_position_embeddings", None),
+        ("text_encoder", "max_position_embeddings", "77"),
+        ("text_encoder", "max_position_embeddings", 10**9),
+        ("scheduler", "num_train_timesteps", 10**9),
+        ("scheduler", "trained_betas", [0.1] * 1001),
+        ("scheduler", "trained_betas", [[[0.1]]]),
+        ("scheduler", "beta_start", -math.inf),
+    ],
+)
+def test_a_value_that_no_model_has_is_refused(
+    refused: Refused, component: ComponentName, key: str, value: object
+) -> None:
+    with refused(1, "config.json", f"'{key}'", "refused"):
+        checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"{'a': 1}",
+        b"<html>404</html>",
+        b"\x80\x04}\x94.",
+        b'{"a": "\xff"}',
+        "{}".encode("utf-16"),
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path, refused: Refused, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with refused(1, "config.json", "not valid JSON"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "1", '"text"', '[{"_class_name": "AutoencoderKL"}]'])
+def test_a_config_that_is_no_table_is_refused(tmp_path: Path, refused: Refused, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content, "utf-8")
+    with refused(1, "config.json", "not a table"):
+        read_json(path)
+
+
+def test_nesting_just_short_of_what_json_refuses_is_refused_too(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "config.json"
+    for depth in range(900, sys.getrecursionlimit() + 20, 2):
+        path.write_text('{"architectures":' + "[" * depth + "]" * depth + "}", "utf-8")
+        with refused(1, "config.json"):
+            table = read_json(path)
+            class_name("text_encoder", table, path)
+        with refused(1, "config.json"):
+            checked_config("unet", {"encoder_hid_dim": read_json(path)["architectures"]}, path)
+
+
+def test_a_huge_config_is_refused_without_being_read(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(2**33)
+    tracemalloc.start()
+    try:
+        with refused(1, "config.json", "too large"):
+            read_json(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(b"{}".ljust(CONFIG_LIMIT_BYTES))
+    assert read_json(path) == {}
+    path.write_bytes(b"{}".ljust(CONFIG_LIMIT_BYTES + 1))
+    with refused(1, "config.json", "too large"):
+        read_json(path)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_not_a_readable_file_is_refused_without_waiting(
+    open_folder: Path, refused: Refused, unprivileged: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with refused(1, "absent.json", "No such file"):
+        read_json(open_folder / "absent.json")
+    (open_folder / "folder.json").mkdir()
+    with refused(1, "folder.json", "not a regular file"):
+        read_json(open_folder / "folder.json")
+    (open_folder / "loop.json").symlink_to("loop.json")
+    with refused(1, "loop.json", "symbolic links"):
+        read_json(open_folder / "loop.json")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(open_folder / "pipe.json")
+        (open_folder / "zero.json").symlink_to("/dev/zero")
+        for name in ("pipe.json", "zero.json"):
+            with refused(1, name, "not a regular file"):
+                read_json(open_folder / name)
+    path = open_folder / "secret.json"
+    path.write_text("{}", "utf-8")
+    path.chmod(0)
+    with unprivileged(), refused(1, "secret.json", "Permission denied"):
+        read_json(path)
+
+
+def test_this_room_imports_no_library_of_the_trade() -> None:
+    script = """
+import importlib, pkgutil, sys
+import sdcli.errors, sdcli.models, sdcli.settings, sdcli.units
+names = [module.name for module in pkgutil.iter_modules(sdcli.models.__path__)]
+for name in names:
+    importlib.import_module(f"sdcli.models.{name}")
+print(len(names), sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[1:])))
+"""
+    heavy = ["torch", "numpy", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "PIL"]
+    heavy += ["huggingface_hub", "importlib_metadata"]
+    done = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    count, loaded = done.stdout.strip().split(" ", 1)
+    assert int(count) >= 5 and loaded == "[]"
+
+
+def test_opening_a_hostile_config_imports_nothing(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')", "utf-8")
+    before = set(sys.modules)
+    for table in (
+        {"_class_name": "evil.Evil"},
+        {"_class_name": ["evil", "Evil"]},
+        {"_class_name": "UNet2DConditionModel", "auto_map": {"AutoModel": "evil.Evil"}},
+    ):
+        with refused(1, "config.json", "refused"):
+            class_name("unet", table, tmp_path / "config.json")
+            checked_config("unet", table, tmp_path / "config.json")
+    assert set(sys.modules) == before

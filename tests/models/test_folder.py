@@ -1,0 +1,334 @@
+"""Folders in diffusers layout: whole ones are described, others are refused with all that is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from sdcli.models.folder import Component, open_model
+
+Refused = Callable[..., AbstractContextManager[None]]
+WriteWeights = Callable[[Path, Mapping[str, tuple[str, list[int]]]], Path]
+EditConfig = Callable[..., None]
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+TEXT_ENCODER = "text_encoder/model.safetensors"
+
+
+def test_a_whole_model_is_described_by_its_parts(model_folder: Path) -> None:
+    model = open_model("my model", model_folder, "abc")
+    assert (model.ref, model.folder, model.sha256) == ("my model", model_folder.resolve(), "abc")
+    parts = (model.text_encoder, model.unet, model.vae, model.scheduler, model.tokenizer)
+    assert [part.class_name for part in parts] == [
+        "CLIPTextModel",
+        "UNet2DConditionModel",
+        "AutoencoderKL",
+        "DDIMScheduler",
+        "CLIPTokenizer",
+    ]
+    assert model.unet.config == {"sample_size": 8, "block_out_channels": [4, 8], "cross_attention_dim": 8}
+    path, stored, info = model.unet.weights()["conv_in.weight"]
+    assert path.samefile(model_folder / UNET)
+    assert (stored, info.dtype, info.shape) == ("conv_in.weight", "F16", (4, 4, 3, 3))
+    assert [file.path.name for file in model.vae.files] == ["diffusion_pytorch_model.safetensors"]
+
+
+def test_a_part_without_weights_says_so(model_folder: Path, refused: Refused) -> None:
+    with refused(1, "the scheduler has no weights"):
+        open_model("m", model_folder).scheduler.weights()
+    assert Component("scheduler", "DDIMScheduler", {}, model_folder).tensors is None
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path, refused: Refused) -> None:
+    with refused(
+        1,
+        "'typo'",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        UNET,
+        "vae/config.json",
+        VAE,
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json and merges.txt",
+    ):
+        open_model("typo", tmp_path)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae", "scheduler", "tokenizer"])
+def test_a_missing_part_is_named_and_no_other(model_folder: Path, refused: Refused, part: str) -> None:
+    shutil.rmtree(model_folder / part)
+    with refused(1, f"lacks {part}/", "complete the folder"):
+        open_model("m", model_folder)
+    (model_folder / part).write_text("a file in place of a folder", "utf-8")
+    with refused(1, f"lacks {part}/"):
+        open_model("m", model_folder)
+
+
+def test_weights_that_are_a_pickle_are_mentioned_and_not_opened(model_folder: Path, refused: Refused) -> None:
+    (model_folder / UNET).rename(model_folder / "unet" / "diffusion_pytorch_model.bin")
+    with refused(1, f"lacks {UNET}", "diffusion_pytorch_model.bin is a pickle"):
+        open_model("m", model_folder)
+
+
+def test_a_pickle_beside_whole_weights_does_not_matter(model_folder: Path) -> None:
+    (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04}\x94.")
+    (model_folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"junk")
+    assert open_model("m", model_folder).unet.weights()
+
+
+def test_a_pickle_under_the_name_of_weights_is_refused(model_folder: Path, refused: Refused) -> None:
+    (model_folder / VAE).write_bytes(b"\x80\x04}\x94." + bytes(100))
+    with refused(1, "diffusion_pytorch_model.safetensors", "pickle"):
+        open_model("m", model_folder)
+
+
+def test_the_fp16_variant_is_preferred(model_folder: Path, write_weights: WriteWeights) -> None:
+    write_weights(model_folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", {"half": ("F16", [1])})
+    assert set(open_model("m", model_folder).unet.weights()) == {"half"}
+    (model_folder / UNET).unlink()
+    assert set(open_model("m", model_folder).unet.weights()) == {"half"}
+
+
+def test_sharded_weights_are_joined_and_each_tensor_knows_its_file(
+    model_folder: Path, write_weights: WriteWeights
+) -> None:
+    (model_folder / UNET).unlink()
+    for index in (1, 2, 3):
+        name = f"diffusion_pytorch_model-{index:05}-of-00003.safetensors"
+        write_weights(model_folder / "unet" / name, {f"t{index}": ("F16", [index])})
+    unet = open_model("m", model_folder).unet
+    assert {name: path.name for name, (path, _, _) in unet.weights().items()} == {
+        f"t{index}": f"diffusion_pytorch_model-{index:05}-of-00003.safetensors" for index in (1, 2, 3)
+    }
+    assert len(unet.files) == 3
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_a_missing_shard_is_named(model_folder: Path, write_weights: WriteWeights, refused: Refused, lost: int) -> None:
+    (model_folder / UNET).unlink()
+    for index in {1, 2, 3} - {lost}:
+        name = f"diffusion_pytorch_model-{index:05}-of-00003.safetensors"
+        write_weights(model_folder / "unet" / name, {f"t{index}": ("F16", [index])})
+    with refused(1, f"lacks unet/diffusion_pytorch_model-{lost:05}-of-00003.safetensors:"):
+        open_model("m", model_folder)
+
+
+def test_the_same_tensor_in_two_shards_or_under_two_names_is_refused(
+    model_folder: Path, write_weights: WriteWeights, refused: Refused
+) -> None:
+    write_weights(model_folder / TEXT_ENCODER, {"a.weight": ("F16", [1]), "text_model.a.weight": ("F16", [1])})
+    with refused(1, "model.safetensors", "'text_model.a.weight'", "twice"):
+        open_model("m", model_folder)
+    write_weights(model_folder / TEXT_ENCODER, {"a.weight": ("F16", [1])})
+    (model_folder / UNET).unlink()
+    for index in (1, 2):
+        name = f"diffusion_pytorch_model-{index:05}-of-00002.safetensors"
+        write_weights(model_folder / "unet" / name, {"same": ("F16", [1])})
+    with refused(1, "00002-of-00002.safetensors", "'same'", "twice"):
+        open_model("m", model_folder)
+
+
+def test_old_names_of_the_text_encoder_are_mapped_and_position_ids_dropped(
+    model_folder: Path, write_weights: WriteWeights
+) -> None:
+    stored = {
+        "text_model.embeddings.position_ids": ("I64", [1, 77]),
+        "text_model.embeddings.token_embedding.weight": ("F16", [520, 8]),
+        "text_model.encoder.layers.0.self_attn.q_proj.weight": ("F16", [8, 8]),
+        "text_model.final_layer_norm.bias": ("F16", [8]),
+    }
+    write_weights(model_folder / TEXT_ENCODER, stored)
+    weights = open_model("m", model_folder).text_encoder.weights()
+    assert {today: name for today, (_, name, _) in weights.items()} == {
+        name.removeprefix("text_model."): name for name in stored if "position_ids" not in name
+    }
+
+
+def test_old_names_of_the_autoencoder_s_attention_are_mapped(model_folder: Path, write_weights: WriteWeights) -> None:
+    home = "decoder.mid_block.attentions.0"
+    write_weights(
+        model_folder / VAE,
+        {
+            f"{home}.query.weight": ("F16", [8, 8]),
+            f"{home}.key.weight": ("F16", [8, 8]),
+            f"{home}.value.bias": ("F16", [8]),
+            f"{home}.proj_attn.weight": ("F16", [8, 8]),
+            f"{home}.group_norm.weight": ("F16", [8]),
+            "decoder.mid_block.resnets.0.conv1.weight": ("F16", [8, 8, 3, 3]),
+        },
+    )
+    weights = open_model("m", model_folder).vae.weights()
+    assert set(weights) == {
+        f"{home}.to_q.weight",
+        f"{home}.to_k.weight",
+        f"{home}.to_v.bias",
+        f"{home}.to_out.0.weight",
+        f"{home}.group_norm.weight",
+        "decoder.mid_block.resnets.0.conv1.weight",
+    }
+    assert weights[f"{home}.to_out.0.weight"][1] == f"{home}.proj_attn.weight"
+
+
+@pytest.mark.parametrize("dtype", ["I64", "F8_E4M3", "F64", "U8"])
+def test_weights_of_another_type_are_refused_by_the_tensor_s_name(
+    model_folder: Path, write_weights: WriteWeights, refused: Refused, dtype: str
+) -> None:
+    write_weights(model_folder / UNET, {"conv_in.weight": ("F16", [4]), "mid.weight": (dtype, [4])})
+    with refused(1, "diffusion_pytorch_model.safetensors", f"'mid.weight' is {dtype}", "F16, BF16 or F32"):
+        open_model("m", model_folder)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_weights_of_the_three_types_are_taken(model_folder: Path, write_weights: WriteWeights, dtype: str) -> None:
+    write_weights(model_folder / UNET, {"conv_in.weight": (dtype, [4])})
+    assert open_model("m", model_folder).unet.weights()["conv_in.weight"][2].dtype == dtype
+
+
+def test_a_truncated_weight_file_is_refused_by_name(model_folder: Path, refused: Refused) -> None:
+    os.truncate(model_folder / VAE, (model_folder / VAE).stat().st_size - 1)
+    with refused(1, "diffusion_pytorch_model.safetensors", "truncated"):
+        open_model("m", model_folder)
+
+
+def test_the_family_is_told_from_the_unet(model_folder: Path, edit_config: EditConfig) -> None:
+    config = model_folder / "unet" / "config.json"
+    assert open_model("m", model_folder).family == "sd"
+    edit_config(config, block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768)
+    assert open_model("m", model_folder).family == "sd15"
+    for context in (1024, [768, 768], None, "768"):
+        edit_config(config, cross_attention_dim=context)
+        assert open_model("m", model_folder).family == "sd"
+    config.write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
+    assert open_model("m", model_folder).family == "sd"
+
+
+@pytest.mark.parametrize(("sample_size", "side"), [(64, 512), (96, 768), (None, 512), ([64, 64], 512), ([64, 96], 768)])
+def test_the_native_size_is_the_sample_size_in_pixels(
+    model_folder: Path, edit_config: EditConfig, sample_size: object, side: int
+) -> None:
+    edit_config(model_folder / "unet" / "config.json", sample_size=sample_size)
+    assert open_model("m", model_folder).native_size == side
+
+
+def test_the_native_size_of_a_model_that_does_not_say_is_that_of_stable_diffusion_1(model_folder: Path) -> None:
+    (model_folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
+    assert open_model("m", model_folder).native_size == 512
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae", "scheduler", "tokenizer"])
+def test_a_hostile_config_of_any_part_is_refused_by_its_file(
+    model_folder: Path, edit_config: EditConfig, refused: Refused, part: str
+) -> None:
+    [config] = (model_folder / part).glob("*config.json")
+    edit_config(config, auto_map={"AutoModel": "evil.Evil"})
+    with refused(1, f"{part}/{config.name}", "'auto_map'"):
+        open_model("m", model_folder)
+
+
+def test_the_index_of_the_pipeline_is_not_asked_for_anything(model_folder: Path) -> None:
+    index = {"_class_name": ["evil", "Evil"], "unet": ["os", "system"], "custom_pipeline": "evil/evil"}
+    (model_folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    assert open_model("m", model_folder).unet.class_name == "UNet2DConditionModel"
+
+
+def test_a_tokenizer_may_be_one_file_and_have_no_config(model_folder: Path) -> None:
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (model_folder / "tokenizer" / name).unlink()
+    (model_folder / "tokenizer" / "tokenizer.json").write_text("{}", "utf-8")
+    tokenizer = open_model("m", model_folder).tokenizer
+    assert (tokenizer.class_name, tokenizer.config) == ("CLIPTokenizer", {})
+
+
+@pytest.mark.parametrize("lost", ["vocab.json", "merges.txt"])
+def test_half_a_tokenizer_is_missing(model_folder: Path, refused: Refused, lost: str) -> None:
+    (model_folder / "tokenizer" / lost).unlink()
+    with refused(1, "lacks tokenizer/vocab.json and merges.txt"):
+        open_model("m", model_folder)
+
+
+def test_a_tokenizer_config_that_is_there_and_unreadable_is_not_taken_for_absent(
+    model_folder: Path, refused: Refused
+) -> None:
+    path = model_folder / "tokenizer" / "tokenizer_config.json"
+    path.unlink()
+    path.symlink_to("../../blobs/lost")
+    with refused(1, "tokenizer_config.json", "No such file"):
+        open_model("m", model_folder)
+
+
+def test_a_file_given_as_the_model_is_refused(model_folder: Path, refused: Refused) -> None:
+    with refused(1, "is not a folder"):
+        open_model("m", model_folder / UNET)
+    with refused(1, "is not a folder"):
+        open_model("m", model_folder / "absent")
+
+
+def test_a_snapshot_of_links_into_another_folder_is_opened(model_folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots" / "main"
+    for index, path in enumerate(sorted(model_folder.rglob("*"))):
+        if path.is_file():
+            blob = tmp_path / "blobs" / f"{index:040x}"
+            blob.parent.mkdir(exist_ok=True)
+            link = snapshot / path.relative_to(model_folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(blob)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    model = open_model("m", snapshot)
+    assert model.unet.weights()["conv_in.weight"][0].name == "diffusion_pytorch_model.safetensors"
+
+
+def test_a_snapshot_whose_blob_is_gone_or_loops_lacks_the_file(model_folder: Path, refused: Refused) -> None:
+    for target in ("../../blobs/lost", "diffusion_pytorch_model.safetensors"):
+        (model_folder / UNET).unlink()
+        (model_folder / UNET).symlink_to(target)
+        with refused(1, f"lacks {UNET}"):
+            open_model("m", model_folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_in_a_model_are_never_read(model_folder: Path, refused: Refused) -> None:
+    (model_folder / UNET).unlink()
+    os.mkfifo(model_folder / UNET)
+    config = model_folder / "tokenizer" / "tokenizer_config.json"
+    config.unlink()
+    config.symlink_to("/dev/zero")
+    with refused(1, f"lacks {UNET}"):
+        open_model("m", model_folder)
+    (model_folder / UNET).rename(model_folder / "unet" / "diffusion_pytorch_model-00001-of-00001.safetensors")
+    with refused(1, "00001-of-00001.safetensors", "not a regular file"):
+        open_model("m", model_folder)
+    shutil.copy(model_folder / VAE, model_folder / UNET)
+    with refused(1, "tokenizer_config.json", "not a regular file"):
+        open_model("m", model_folder)
+
+
+def test_a_model_without_permission_is_refused(
+    open_folder: Path,
+    build_model: Callable[[Path], Path],
+    refused: Refused,
+    unprivileged: Callable[[], AbstractContextManager[None]],
+) -> None:
+    folder = build_model(open_folder / "model")
+    with unprivileged():
+        assert open_model("m", folder).unet.weights()
+    (folder / UNET).chmod(0)
+    with unprivileged(), refused(1, "diffusion_pytorch_model.safetensors", "Permission denied"):
+        open_model("m", folder)
+    (folder / UNET).chmod(0o644)
+    (folder / "unet").chmod(0)
+    with unprivileged(), refused(1, "'m'", "Permission denied"):
+        open_model("m", folder)
+    (folder / "unet").chmod(0o755)
+    folder.chmod(0)
+    with unprivileged(), refused(1, "'m'", "Permission denied"):
+        open_model("m", folder)
+    folder.chmod(0o755)
