@@ -110,7 +110,8 @@ def cpu_has_bf16() -> bool:
     if sys.platform == "darwin":
         return _sysctl("hw.optional.arm.FEAT_BF16") == "1"
     try:
-        flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
+        text = Path("/proc/cpuinfo").read_text()
+        flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[0].split())
     except (OSError, IndexError):
         return False
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
@@ -118,7 +119,9 @@ def cpu_has_bf16() -> bool:
 
 def _sysctl(name: str) -> str:
     try:
-        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+        return subprocess.run(
+            ["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -128,7 +131,7 @@ def cpu_name() -> str:
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
     try:
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
@@ -143,7 +146,7 @@ def torch_cuda_version() -> str | None:
         text = (Path(spec.submodule_search_locations[0]) / "version.py").read_text()
     except OSError:
         return None
-    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.M)
+    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.MULTILINE)
     return found[1] if found else None
 
 

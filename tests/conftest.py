@@ -111,8 +111,12 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = Path(kept) if kept else tmp_path_factory.mktemp("cache")
     before = os.environ.get("SDCLI_CACHE")
     os.environ["SDCLI_CACHE"] = str(cache)
+
+    def make(name: str, half: Path) -> None:
+        collections.deque(synthesize(name, half), maxlen=0)
+
     try:
-        folder, _ = find_synthetic("synthetic:sd15", lambda name, half: collections.deque(synthesize(name, half), 0) and None)
+        folder, _ = find_synthetic("synthetic:sd15", make)
     finally:
         os.environ.pop("SDCLI_CACHE") if before is None else os.environ.update(SDCLI_CACHE=before)
     return folder

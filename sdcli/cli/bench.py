@@ -26,7 +26,18 @@ DEFAULT_MODEL = "synthetic:sd15"
 DEFAULT_PROMPT = "a photograph of an astronaut riding a horse"
 DEFAULT_STEPS = 4
 
-HEADER = ("ceiling", "outcome", "predicted", "peak", "denoiser", "load s", "first step", "s/step (spread)", "decode s", "total s")
+HEADER = (
+    "ceiling",
+    "outcome",
+    "predicted",
+    "peak",
+    "denoiser",
+    "load s",
+    "first step",
+    "s/step (spread)",
+    "decode s",
+    "total s",
+)
 
 
 class Limits(types.Limit):
@@ -42,14 +53,29 @@ class Limits(types.Limit):
 
 @click.command(cls=Command)
 @click.option(
-    "--mem-limit", "limits", type=Limits(), multiple=True, envvar="SDCLI_MEM_LIMIT", help="Ceilings, repeated or with commas.  [default: auto]"
+    "--mem-limit",
+    "limits",
+    type=Limits(),
+    multiple=True,
+    envvar="SDCLI_MEM_LIMIT",
+    help="Ceilings, repeated or with commas.  [default: auto]",
 )
 @options(PROMPT, JOB, MACHINE)
 @click.option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of a table.")
-@click.option("--warmup/--no-warmup", default=True, show_default=True, help="Run one step first, unmeasured: it fills the page cache.")
+@click.option(
+    "--warmup/--no-warmup",
+    default=True,
+    show_default=True,
+    help="Run one step first, unmeasured: it fills the page cache.",
+)
 @options(TALK)
 def command(
-    limits: tuple[tuple[str, ...], ...], prompt: str | None, prompt_file: str | None, as_json: bool, warmup: bool, **chosen: Any
+    limits: tuple[tuple[str, ...], ...],
+    prompt: str | None,
+    prompt_file: str | None,
+    as_json: bool,
+    warmup: bool,
+    **chosen: Any,
 ) -> None:
     """Run one job under several memory ceilings and compare.
 
@@ -68,7 +94,11 @@ def command(
         _warm_up(tasks[0], chosen)
     runs = [_measure(task, chosen) for task in tasks]
     if as_json:
-        about = {"schema": "sdcli.bench/1", "machine": _machine(), "runs": [{**report(r), "outcome": o} for r, o in runs]}
+        about = {
+            "schema": "sdcli.bench/1",
+            "machine": _machine(),
+            "runs": [{**report(r), "outcome": o} for r, o in runs],
+        }
         hand_out(json.dumps(about))
     else:
         for line in _table(runs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from sdcli.domain import DeviceName, Request
 from sdcli.errors import BadRequest, SdcliError
 from sdcli.host.report import report
 from sdcli.host.run import RunRecord, Task, make_synthetic, run_task
+from sdcli.images.encode import encode_picture
+from sdcli.images.metadata import Provenance
+from sdcli.images.write import Destination
 from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
@@ -69,19 +71,15 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
     return Task(model, request, name, dtype, ceiling, pixels, options["debug"])
 
 
-def draw(task: Task, options: dict[str, Any], plan_output: Callable[..., Any], init_sha256: str | None = None) -> None:
+def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha256: str | None = None) -> None:
     """Run the task; every picture is on disk, and its path handed out, before the next one is decoded."""
-    from sdcli.images.metadata import Provenance
-    from sdcli.images.write import encode_picture
-
     request, as_json = task.request, options["as_json"]
-    destination = plan_output(
-        options["output"], request.count, request.width, request.height, force=options["force"]
-    )
+    destination.require_room(request.count, request.width, request.height)
     record = RunRecord(task)
     if not options["quiet"]:
         last = f" to {request.seeds[-1]}" if request.count > 1 else ""
-        say(f"{task.model.ref} on {task.device} in {task.dtype}, {request.width}x{request.height}, seed {request.seed}{last}")
+        size = f"{request.width}x{request.height}"
+        say(f"{task.model.ref} on {task.device} in {task.dtype}, {size}, seed {request.seed}{last}")
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
         provenance = Provenance(
@@ -111,7 +109,7 @@ def draw(task: Task, options: dict[str, Any], plan_output: Callable[..., Any], i
             edited=request.strength is not None,
             keep_text=not options["no_metadata"],
         )
-        path: str | None = destination.save(data, picture.image, picture.seed, request.prompt)
+        path = destination.save(data, picture.image, picture.seed, request.prompt)
         if path is not None and not as_json:
             hand_out(path)
         return path

@@ -24,6 +24,8 @@ from sdcli.cli.options import (
     require_one_product,
     require_prompt,
 )
+from sdcli.images.read import read_init
+from sdcli.images.write import plan_output
 
 INIT = (
     click.option("-i", "--init", type=click.Path(), required=True, help="The picture to edit: PNG, JPEG or WEBP."),
@@ -46,13 +48,11 @@ def command(prompt: str | None, prompt_file: str | None, init: str, strength: fl
     Without -W and -H the result has the size of the init image, rounded to multiples of 8. With them, the
     image is scaled to cover that size and its centre is taken. The ceiling holds as for txt2img.
     """
-    from sdcli.images.read import read_init
-    from sdcli.images.write import plan_output
-
     chosen["prompt"] = require_prompt(prompt, prompt_file)
     require_one_product(chosen["output"], chosen["as_json"])
+    destination = plan_output(chosen["output"], chosen["count"], force=chosen["force"])
     image = read_init(Path(init), chosen["width"], chosen["height"])
     model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
     request = build_request(model, chosen, width=image.width, height=image.height, strength=strength)
     task = build_task(model, request, chosen, image.pixels)
-    draw(task, chosen, plan_output, hashlib.sha256(image.pixels).hexdigest())
+    draw(task, destination, chosen, hashlib.sha256(image.pixels).hexdigest())

@@ -36,17 +36,32 @@ PROMPT = (
 
 JOB = (
     _option("-m", "--model", help="A folder in diffusers layout, or synthetic:sd15."),
-    _option("-n", "--negative", type=types.Text(), default="", help="What the picture should not show.", show_default=False),
+    _option(
+        "-n", "--negative", type=types.Text(), default="", help="What the picture should not show.", show_default=False
+    ),
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-s", "--steps", type=types.WholeNumber(1, 1000), default=20, help="Denoising steps, 1 to 1000."),
-    _option("-g", "--guidance", type=types.FiniteNumber(0), default=7.5, help="How closely to follow the prompt; 1 or less: no guidance."),
+    _option(
+        "-g",
+        "--guidance",
+        type=types.FiniteNumber(0),
+        default=7.5,
+        help="How closely to follow the prompt; 1 or less: no guidance.",
+    ),
     _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random."),
 )
 
 OUTPUT = (
-    _option("-b", "--count", type=types.WholeNumber(1, COUNT_MOST), default=1, help="Pictures; picture i uses seed + i."),
-    _option("-o", "--output", help="A file (.png .jpg .webp), a folder, or - for stdout.  [default: outputs/]", envvar="SDCLI_OUTPUT"),
+    _option(
+        "-b", "--count", type=types.WholeNumber(1, COUNT_MOST), default=1, help="Pictures; picture i uses seed + i."
+    ),
+    _option(
+        "-o",
+        "--output",
+        help="A file (.png .jpg .webp), a folder, or - for stdout.  [default: outputs/]",
+        envvar="SDCLI_OUTPUT",
+    ),
     _option("--force", is_flag=True, help="Replace an existing file."),
 )
 
@@ -56,7 +71,12 @@ MACHINE = (
 )
 
 LIMIT = (
-    _option("--mem-limit", type=types.Limit(), default="auto", help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none."),
+    _option(
+        "--mem-limit",
+        type=types.Limit(),
+        default="auto",
+        help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none.",
+    ),
     _option("--profile", help="Pose as a device: its ceiling.  [iphone-6gb, iphone-4gb]"),
     _option("--on-limit", type=click.Choice(["kill"]), default="kill", help="What to do when the ceiling is crossed."),
 )
@@ -90,7 +110,9 @@ class Command(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        known = {p.opts[-1].removeprefix("--").replace("-", "_"): p.name for p in self.params if isinstance(p, click.Option)}
+        known = {
+            p.opts[-1].removeprefix("--").replace("-", "_"): p.name for p in self.params if isinstance(p, click.Option)
+        }
         every = {name: name for name in CONFIGURABLE} | known
         config = settings.read_user_config(every)
         extra["default_map"] = {known[key]: value for key, value in config.items() if key in known}
@@ -106,8 +128,8 @@ class Command(click.Command):
 
 
 CONFIGURABLE = frozenset(
-    "model negative width height steps guidance seed count output force device dtype mem_limit profile on_limit "
-    "json no_metadata strength".split()
+    {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
+    | {"device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
 )
 """Keys of the config file. A command takes those that it has options for."""
 

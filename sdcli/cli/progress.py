@@ -34,9 +34,14 @@ class ProgressLines:
             case StageBegan(name):
                 self._redraw(f"{name:<14} …")
             case StepDone(image, step, count, seconds):
-                picture = f"picture {image + 1} of {self._record.task.request.count}  " if self._record.task.request.count > 1 else ""
+                picture = (
+                    f"picture {image + 1} of {self._record.task.request.count}  "
+                    if self._record.task.request.count > 1
+                    else ""
+                )
                 bar = "#" * (BAR_WIDTH * step // count)
-                text = f"denoise        {picture}[{bar:-<{BAR_WIDTH}}] step {step}/{count}  {seconds:.2f} s/step  {self._memory(watchdog)}"
+                pace = f"step {step}/{count}  {seconds:.2f} s/step"
+                text = f"denoise        {picture}[{bar:-<{BAR_WIDTH}}] {pace}  {self._memory(watchdog)}"
                 self._redraw(text)
                 if self._verbose and not self._moving:
                     say(text)
@@ -60,7 +65,8 @@ class ProgressLines:
         if planned is None:
             return
         if self._verbose:
-            self._line(f"{self._record.device}, torch {self._record.torch_version}, baseline {format_size(self._record.baseline_bytes)}")
+            baseline = format_size(self._record.baseline_bytes)
+            self._line(f"{self._record.device}, torch {self._record.torch_version}, baseline {baseline}")
             for reason in planned.plan.reasons:
                 self._line(f"plan: {reason}")
         under = f" of {format_size(self._ceiling.limit_bytes)}" if self._ceiling.limit_bytes is not None else ""
@@ -111,5 +117,6 @@ class MakingLine:
             return
         self._said_at = time.monotonic()
         bar = "#" * (BAR_WIDTH * message.done // message.total)
-        text = f"making {self._name}, once  [{bar:-<{BAR_WIDTH}}] {format_size(message.done)} of {format_size(message.total)}"
+        amount = f"{format_size(message.done)} of {format_size(message.total)}"
+        text = f"making {self._name}, once  [{bar:-<{BAR_WIDTH}}] {amount}"
         say(("\r" if self._moving else "") + text, end="\n" if done or not self._moving else "")

@@ -9,7 +9,12 @@ import sys
 def say(text: str, end: str = "\n") -> None:
     """Print on stderr whatever its encoding; a stderr that is gone is no reason to fail."""
     try:
-        print(text.encode(sys.stderr.encoding or "ascii", "replace").decode(sys.stderr.encoding or "ascii"), file=sys.stderr, end=end, flush=True)
+        print(
+            text.encode(sys.stderr.encoding or "ascii", "replace").decode(sys.stderr.encoding or "ascii"),
+            file=sys.stderr,
+            end=end,
+            flush=True,
+        )
     except (OSError, ValueError, AttributeError):
         return
 

@@ -7,7 +7,20 @@ from typing import Any
 import click
 
 from sdcli.cli.draw import build_request, build_task, draw, find_model
-from sdcli.cli.options import JOB, LIMIT, MACHINE, OUTPUT, PROMPT, REPORT, TALK, Command, options, require_one_product, require_prompt
+from sdcli.cli.options import (
+    JOB,
+    LIMIT,
+    MACHINE,
+    OUTPUT,
+    PROMPT,
+    REPORT,
+    TALK,
+    Command,
+    options,
+    require_one_product,
+    require_prompt,
+)
+from sdcli.images.write import plan_output
 
 
 @click.command(cls=Command)
@@ -19,10 +32,9 @@ def command(prompt: str | None, prompt_file: str | None, **chosen: Any) -> None:
     with what would (exit code 4). While it runs, the footprint is kept under the ceiling or the run is
     killed with one line that says where (137). An empty PROMPT draws an unconditional picture.
     """
-    from sdcli.images.write import plan_output
-
     chosen["prompt"] = require_prompt(prompt, prompt_file)
     require_one_product(chosen["output"], chosen["as_json"])
+    destination = plan_output(chosen["output"], chosen["count"], force=chosen["force"])
     model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
     task = build_task(model, build_request(model, chosen), chosen)
-    draw(task, chosen, plan_output)
+    draw(task, destination, chosen)

@@ -94,4 +94,5 @@ class BoundedAttention:
 
 def _split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
     """(batch, tokens, channels) → (batch, heads, tokens, channels / heads)."""
-    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, tokens, channels = states.shape
+    return states.view(batch, tokens, heads, channels // heads).transpose(1, 2)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from sdcli.components.empty import without_memory
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from sdcli.components.attention import BoundedAttention
+from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
 from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
@@ -31,8 +31,10 @@ def borrow_decoder(
     with _half(component, DECODER_PARTS, plan, device, dtype) as vae:
 
         def decode(latents: torch.Tensor) -> torch.Tensor:
-            scaled = (latents / vae.config.scaling_factor).to(device.torch_device, dtype)
-            pixels: torch.Tensor = vae.decode(scaled.contiguous(memory_format=device.memory_format), return_dict=False)[0]
+            scaled = (latents / component.config.get("scaling_factor", 0.18215)).to(device.torch_device, dtype)
+            pixels: torch.Tensor = vae.decode(scaled.contiguous(memory_format=device.memory_format), return_dict=False)[
+                0
+            ]
             return pixels.to("cpu", torch.float32).contiguous()
 
         yield decode

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from sdcli.components.empty import without_memory
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from sdcli.components.attention import BoundedAttention
+from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
 from sdcli.components.weights import Lent, lend_weights
 from sdcli.devices.base import Device

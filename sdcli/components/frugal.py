@@ -23,9 +23,9 @@ def make_frugal(module: nn.Module) -> None:
     """Give every residual block, group norm and gated feed-forward inside `module` its frugal forward."""
     for layer in module.modules():
         if isinstance(layer, FeedForward) and isinstance(layer.net[0], GEGLU):
-            layer.forward = _feed_forward.__get__(layer)  # type: ignore[method-assign]
+            layer.forward = _feed_forward.__get__(layer)
         elif isinstance(layer, ResnetBlock2D) and _is_plain(layer):
-            layer.forward = _residual_block.__get__(layer)  # type: ignore[method-assign]
+            layer.forward = _residual_block.__get__(layer)
         elif isinstance(layer, nn.GroupNorm):
             layer.forward = _group_norm.__get__(layer)  # type: ignore[method-assign]
 

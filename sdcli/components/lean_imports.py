@@ -81,9 +81,6 @@ def import_models() -> None:
 
 
 def _import_all() -> None:
-    import transformers.models.clip.modeling_clip
-    import transformers.models.clip.tokenization_clip
-
     # diffusers imports every autoencoder and text model that transformers makes possible, unless told not to
     import diffusers.utils.import_utils as availability
 

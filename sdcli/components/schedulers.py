@@ -27,9 +27,11 @@ def build_scheduler(component: Component) -> Any:
     return kind(**{key: value for key, value in corrected.items() if key in known})
 
 
-def takes_generator(scheduler: Any) -> bool:
-    """Whether a step adds fresh noise from a generator."""
-    return "generator" in inspect.signature(scheduler.step).parameters
+def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """What a step takes besides the model's output: the generator of fresh noise, and an eta of 0, as in diffusers."""
+    offered: dict[str, Any] = {"generator": generator, "eta": 0.0}
+    known = inspect.signature(scheduler.step).parameters
+    return {key: value for key, value in offered.items() if key in known}
 
 
 def scheduler_state(scheduler: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -55,9 +57,8 @@ def scheduler_state(scheduler: Any) -> tuple[dict[str, torch.Tensor], dict[str, 
 def restore_scheduler(scheduler: Any, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
     """Undo `scheduler_state`, on a scheduler with the same config and number of steps."""
     for name, value in plain.items():
-        if isinstance(value, dict):
-            value = [tensors.get(f"{name}.{i}") for i in range(value["length"])]
-        setattr(scheduler, name, value)
+        is_list = isinstance(value, dict)
+        setattr(scheduler, name, [tensors.get(f"{name}.{i}") for i in range(value["length"])] if is_list else value)
     for name, tensor in tensors.items():
         if "." not in name:
             setattr(scheduler, name, tensor)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sdcli.components.empty import without_memory
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from sdcli.components.empty import without_memory
 from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
 from sdcli.errors import SdcliError, echo
@@ -60,7 +60,9 @@ def _open_tokenizer(component: Component) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(str(component.folder), local_files_only=True, **options)
     except Exception as error:  # the library raises bare exceptions of many kinds for a damaged file
-        raise SdcliError(f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again") from error
+        raise SdcliError(
+            f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again"
+        ) from error
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Lent:
     def pack(self, layer: nn.Conv2d, stored: torch.Tensor) -> None:
         """Keep the layer's weight in the kernels' own layout."""
         cast = self._buffer[: stored.numel()].view(stored.shape).copy_(stored)
-        layer.forward = pack(layer, cast)  # type: ignore[method-assign]
+        layer.forward = pack(layer, cast)  # type: ignore[method-assign, assignment]
         self._packed.append(layer)
 
     def keep(self, layers: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
@@ -225,5 +225,3 @@ def _require_match(component: Component, shapes: dict[str, torch.Size], parts: t
 def _same_shape(shape: Iterable[int], stored: Iterable[int]) -> bool:
     """Equal up to sides of length 1: old files keep the autoencoder's attention as 1x1 convolutions."""
     return [n for n in shape if n != 1] == [n for n in stored if n != 1]
-
-

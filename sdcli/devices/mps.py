@@ -67,7 +67,9 @@ class MpsDevice:
             return torch.bmm(scores, scores.transpose(1, 2)).cpu()
 
         if not torch.allclose(compute(self.torch_device), compute(torch.device("cpu")), atol=1e-3):
-            raise SdcliError("MPS computes a wrong result in this version of torch: install 2.14.1, or use --device cpu")
+            raise SdcliError(
+                "MPS computes a wrong result in this version of torch: install 2.14.1, or use --device cpu"
+            )
 
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
         """A buffer a tensor: Metal limits the size of one."""

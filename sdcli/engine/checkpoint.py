@@ -27,7 +27,9 @@ class Checkpoint:
     scheduler_plain: dict[str, Any]
 
     @classmethod
-    def take(cls, image: int, step: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any) -> Checkpoint:
+    def take(
+        cls, image: int, step: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any
+    ) -> Checkpoint:
         """Look at a run between two steps."""
         return cls(image, step, latents, generator.get_state(), *scheduler_state(scheduler))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
 
 from sdcli.components.denoiser import Denoiser, borrow_denoiser
-from sdcli.components.schedulers import build_scheduler, takes_generator
+from sdcli.components.schedulers import build_scheduler, step_options
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
@@ -30,11 +30,11 @@ def denoise(
     device: Device,
     dtype: torch.dtype,
     resume: dict[int, Checkpoint],
-) -> Iterator[Message]:
+) -> Generator[Message, None, list[torch.Tensor]]:
     """Yields events, a checkpoint a step; returns one (1, 4, h, w) tensor of latents for each seed."""
     stage = Stage("denoise", device)
     yield stage.began()
-    finished = []
+    finished: list[torch.Tensor] = []
     with borrow_denoiser(model.unet, plan, device, dtype) as denoiser:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
@@ -55,7 +55,7 @@ def _draw(
     init: InitLatents | None,
     denoiser: Denoiser,
     resume: Checkpoint | None,
-) -> Iterator[Message]:
+) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(model.scheduler)
@@ -65,7 +65,7 @@ def _draw(
         latents = _noise(request, generator) * scheduler.init_noise_sigma
     else:
         latents, timesteps = _start_from(init, request, model, scheduler, generator)
-    options = {"generator": generator} if takes_generator(scheduler) else {}
+    options = step_options(scheduler, generator)
     begin = 0
     if resume is not None:
         latents, begin = resume.restore(generator, scheduler), resume.step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -17,7 +17,7 @@ from sdcli.models.folder import Model
 
 def encode_prompt(
     request: Request, model: Model, device: Device, dtype: torch.dtype
-) -> Iterator[Message]:
+) -> Generator[Message, None, torch.Tensor]:
     """Yields events; returns the context: (2, tokens, channels), negative prompt first, or (1, …) without guidance."""
     stage = Stage("encode_prompt", device)
     yield stage.began()
@@ -36,7 +36,7 @@ def encode_prompt(
 
 def encode_image(
     pixels: torch.Tensor, model: Model, plan: Plan, device: Device, dtype: torch.dtype
-) -> Iterator[Message]:
+) -> Generator[Message, None, tuple[torch.Tensor, torch.Tensor]]:
     """Yields events; returns mean and deviation of the latents of (1, 3, H, W) pixels in -1…1, unscaled, FP32."""
     stage = Stage("encode_image", device)
     yield stage.began()

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from sdcli.components.empty import without_memory
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
+from sdcli.components.empty import without_memory
 from sdcli.errors import SdcliError, echo
 from sdcli.messages import Finished, Message, Progress
 from sdcli.models.configs import ComponentName, checked_config

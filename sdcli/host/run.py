@@ -192,7 +192,9 @@ def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
     if not on_cuda:
         for stage in record.stages:
             stage.peak_bytes = peaks.by_stage.get(stage.name, 0)
-    record.peak_bytes = max((stage.peak_bytes for stage in record.stages), default=0) if on_cuda else peaks.overall_bytes
+    record.peak_bytes = (
+        max((stage.peak_bytes for stage in record.stages), default=0) if on_cuda else peaks.overall_bytes
+    )
 
 
 def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
@@ -200,7 +202,9 @@ def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
     if watchdog.crossing is not None and limit_bytes is not None:
         raise CeilingCrossed(crossing_text(watchdog.crossing, limit_bytes))
     if watchdog.failure is not None:
-        raise SdcliError(f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped")
+        raise SdcliError(
+            f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped"
+        )
 
 
 def crossing_text(crossing: Crossing, limit_bytes: int) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import BinaryIO, cast
 
 from sdcli.errors import BY_NAME, SdcliError, echo
 from sdcli.messages import Failed, Message, read_message, write_message
@@ -30,6 +31,8 @@ class Worker:
             start_new_session=True,
             env={**os.environ, "PYTHONUTF8": "1"},
         )
+        self._stdin = cast("BinaryIO", self._process.stdin)
+        self._stdout = cast("BinaryIO", self._process.stdout)
         self.traceback = ""
 
     def __enter__(self) -> Worker:
@@ -38,9 +41,9 @@ class Worker:
     def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+        for pipe in (self._stdin, self._stdout, self._stderr):
             try:
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
             except BrokenPipeError:
                 continue
 
@@ -51,16 +54,14 @@ class Worker:
 
     def send(self, message: Message) -> None:
         """Say something; a worker that is gone hears nothing, and `messages` will tell how it ended."""
-        assert self._process.stdin is not None
         try:
-            write_message(self._process.stdin, message)
+            write_message(self._stdin, message)
         except (BrokenPipeError, ValueError):
             return
 
     def messages(self) -> Iterator[Message]:
         """What the worker says, until it ends. Raises the SdcliError that it reports."""
-        assert self._process.stdout is not None
-        while (message := read_message(self._process.stdout)) is not None:
+        while (message := read_message(self._stdout)) is not None:
             if isinstance(message, Failed):
                 self.traceback = message.traceback
                 kind = BY_NAME.get(message.kind)

@@ -63,29 +63,46 @@ class Destination:
             outcome = f"the picture was kept as {echo(kept, limit=4096)}" if kept else "the picture is lost"
             raise SdcliError(f"cannot write {what}: {_reason(error)}; {outcome}") from error
 
+    def require_room(self, count: int, width: int, height: int) -> None:
+        """Check that `count` pictures of this size can be held by the format and by the disk.
+
+        Raises BadRequest for a side too long for the format, SdcliError for too little room.
+        """
+        if max(width, height) > LONGEST_SIDE[self.suffix]:
+            raise BadRequest(f"{self.suffix} holds {LONGEST_SIDE[self.suffix]} pixels a side at most: name a .png")
+        if self.folder is None:
+            return
+        needed_bytes = count * width * height * 3 + SPARE_BYTES
+        free_bytes = shutil.disk_usage(self.folder or os.curdir).free
+        if free_bytes < needed_bytes:
+            raise SdcliError(
+                f"too little room in {echo(self.folder or os.curdir)}: {format_size(needed_bytes)} needed, "
+                f"{format_size(free_bytes)} free; make room, or give --output another"
+            )
+
     def _shown(self, image: int) -> str:
         return os.path.join(self.folder or "", self.names[image]) if self.names else self.folder or ""
 
 
-def plan_output(output: str | None, count: int, width: int, height: int, *, force: bool) -> Destination:
-    """Where `count` pictures of `width` x `height` pixels go, and that they can go there.
+def plan_output(output: str | None, count: int, *, force: bool) -> Destination:
+    """Where `count` pictures go, and that they can go there; whether they have room, `require_room` tells.
 
     None is the folder `outputs`, created if missing; `-` is stdout; an existing folder, or a text that ends
     in a slash, is a folder; all else is a file, numbered from `-1` if there are several pictures.
     Leftovers of killed runs in the folder are deleted.
 
     Raises BadRequest for a place that cannot be meant, SdcliError for one that is missing, cannot be
-    written to, is taken (unless `force` is given and a file is named) or has too little room.
+    written to or is taken (unless `force` is given and a file is named).
     """
-    destination = _destination(output, count, max(width, height), force)
+    destination = _destination(output, count, force)
     if destination.folder is not None:
-        _require_usable(destination.folder or os.curdir, count * width * height * 3 + SPARE_BYTES)
+        _require_usable(destination.folder or os.curdir)
         for name in destination.names:
             _require_free(os.path.join(destination.folder, name), force)
     return destination
 
 
-def _destination(output: str | None, count: int, side: int, force: bool) -> Destination:
+def _destination(output: str | None, count: int, force: bool) -> Destination:
     if output is None:
         _make_default_folder()
         return Destination(DEFAULT_FOLDER, (), ".png", force)
@@ -102,8 +119,6 @@ def _destination(output: str | None, count: int, side: int, force: bool) -> Dest
     kind = suffix.lower()
     if kind not in SUFFIXES:
         raise BadRequest(f"{echo(output)} must end in .png, .jpg or .webp, or in / for a folder that exists")
-    if side > LONGEST_SIDE[kind]:
-        raise BadRequest(f"{kind} holds {LONGEST_SIDE[kind]} pixels a side at most: name a .png")
     numbered = tuple(f"{stem}-{number}{suffix}" for number in range(1, count + 1))
     return Destination(folder, (name,) if count == 1 else numbered, kind, force)
 
@@ -117,17 +132,11 @@ def _make_default_folder() -> None:
         ) from error
 
 
-def _require_usable(folder: str, needed_bytes: int) -> None:
+def _require_usable(folder: str) -> None:
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
             raise NotADirectoryError
         sweep(folder)
-        free_bytes = shutil.disk_usage(folder).free
-        if free_bytes < needed_bytes:
-            raise SdcliError(
-                f"too little room in {echo(folder)}: {format_size(needed_bytes)} needed, "
-                f"{format_size(free_bytes)} free; make room, or give --output another"
-            )
         probe(folder)
     except FileNotFoundError as error:
         raise SdcliError(f"the folder {echo(folder)} is missing: create it, or give --output another") from error

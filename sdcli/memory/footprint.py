@@ -59,7 +59,7 @@ def weights_of(component: Component, dtype: DtypeName, parts: tuple[str, ...] = 
     item = DTYPE_BYTES[dtype]
     matrices, vectors = [], 0
     for name, (_, _, info) in component.weights().items():
-        if not name.startswith(parts) or "_embedding." in name and component.name == "text_encoder":
+        if not name.startswith(parts) or (component.name == "text_encoder" and "_embedding." in name):
             continue
         if len(info.shape) < 2:
             vectors += info.numel * item
@@ -84,7 +84,8 @@ def _encode_prompt(model: Model, request: Request, dtype: DtypeName) -> int:
     weights = weights_of(model.text_encoder, dtype)
     config = model.text_encoder.config
     tokens = 2 * config.get("max_position_embeddings", 77) * prompt_chunks(request)
-    activations = tokens * (config.get("intermediate_size", 3072) * 3 + config.get("hidden_size", 768) * 8) * DTYPE_BYTES[dtype]
+    channels = 3 * config.get("intermediate_size", 3072) + 8 * config.get("hidden_size", 768)
+    activations = tokens * channels * DTYPE_BYTES[dtype]
     return TOKENIZER_BYTES + weights.vectors_bytes + max(weights.matrices, default=0) + activations
 
 

@@ -88,9 +88,7 @@ def _smallest(request: Request) -> Plan:
     return Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, None, ())
 
 
-def _what_would_fit(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int
-) -> str:
+def _what_would_fit(model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int) -> str:
     """One line: which stage needs what, and the nearest ceiling and size that would do."""
     ceiling = format_size(limit_bytes)
     if limit_bytes <= baseline_bytes:

@@ -148,7 +148,8 @@ def test_prompt_negative_guidance_and_seed_all_have_a_say(tiny: Path) -> None:
 def test_strength_0_is_the_picture_through_the_autoencoder_alone(tiny: Path) -> None:
     init = gradient(64, 64)
     one, other = (
-        run_engine(tiny, replace(ASTRONAUT, strength=0.0, prompt=prompt), payload=init.tobytes()) for prompt in ("a", "b")
+        run_engine(tiny, replace(ASTRONAUT, strength=0.0, prompt=prompt), payload=init.tobytes())
+        for prompt in ("a", "b")
     )
     assert not any(isinstance(event, StepDone) for event in one)
     assert torch.equal(pictures(one)[0], pictures(other)[0])

@@ -51,7 +51,9 @@ def reopen(data: bytes) -> Image.Image:
 
 
 def plan(output: str | None, count: int = 1, *, force: bool = False) -> Destination:
-    return plan_output(output, count, WIDTH, HEIGHT, force=force)
+    destination = plan_output(output, count, force=force)
+    destination.require_room(count, WIDTH, HEIGHT)
+    return destination
 
 
 def comment_of(image: Image.Image) -> str:
@@ -255,7 +257,7 @@ def test_a_closed_pipe_is_left_to_the_caller(elsewhere: Path) -> None:
     code = (
         "import sys\n"
         "from sdcli.images.write import plan_output\n"
-        "try: plan_output('-', 1, 8, 8, force=False).save(bytes(2**20), 0, 1, '')\n"
+        "try: plan_output('-', 1, force=False).save(bytes(2**20), 0, 1, '')\n"
         "except BrokenPipeError: sys.stderr.write('pipe')\n"
         "import os; os._exit(0)\n"
     )
@@ -275,7 +277,7 @@ def test_a_full_stdout_is_rescued(elsewhere: Path) -> None:
         "import os, sys\n"
         "from sdcli.errors import SdcliError\n"
         "from sdcli.images.write import plan_output\n"
-        "try: plan_output('-', 1, 8, 8, force=False).save(b'data', 0, 1, 'cat')\n"
+        "try: plan_output('-', 1, force=False).save(b'data', 0, 1, 'cat')\n"
         "except SdcliError as error: sys.stderr.write(str(error))\n"
         "sys.stderr.flush(); os._exit(0)\n"
     )
@@ -305,8 +307,8 @@ def test_an_impossible_output(output: str) -> None:
 
 def test_a_side_that_the_format_cannot_hold() -> None:
     with pytest.raises(BadRequest, match=r"\.webp holds 16383"):
-        plan_output("cat.webp", 1, 16384, 8, force=False)
-    plan_output("cat.png", 1, 16384, 8, force=False)
+        plan_output("cat.webp", 1, force=False).require_room(1, 16384, 8)
+    plan_output("cat.png", 1, force=False).require_room(1, 16384, 8)
 
 
 # O1: folders that do not do
@@ -333,7 +335,7 @@ PLAN_AND_TELL = (
     "import sys\n"
     "from sdcli.errors import SdcliError\n"
     "from sdcli.images.write import plan_output\n"
-    "try: plan_output(sys.argv[1], 1, 8, 8, force=False)\n"
+    "try: plan_output(sys.argv[1], 1, force=False)\n"
     "except SdcliError as error: print(error.exit_code, error)\n"
 )
 
@@ -391,12 +393,12 @@ def test_a_read_only_mount(small_disk: Path) -> None:
 
 
 def test_a_disk_with_too_little_room(small_disk: Path) -> None:
-    plan_output(f"{small_disk}/", 1, 512, 512, force=False)
+    plan_output(f"{small_disk}/", 1, force=False).require_room(1, 512, 512)
     with pytest.raises(SdcliError, match=r"too little room in .*: 2 MiB needed, 2 MiB free") as caught:
-        plan_output(f"{small_disk}/", 2, 512, 512, force=False)
+        plan_output(f"{small_disk}/", 2, force=False).require_room(2, 512, 512)
     assert caught.value.exit_code == 1
     with pytest.raises(SdcliError, match=r"3\.93 GiB needed"):
-        plan_output(f"{small_disk}/cat.png", 1000, 512, 2744, force=False)
+        plan_output(f"{small_disk}/cat.png", 1000, force=False).require_room(1000, 512, 2744)
     assert os.listdir(small_disk) == []
 
 
@@ -584,7 +586,7 @@ def test_an_interruption_leaves_no_temporary(monkeypatch: pytest.MonkeyPatch) ->
 KILLED_MID_WRITE = (
     "import os, signal, sys\n"
     "from sdcli.images.write import plan_output\n"
-    "destination = plan_output('cat.png', 1, 8, 8, force=False)\n"
+    "destination = plan_output('cat.png', 1, force=False)\n"
     "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
     "destination.save(b'half', 0, 1, '')\n"
 )
@@ -648,7 +650,7 @@ def test_processes_at_once_lose_nothing() -> None:
     code = (
         "import sys\n"
         "from sdcli.images.write import plan_output\n"
-        "destination = plan_output(None, 10, 8, 8, force=False)\n"
+        "destination = plan_output(None, 10, force=False)\n"
         "sys.stdin.read()\n"
         "for number in range(10):\n"
         "    print(destination.save(f'{sys.argv[1]} {number}'.encode(), number, 42, 'cat'))\n"
