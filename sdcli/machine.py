@@ -155,7 +155,19 @@ class _NvmlMemory(ctypes.Structure):
 
 
 def gpu_memory_bytes() -> int | None:
-    """Memory of the first NVIDIA GPU by the driver's management library (NVML), or None without one."""
+    """All memory of the first NVIDIA GPU, or None without one."""
+    memory = _gpu_memory()
+    return int(memory.total) if memory else None
+
+
+def gpu_used_bytes() -> int:
+    """Memory of the first NVIDIA GPU in use by anyone, 0 without one."""
+    memory = _gpu_memory()
+    return int(memory.used) if memory else 0
+
+
+def _gpu_memory() -> _NvmlMemory | None:
+    """From the driver's management library (NVML): asking CUDA would make a context of half a GiB."""
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
@@ -168,6 +180,6 @@ def gpu_memory_bytes() -> int | None:
             return None
         if nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
             return None
-        return int(memory.total)
+        return memory
     finally:
         nvml.nvmlShutdown()

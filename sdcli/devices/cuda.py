@@ -10,6 +10,7 @@ import torch
 from sdcli.devices.base import PooledWeights, WeightStore
 from sdcli.domain import DeviceName
 from sdcli.errors import SdcliError
+from sdcli.machine import gpu_used_bytes
 
 
 class CudaDevice:
@@ -28,15 +29,17 @@ class CudaDevice:
 
     def prepare(self, limit_bytes: int | None) -> None:
         """Make the context, count what it takes, and cap the allocator at what is left under the ceiling."""
+        before = gpu_used_bytes()
         try:
             torch.cuda.init()
-            torch.empty(1, device=self.torch_device)
+            torch.zeros(1, device=self.torch_device)
         except (RuntimeError, AssertionError) as error:
             raise SdcliError(f"CUDA cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
-        free, total = torch.cuda.mem_get_info(0)
-        self._context_bytes = max(0, total - free - torch.cuda.memory_reserved(0))
+        torch.cuda.empty_cache()
+        _, total = torch.cuda.mem_get_info(0)
+        self._context_bytes = max(0, gpu_used_bytes() - before - torch.cuda.memory_reserved(0))
         if limit_bytes is not None:
-            share = max(0, limit_bytes) / total
+            share = max(0, limit_bytes - self._context_bytes) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, share), 0)
 
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
@@ -61,8 +64,8 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def peak_bytes(self) -> int:
-        """Most that the allocator held. The driver's context is not counted: it is there before us."""
-        return torch.cuda.max_memory_reserved(0)
+        """The driver's context and the most that the allocator held."""
+        return self._context_bytes + torch.cuda.max_memory_reserved(0)
 
     def reset_peak(self) -> None:
         """Start a new peak."""
