@@ -75,9 +75,8 @@ def run(device: str, dtype: str, limit: str, out: Path, size: int, steps: int) -
     watcher = threading.Thread(target=watch)
     watcher.start()
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "sdcli", "txt2img", "a photograph of an astronaut riding a horse"]
-        + ["-m", "synthetic:sd15", "-s", str(steps), "--seed", "7", "-W", str(size), "-H", str(size), "-o", str(out)]
-        + ["--device", device, "--dtype", dtype, "--mem-limit", limit, "--json", "-q"],
+        f"{sys.executable} -P -m sdcli txt2img astronaut -m synthetic:sd15 -s {steps} --seed 7 -W {size} -H {size} -o {out}"
+        f" --device {device} --dtype {dtype} --mem-limit {limit} --json -q".split(),
         capture_output=True,
         text=True,
     )

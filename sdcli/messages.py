@@ -181,6 +181,7 @@ def read_message(pipe: BinaryIO) -> Message | None:
         plan = fields["plan"]
         fields["request"] = Request(**fields["request"])
         fields["plan"] = Plan(**{**plan, "reasons": tuple(plan["reasons"])})
+        fields["checkpoints"] = tuple(fields["checkpoints"])
     if payload:
         fields["payload"] = payload
     message: Message = _TYPES[head["type"]](**fields)

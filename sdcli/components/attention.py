@@ -80,6 +80,10 @@ class BoundedAttention:
             output[:, begin : begin + rows] = torch.bmm(scores, value)
         return output.view(batch, heads, queries, size)
 
+    def free(self) -> None:
+        """Drop the scratch: the layers that hold this processor may outlive their weights."""
+        self._scratch = torch.empty(0)
+
     def rows(self, row_bytes: int, queries: int) -> int:
         """Queries at a time: equal shares of all of them, as few shares as the scratch allows."""
         shares = math.ceil(queries / max(1, self._scratch_bytes // row_bytes))
@@ -88,7 +92,8 @@ class BoundedAttention:
     def _room(self, numel: int, like: torch.Tensor) -> torch.Tensor:
         if self._scratch.numel() < numel or self._scratch.dtype != like.dtype or self._scratch.device != like.device:
             self._scratch = torch.empty(0)  # the old one goes before the new one comes
-            self._scratch = torch.empty(numel, dtype=like.dtype, device=like.device)
+            # zeros, since baddbmm on MPS lets NaN through from what beta=0 says to ignore (pytorch#187521, #194442)
+            self._scratch = torch.zeros(numel, dtype=like.dtype, device=like.device)
         return self._scratch
 
 

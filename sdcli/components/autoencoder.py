@@ -32,9 +32,8 @@ def borrow_decoder(
 
         def decode(latents: torch.Tensor) -> torch.Tensor:
             scaled = (latents / component.config.get("scaling_factor", 0.18215)).to(device.torch_device, dtype)
-            pixels: torch.Tensor = vae.decode(scaled.contiguous(memory_format=device.memory_format), return_dict=False)[
-                0
-            ]
+            placed = scaled.contiguous(memory_format=device.memory_format)
+            pixels: torch.Tensor = vae.decode(placed, return_dict=False)[0]
             return pixels.to("cpu", torch.float32).contiguous()
 
         yield decode
@@ -61,7 +60,11 @@ def _half(
 ) -> Iterator[AutoencoderKL]:
     with without_memory():
         vae = AutoencoderKL(**component.config).eval()
-    vae.set_attn_processor(BoundedAttention(plan.attention_scratch_bytes))
+    attention = BoundedAttention(plan.attention_scratch_bytes)
+    vae.set_attn_processor(attention)
     make_frugal(vae)
     with lend_weights(vae, component, device, dtype, parts=parts):
-        yield vae
+        try:
+            yield vae
+        finally:
+            attention.free()

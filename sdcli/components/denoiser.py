@@ -39,9 +39,13 @@ def borrow_denoiser(component: Component, plan: Plan, device: Device, dtype: tor
     """Load the denoiser as the plan says, lend it, free it."""
     with without_memory():
         unet = UNet2DConditionModel(**component.config).eval()
-    unet.set_attn_processor(BoundedAttention(plan.attention_scratch_bytes))
+    attention = BoundedAttention(plan.attention_scratch_bytes)
+    unet.set_attn_processor(attention)
     make_frugal(unet)
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         block.register_forward_hook(lambda *_: device.between_blocks())
     with lend_weights(unet, component, device, dtype, resident_bytes=plan.resident_bytes) as lent, device.repeating():
-        yield Denoiser(unet, lent, device, dtype)
+        try:
+            yield Denoiser(unet, lent, device, dtype)
+        finally:
+            attention.free()

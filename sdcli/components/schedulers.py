@@ -8,23 +8,33 @@ from typing import Any
 
 import torch
 
+from sdcli.errors import SdcliError, echo
 from sdcli.models.configs import SCHEDULERS
 from sdcli.models.folder import Component
 
 Scalar = int | float | bool | str | None
 
 
-def build_scheduler(component: Component) -> Any:
-    """The model's own scheduler, from its checked config.
+def build_scheduler(component: Component, steps: int) -> Any:
+    """The model's own scheduler, from its checked config, set to so many steps.
 
     As diffusers does, settings of another scheduler are passed over, and the two that old configs have wrong
-    for Stable Diffusion are put right (diffusers, StableDiffusionPipeline.__init__).
+    for Stable Diffusion are put right (diffusers, StableDiffusionPipeline.__init__). Raises SdcliError for
+    settings that the class refuses, and for more steps than it can take.
     """
     module = importlib.import_module(f"diffusers.schedulers.{SCHEDULERS[component.class_name]}")
     kind = getattr(module, component.class_name)
     known = inspect.signature(kind.__init__).parameters
     corrected = {**component.config, "steps_offset": 1, "clip_sample": False}
-    return kind(**{key: value for key, value in corrected.items() if key in known})
+    try:
+        scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
+        scheduler.set_timesteps(steps)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
+        raise SdcliError(
+            f"the {component.class_name} in {echo(component.folder)} cannot do {steps} steps with its settings"
+            f" ({echo(error, 120)}): try fewer --steps"
+        ) from error
+    return scheduler
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:

@@ -79,6 +79,11 @@ def borrow_text_encoder(
     with lend_weights(model, component, device, dtype):
 
         def encode(ids: torch.Tensor) -> torch.Tensor:
+            if ids.max() >= config.vocab_size:
+                raise SdcliError(
+                    f"the tokenizer knows more words than the text encoder in {echo(component.folder)}:"
+                    " they are of two models; fetch both again"
+                )
             states: torch.Tensor = model(ids.flatten(0, 1).to(device.torch_device)).last_hidden_state
             return states.unflatten(0, ids.shape[:2]).flatten(1, 2)
 

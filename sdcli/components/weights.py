@@ -134,7 +134,7 @@ def lend_weights(
             for runner, names in runs:
                 lent.stream(layers[runner], [(homes[n], mapped.tensor(n).view(shapes[n])) for n in names])
             for name in tables:
-                lent.look_up(homes[name], mapped.tensor(name))
+                lent.look_up(homes[name], mapped.tensor(name).view(shapes[name]))
             device.synchronize()
             yield lent
     finally:
@@ -210,14 +210,17 @@ def _require_match(component: Component, shapes: dict[str, torch.Size], parts: t
     """The files must have exactly the tensors of the module, in its shapes: nothing is ever filled in at random."""
     stored = {name: info.shape for name, (_, _, info) in component.weights().items() if name.startswith(parts)}
     for kind, names in (
-        ("lacks", [name for name in shapes if name not in stored]),
-        ("has unexpected", [name for name in stored if name not in shapes]),
-        ("has wrong shapes for", [n for n in shapes if n in stored and not _same_shape(shapes[n], stored[n])]),
+        ("lacks the tensors", [name for name in shapes if name not in stored]),
+        ("has unexpected tensors:", [name for name in stored if name not in shapes]),
+        (
+            "has wrong shapes for the tensors",
+            [n for n in shapes if n in stored and not _same_shape(shapes[n], stored[n])],
+        ),
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise SdcliError(
-                f"{echo(component.folder)} {kind} the tensors {', '.join(names[:3])}{more}:"
+                f"{echo(component.folder)} {kind} {', '.join(map(echo, names[:3]))}{more}:"
                 " not the model that its config describes"
             )
 

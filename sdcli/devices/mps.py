@@ -14,7 +14,10 @@ import torch
 
 from sdcli.devices.base import SeparateWeights, WeightStore
 from sdcli.domain import DeviceName
-from sdcli.errors import SdcliError
+from sdcli.errors import SdcliError, echo
+
+HIGHEST = 2.0
+"""The highest ratio that the allocator takes."""
 
 LOW_TO_HIGH = 0.8
 """The allocator begins to collect garbage at this part of the ceiling."""
@@ -25,7 +28,7 @@ def watermarks(limit_bytes: int, physical_bytes: int) -> dict[str, str]:
 
     Metal recommends about two thirds of physical memory; `prepare` corrects the high mark once it is known.
     """
-    high = limit_bytes / (physical_bytes * 2 / 3)
+    high = min(HIGHEST, limit_bytes / (physical_bytes * 2 / 3))
     return {
         "PYTORCH_MPS_HIGH_WATERMARK_RATIO": f"{high:.4f}",
         "PYTORCH_MPS_LOW_WATERMARK_RATIO": f"{high * LOW_TO_HIGH:.4f}",
@@ -49,11 +52,13 @@ class MpsDevice:
             raise SdcliError("MPS is not available in this torch or on this macOS; try --device cpu")
         if limit_bytes is not None:
             physical_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            for name, value in watermarks(limit_bytes, physical_bytes).items():
-                os.environ.setdefault(name, value)
+            os.environ.update(watermarks(limit_bytes, physical_bytes))  # both: they are checked against each other
             recommended = torch.mps.recommended_max_memory()
-            torch.mps.set_per_process_memory_fraction(min(2.0, limit_bytes / recommended))
-        self._self_test()
+            torch.mps.set_per_process_memory_fraction(min(HIGHEST, limit_bytes / recommended))
+        try:
+            self._self_test()
+        except RuntimeError as error:
+            raise SdcliError(f"MPS cannot be used: {echo(error)}; try --device cpu") from error
 
     def _self_test(self) -> None:
         """A convolution and an in-place softmax against the CPU: both have been silently wrong in some release."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,7 +57,9 @@ def main() -> None:
     except BrokenPipeError:
         os._exit(1)
     except Exception as error:  # the one boundary of this process: whatever it is, the host hears of it
-        write_message(pipe_out, _failure(error))
+        with suppress(OSError):  # if it still listens
+            write_message(pipe_out, _failure(error))
+        os._exit(1)  # an ordinary exit would wait for the lock on standard input, which the listener holds, and abort
 
 
 def _die_with_parent() -> None:
@@ -89,12 +92,19 @@ def _ready(device: Device) -> Ready:
 
 
 def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device) -> None:
-    """Queue jobs; answer a call for relief at once, whatever the main thread is doing; leave with the host."""
-    while (message := read_message(pipe)) is not None:
-        if isinstance(message, Relieve):
-            device.release()
-        else:
-            jobs.put(message)
+    """Queue jobs; answer a call for relief at once, whatever the main thread is doing; leave with the host.
+
+    Leave as well when what comes is no message: nobody would hear the host any more.
+    """
+    try:
+        while (message := read_message(pipe)) is not None:
+            if isinstance(message, Relieve):
+                device.release()
+            else:
+                jobs.put(message)
+    except Exception:  # this thread's end of the same boundary
+        traceback.print_exc()
+        os._exit(1)
     os._exit(0)
 
 
@@ -114,9 +124,7 @@ def _failure(error: Exception) -> Failed:
     text = "".join(traceback.format_exception(error))
     if isinstance(error, SdcliError):
         return Failed(type(error).__name__, str(error), text)
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, RuntimeError) and "out of memory" in str(error):  # of CUDA and of MPS
         return Failed(CeilingCrossed.__name__, "the device has no memory left under the ceiling", text)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return Failed("SdcliError", "the system has no memory left: close something, or lower --mem-limit", text)

@@ -58,8 +58,7 @@ def _draw(
 ) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler = build_scheduler(model.scheduler)
-    scheduler.set_timesteps(request.steps)
+    scheduler = build_scheduler(model.scheduler, request.steps)
     timesteps = scheduler.timesteps
     if init is None:
         latents = _noise(request, generator) * scheduler.init_noise_sigma

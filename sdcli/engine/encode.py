@@ -43,6 +43,7 @@ def encode_image(
     with borrow_encoder(model.vae, plan, device, dtype) as encode:
         yield stage.loaded()
         mean, deviation = encode(pixels)
-    require_finite(mean, stage.name, "try --dtype fp32")
+    for values in (mean, deviation):
+        require_finite(values, stage.name, "try --dtype fp32")
     yield stage.ended()
     return mean, deviation
