@@ -44,10 +44,9 @@ class Limits(types.Limit):
     """Sizes, separated by commas."""
 
     name = "size[,size…]"
+    envvar_list_splitter = ","
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, list):
-            value = ",".join(value)
         return tuple(super(Limits, self).convert(part, param, ctx) for part in str(value).split(","))
 
 

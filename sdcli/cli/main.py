@@ -14,7 +14,7 @@ import click
 
 from sdcli import __version__
 from sdcli.cli.say import say
-from sdcli.errors import BadRequest, Interrupted, SdcliError, printable
+from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable
 
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
@@ -24,6 +24,9 @@ COMMANDS = {
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""
 
 MESSAGE_LIMIT = 400
+USAGE_LIMIT = 200
+"""Click echoes arguments whole; ours are cut where they are echoed."""
+
 BROKEN_PIPE_EXIT = 141
 
 
@@ -44,7 +47,11 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, message="sdcli %(version)s")
 def cli() -> None:
     """Stable Diffusion under a memory ceiling that you set: predicted before it starts, kept while it runs.
@@ -57,14 +64,9 @@ def main() -> NoReturn:
     """Run the command line of this process and exit."""
     _open_standard_streams()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
             signal.signal(getattr(signal, name), _interrupt)
-    code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _quiet_broken_pipe()
-    sys.exit(code)
+    sys.exit(_flush(run(sys.argv[1:])))
 
 
 def run(argv: list[str]) -> int:
@@ -75,20 +77,35 @@ def run(argv: list[str]) -> int:
         result: Any = cli.main(argv, prog_name="sdcli", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        code, message = 2, error.format_message()
+        code, message = 2, _usage_message(error)
     except SdcliError as error:
         code, message = error.exit_code, str(error)
     except click.Abort:
         code, message = 130, "interrupted"
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns a broken pipe into an exit
         return _quiet_broken_pipe()
+    except OSError as error:
+        code, message = 1, f"the system refused something: {echo(error, 160)}; --debug shows where"
     except Exception as error:  # the one boundary: a person gets a line, a developer --debug
-        code, message = 1, f"{type(error).__name__}: {error}; this is a bug, --debug shows where"
+        code, message = 1, f"{type(error).__name__}: {echo(error, 160)}; this is a bug, --debug shows where"
     if debug:
         traceback.print_exc()
-    line = " ".join(printable(part) for part in message.split())
-    say(f"Error: {line if len(line) <= MESSAGE_LIMIT else line[: MESSAGE_LIMIT - 1] + '…'}")
+    say(f"Error: {_one_line(message, MESSAGE_LIMIT)}")
     return code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """Click's words in one line. What to do is there already where a type of ours refused a value."""
+    line = _one_line(error.format_message(), USAGE_LIMIT).rstrip(".")
+    if isinstance(error, click.BadParameter) or not isinstance(error, click.UsageError) or error.ctx is None:
+        return line
+    return f"{line}; see {error.ctx.command_path} --help"
+
+
+def _one_line(message: str, limit: int) -> str:
+    """The message in one line of printable characters, cut in its middle."""
+    line = " ".join(printable(part) for part in message.split())
+    return line if len(line) <= limit else f"{line[: limit // 2]}…{line[1 - limit + limit // 2 :]}"
 
 
 def _require_text(argv: list[str]) -> None:
@@ -109,11 +126,25 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _open_standard_streams() -> None:
     """Point closed standard streams at nothing, or a file opened later would take their place and get our words."""
-    for number in (0, 1, 2):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+
+
+def _flush(code: int) -> int:
+    """Say all that is unsaid, or drop it: at Python's own exit it would be a traceback and code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout and code == 0:
+                code = BROKEN_PIPE_EXIT if isinstance(error, BrokenPipeError) else 1
+    return code
 
 
 def _quiet_broken_pipe() -> int:

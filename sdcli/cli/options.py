@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from sdcli import settings
 from sdcli.cli import types
-from sdcli.errors import BadRequest
+from sdcli.errors import BadRequest, echo
 
 COUNT_MOST = 1000
 STRENGTH_DEFAULT = 0.6
@@ -107,16 +107,23 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 class Command(click.Command):
     """A command whose defaults come from the user's config file, and whose ceiling may come from a profile."""
 
+    allow_extra_args = True  # they are refused below, in words that help
+
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        known = {
-            p.opts[-1].removeprefix("--").replace("-", "_"): p.name for p in self.params if isinstance(p, click.Option)
+        known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
+        config = settings.read_user_config(dict.fromkeys(CONFIGURABLE) | known)
+        extra["default_map"] = {
+            known[key].name: _default(key, value, known[key]) for key, value in config.items() if key in known
         }
-        every = {name: name for name in CONFIGURABLE} | known
-        config = settings.read_user_config(every)
-        extra["default_map"] = {known[key]: value for key, value in config.items() if key in known}
         return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if rest:
+            raise BadRequest(f"one argument too many, {echo(rest[0])}: put the whole prompt in quotes")
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         profile = ctx.params.pop("profile", None)
@@ -125,6 +132,14 @@ class Command(click.Command):
             if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
                 ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
         return super().invoke(ctx)
+
+
+def _default(key: str, value: Any, option: click.Option) -> Any:
+    """A setting as click takes it: a plain value, or a list of them for an option that may be repeated."""
+    values = value if option.multiple and isinstance(value, list) else [value]
+    if not all(isinstance(one, (str, int, float)) for one in values):
+        raise BadRequest(f"the setting {key} of the config file is {echo(value)}: give a plain value")
+    return values if option.multiple else value
 
 
 CONFIGURABLE = frozenset(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from sdcli.errors import SdcliError, echo
+
 
 def say(text: str, end: str = "\n") -> None:
     """Print on stderr whatever its encoding; a stderr that is gone is no reason to fail."""
@@ -21,8 +23,13 @@ def say(text: str, end: str = "\n") -> None:
 
 def hand_out(text: str) -> None:
     """One line of the product on stdout: a path as its own bytes, whatever the locale."""
-    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SdcliError(f"cannot write {echo(text)} to stdout: {error.strerror}") from error
 
 
 def is_terminal() -> bool:

@@ -13,7 +13,6 @@ from sdcli.errors import SdcliError
 from sdcli.machine import gpu_used_bytes
 from sdcli.units import MIB
 
-
 LAZY_BYTES = 96 * MIB
 """What the driver adds to its context while kernels are first used: 80 MiB for a whole run on an H100."""
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdcli.domain import DeviceName, DtypeName, Request
-from sdcli.errors import CeilingCrossed, SdcliError
-from sdcli.host.watchdog import Crossing, Watchdog
+from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
+from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
+from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.planner import Planned, make_plan
@@ -33,9 +34,6 @@ from sdcli.messages import (
 )
 from sdcli.models.folder import Model
 from sdcli.units import MIB, format_limit, format_size
-
-LEAST_BASELINE_BYTES = 150 * MIB
-"""Python and torch alone: what is refused against this needs no measuring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +95,16 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
     """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left."""
     started = time.monotonic()
     limit = task.ceiling.limit_bytes
-    make_plan(task.model, task.request, task.dtype, limit, LEAST_BASELINE_BYTES)
+    known = remembered_baseline(task.device)
+    if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
+        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES)
     try:
         with watched_worker(task.device, limit, task.debug, record) as (worker, watchdog):
             for message in _relay(worker, watchdog, record):
                 if isinstance(message, Ready):
                     record.device, record.torch_version = message.device, message.torch_version
                     record.baseline_bytes = _baseline(task, message, watchdog)
+                    remember_baseline(task.device, record.baseline_bytes)
                     record.planned = make_plan(task.model, task.request, task.dtype, limit, record.baseline_bytes)
                     worker.send(_job(task, record.planned, resume or {}))
                 elif isinstance(message, PictureDone):
@@ -200,6 +201,11 @@ def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
 def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
     """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
     if watchdog.crossing is not None and limit_bytes is not None:
+        if watchdog.crossing.stage == START:
+            raise WillNotFit(
+                f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)};"
+                " give --mem-limit 1GiB"
+            )
         raise CeilingCrossed(crossing_text(watchdog.crossing, limit_bytes))
     if watchdog.failure is not None:
         raise SdcliError(

@@ -26,6 +26,9 @@ NEAR_BYTES = 128 * MIB
 WARN_BYTES = 100 * 10**6
 """This far below the ceiling the worker is told to free what it can, as iOS warns an app."""
 
+START = "start"
+"""The stage before the first: the worker imports, nothing is loaded."""
+
 WARN_AGAIN_S = 10.0
 """A run planned to the brim lives below the ceiling by less than that: freeing over and over would only slow it."""
 
@@ -57,7 +60,8 @@ class Watchdog(threading.Thread):
 
     def __init__(self, host: int, worker: int, limit_bytes: int | None, warn: Callable[[int], None]) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.stage, self.step = "start", None  # type: tuple[str, int | None]
+        self.stage = START
+        self.step: int | None = None
         self.footprint_bytes = 0
         self.peaks = Peaks()
         self.crossing: Crossing | None = None
@@ -73,10 +77,9 @@ class Watchdog(threading.Thread):
         try:
             while not self._stopping.wait(self._look()):
                 pass
-        except BaseException as error:
+        except BaseException as error:  # the host, which waits for the worker, raises it where a person sees it
             self.failure = error
             kill_tree(self._worker)
-            raise
 
     def stop(self) -> None:
         """End the watch and wait for it."""
@@ -93,8 +96,8 @@ class Watchdog(threading.Thread):
         if self._limit_bytes is None:
             return PERIOD_S
         if footprint > self._limit_bytes and self.crossing is None:
+            self.crossing = Crossing(footprint, self.stage, self.step)  # first: whoever sees the death asks why
             kill_tree(self._worker)
-            self.crossing = Crossing(footprint, self.stage, self.step)
         elif footprint > self._limit_bytes - WARN_BYTES and time.monotonic() - self._warned_at > WARN_AGAIN_S:
             self._warned_at = time.monotonic()
             self._warn(footprint)

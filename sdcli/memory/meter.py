@@ -111,10 +111,17 @@ def _tree(root: int) -> list[int]:
     while queue:
         pid = queue.pop()
         found.append(pid)
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
+        for task in _threads(pid):
+            try:
                 with open(f"/proc/{pid}/task/{task}/children") as file:
                     queue += map(int, file.read().split())
-        except OSError:
-            continue
+            except OSError:
+                continue  # this thread is gone; its children are another's now
     return found
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []

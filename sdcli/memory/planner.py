@@ -17,6 +17,9 @@ MARGIN_BYTES = 16 * MIB
 SCRATCH_BYTES = 16 * MIB
 SMALL_SCRATCH_BYTES = 8 * MIB
 
+OFFER_BYTES = 16 * MIB
+"""Ceilings that are offered are multiples of this: the baseline itself differs by a few MiB from run to run."""
+
 SIZES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128, 64)
 """Longer sides that a refused request is offered."""
 
@@ -49,10 +52,10 @@ def make_plan(
 
 
 def smallest_limit_bytes(model: Model, request: Request, dtype: DtypeName, baseline_bytes: int) -> int:
-    """The least ceiling under which the request would run, rounded up to whole MiB."""
+    """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
     plan = _smallest(request)
     peak = Planned(plan, stage_needs(model, request, plan, dtype, baseline_bytes)).peak_bytes
-    return -(-(peak + MARGIN_BYTES) // MIB) * MIB
+    return -(-(peak + MARGIN_BYTES) // OFFER_BYTES) * OFFER_BYTES
 
 
 def _candidates(

@@ -47,7 +47,8 @@ def txt2img(model: Path, out: str, *options: str, code: int = 0) -> dict[str, An
 
 
 def pixels(path: str) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(Image.open(path)).astype(np.int32))
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.asarray(picture).astype(np.int32))
 
 
 def test_a_seed_is_the_same_picture_on_gpu_and_cpu(tiny: Path) -> None:

@@ -1,0 +1,173 @@
+"""Bounded attention is attention, whatever the bound, and the bound holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+from sdcli.components.attention import FEW_KEYS, BoundedAttention
+
+CLOSE = 1e-5
+
+
+def layer(seed: int = 0, **options: object) -> Attention:
+    """A layer of 2 heads of 8, or as asked."""
+    torch.manual_seed(seed)
+    return Attention(**{"query_dim": 16, "heads": 2, "dim_head": 8, **options}).eval()
+
+
+def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def both(attn: Attention, scratch_bytes: int, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the bounded processor makes of it, and diffusers' own."""
+    attn.set_processor(BoundedAttention(scratch_bytes))
+    ours = attn(*inputs)
+    attn.set_processor(AttnProcessor2_0())
+    return ours, attn(*inputs)
+
+
+@pytest.mark.parametrize("scratch_bytes", [1, 5000, 10_000, 99_991, 2**20, 2**40])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("tokens", [FEW_KEYS, 257, 311])
+def test_self_attention_is_the_library_s(tokens: int, batch: int, scratch_bytes: int) -> None:
+    ours, theirs = both(layer(), scratch_bytes, numbers(batch, tokens, 16))
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("keys", [1, 77, FEW_KEYS - 1, FEW_KEYS, 8 * 77])
+@pytest.mark.parametrize("scratch_bytes", [1, 30_000, 2**30])
+def test_cross_attention_is_the_library_s(keys: int, scratch_bytes: int) -> None:
+    attn = layer(cross_attention_dim=24)
+    ours, theirs = both(attn, scratch_bytes, numbers(2, 63, 16), numbers(2, keys, 24, seed=2))
+    torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("scratch_bytes", [1, 12_345, 2**30])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("side", [5, 17])
+def test_the_autoencoder_s_attention_is_the_library_s(
+    side: int, batch: int, memory_format: torch.memory_format, scratch_bytes: int
+) -> None:
+    attn = layer(
+        query_dim=16, heads=1, dim_head=16, norm_num_groups=4, eps=1e-6, bias=True,
+        residual_connection=True, rescale_output_factor=1.5, upcast_softmax=True, _from_deprecated_attn_block=True,
+    )  # fmt: skip
+    picture = numbers(batch, 16, side, side + 1).contiguous(memory_format=memory_format)
+    before = picture.clone()
+    ours, theirs = both(attn, scratch_bytes, picture)
+    torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=0)
+    assert torch.equal(picture, before), "the input is the residual: it must not change"
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_softmax_over_queries_in_parts_is_softmax(size: int) -> None:
+    query, key, value = (numbers(2, 3, 301, size, seed=seed) for seed in range(3))
+    whole = F.scaled_dot_product_attention(query, key, value, scale=0.3)
+    for scratch_bytes in (1, 20_000, 2**30):
+        parts = BoundedAttention(scratch_bytes)._attend(query, key, value, 0.3)
+        torch.testing.assert_close(parts, whole, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scratch_bytes", [1, 4000, 65_537, 300_000, 2**30])
+def test_scores_never_take_more_than_the_scratch(scratch_bytes: int, dtype: torch.dtype) -> None:
+    batch, heads, queries, keys, size = 2, 2, 263, 300, 8
+    attention = BoundedAttention(scratch_bytes)
+    query, key = numbers(batch, heads, queries, size).to(dtype), numbers(batch, heads, keys, size).to(dtype)
+    attention._attend(query, key, key, 1.0)
+    row_bytes = batch * heads * keys * dtype.itemsize
+    used_bytes = attention._scratch.numel() * dtype.itemsize
+    assert used_bytes <= max(scratch_bytes, row_bytes)
+    assert used_bytes <= row_bytes * queries, "no more than all the scores there are"
+    if row_bytes <= scratch_bytes < row_bytes * queries:
+        assert used_bytes > scratch_bytes / 2, "a scratch that is not used is wasted"
+
+
+@pytest.mark.parametrize(
+    ("scratch", "rows"), [(1, 1), (9, 1), (10, 1), (20, 2), (35, 3), (500, 50), (999, 50), (1000, 100)]
+)
+def test_shares_are_equal_and_as_few_as_fit(scratch: int, rows: int) -> None:
+    assert BoundedAttention(scratch).rows(10, 100) == rows
+
+
+def test_one_scratch_serves_every_layer_and_grows_only_when_it_must() -> None:
+    attention = BoundedAttention(2**20)
+    layers = [layer(seed) for seed in range(3)]
+    places = []
+    with torch.no_grad():
+        for attn, tokens in zip(layers, (300, 280, 300), strict=True):
+            attn.set_processor(attention)
+            attn(numbers(1, tokens, 16))
+            places.append(attention._scratch.data_ptr())
+        assert len(set(places)) == 1
+        held = attention._scratch.numel()
+        layers[0](numbers(1, 400, 16))
+    assert attention._scratch.numel() > held
+
+
+def test_an_old_scratch_is_gone_before_a_new_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = BoundedAttention(2**20)
+    attention._room(10, numbers(1))
+    held_meanwhile, zeros = [], torch.zeros
+    monkeypatch.setattr(
+        torch, "zeros", lambda *a, **k: held_meanwhile.append(attention._scratch.numel()) or zeros(*a, **k)
+    )
+    attention._room(20, numbers(1))
+    attention._room(20, numbers(1).bfloat16())
+    assert held_meanwhile == [0, 0]
+
+
+def test_a_freed_scratch_holds_nothing_and_can_be_had_again() -> None:
+    attention = BoundedAttention(2**20)
+    attn = layer()
+    attn.set_processor(attention)
+    with torch.no_grad():
+        before = attn(numbers(1, 300, 16))
+        attention.free()
+        assert attention._scratch.numel() == 0
+        assert torch.equal(attn(numbers(1, 300, 16)), before)
+
+
+def test_a_device_that_reads_what_beta_0_should_ignore_finds_no_nan_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MPS does in torch 2.13 (pytorch#187521): a scratch that was never written would spoil the picture."""
+    right = torch.baddbmm
+
+    def as_on_mps(into: torch.Tensor, *factors: torch.Tensor, beta: float, alpha: float, out: torch.Tensor) -> None:
+        out.copy_(beta * into + right(into, *factors, beta=0, alpha=alpha))
+
+    def dirty(*shape: int, **options: object) -> torch.Tensor:
+        return torch.full(shape, torch.nan, **options)
+
+    query, key = numbers(1, 2, 300, 8), numbers(1, 2, 300, 8, seed=2)
+    expected = BoundedAttention(2**14)._attend(query, key, key, 0.3)
+    monkeypatch.setattr(torch, "baddbmm", as_on_mps)
+    monkeypatch.setattr(torch, "empty", dirty)
+    torch.testing.assert_close(BoundedAttention(2**14)._attend(query, key, key, 0.3), expected)
+
+
+def test_a_batch_and_its_samples_alone_agree() -> None:
+    attn, states = layer(), numbers(2, 300, 16)
+    attn.set_processor(BoundedAttention(10_000))
+    with torch.no_grad():
+        alone = torch.cat([attn(sample[None]) for sample in states])
+        torch.testing.assert_close(attn(states), alone, atol=CLOSE, rtol=0)
+
+
+@torch.no_grad()
+def test_what_stable_diffusion_does_not_have_is_refused() -> None:
+    states = numbers(1, 4, 16)
+    for attn, mask in (
+        (layer(), torch.zeros(1, 4, 4)),
+        (layer(qk_norm="layer_norm"), None),
+        (layer(spatial_norm_dim=16), None),
+    ):
+        attn.set_processor(BoundedAttention(2**20))
+        with pytest.raises(ValueError, match="not part of Stable Diffusion"):
+            attn(states, attention_mask=mask)

@@ -1,0 +1,30 @@
+"""Real-size runs of the program itself, on synthetic:sd15."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SDCLI
+
+PROMPT = "a photograph of an astronaut riding a horse"
+
+
+class Program:
+    """Command lines and the environment that finds the synthetic model where the tests made it."""
+
+    def __init__(self, model: Path) -> None:
+        self.environment = {**os.environ, "SDCLI_CACHE": str(model.parent.parent)}
+
+    def line(self, command: str, *options: str) -> list[str]:
+        """`command` with the job that all tests run: 512x512, two steps, guidance on, a fixed seed."""
+        job = ["-m", "synthetic:sd15", "-s", "2", "--seed", "7", "--device", "cpu", "--json", "-q"]
+        return [*SDCLI, command, PROMPT, *job, *options]
+
+
+@pytest.fixture
+def program(sd15: Path) -> Program:
+    """The program, with the model there."""
+    return Program(sd15)

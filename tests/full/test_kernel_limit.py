@@ -1,0 +1,50 @@
+"""Under a limit that the kernel itself enforces, with a cold page cache: the nearest thing here to iOS."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdcli.units import MIB
+from tests.full.conftest import Program
+from tests.full.outside import evict, kernel_limit
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+
+CEILING_BYTES = 2048 * MIB
+DENOISER_BYTES = 1640 * MIB
+
+
+def test_a_run_at_the_ceiling_survives_and_without_the_denoisers_room_it_does_not(program: Program, sd15: Path) -> None:
+    with kernel_limit() as limit:
+        if limit is None:
+            pytest.skip("needs root and a memory control group")
+        evict(sd15)
+        line = program.line("txt2img", "--mem-limit", "2GiB", "-o", "kept.png")
+        seen, kills = limit.run(line, program.environment, CEILING_BYTES)
+        assert (seen.code, kills) == (0, 0), seen.err
+        assert json.loads(seen.out)["plan"]["residency"] == "resident"
+        assert Path("kept.png").exists()
+
+    with kernel_limit() as limit:
+        assert limit is not None
+        evict(sd15)
+        # without a ceiling of ours: with one, the container's limit would be seen and the run refused
+        line = program.line("txt2img", "--mem-limit", "none", "-o", "lost.png")
+        seen, kills = limit.run(line, program.environment, CEILING_BYTES - DENOISER_BYTES)
+        assert kills >= 1
+        assert seen.code == 1
+        assert "out-of-memory killer" in seen.err
+        assert not Path("lost.png").exists()
+
+
+def test_a_container_too_small_is_seen_and_the_run_refused_before_it_starts(program: Program) -> None:
+    with kernel_limit() as limit:
+        if limit is None:
+            pytest.skip("needs root and a memory control group")
+        line = program.line("txt2img", "--mem-limit", "2GiB", "-o", "refused.png")
+        seen, kills = limit.run(line, program.environment, CEILING_BYTES - DENOISER_BYTES)
+        assert (seen.code, kills) == (4, 0)
+        assert "the ceiling is 408 MiB" in seen.err

@@ -1,0 +1,213 @@
+"""The shape of the program, read from its source.
+
+A room is a folder of sdcli/, or a module beside them. A room imports from lower floors and from itself, and
+never from another room of its own floor. Floor 0 is one room of several files. Only the rooms that run in the
+worker may import the libraries that do the arithmetic.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sdcli
+
+PACKAGE = Path(sdcli.__file__).parent
+
+FLOORS = {
+    "__main__": 7,
+    "cli": 6,
+    "host": 5,
+    "engine": 4,
+    "components": 3,
+    "devices": 2,
+    "memory": 2,
+    "models": 1,
+    "images": 1,
+    "machine": 1,
+    "domain": 0,
+    "units": 0,
+    "errors": 0,
+    "settings": 0,
+    "messages": 0,
+}
+
+WORKER_ROOMS = {"engine", "components", "devices"}
+ARITHMETIC = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
+ONLY_IN = {"PIL": "images", "click": "cli"}
+
+LINES_LIMIT = 400
+
+BOUNDARIES = {
+    "cli/main.py": "the one boundary of the program: a person gets one line",
+    "engine/__main__.py": "the one boundary of the worker: the host hears of it",
+    "host/watchdog.py": "the watch's thread: the run must not go on unwatched",
+    "components/lean_imports.py": "an unknown version of a library: import it plainly instead",
+    "components/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
+    "images/read.py": "decoders raise nearly anything on a hostile file",
+}
+"""Where everything may be caught and not raised again, and why."""
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
+def room(module: str) -> str:
+    """The room of `sdcli.room.module`; an empty name for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Every module that is imported, also inside functions, by its full name, with the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"line {node.lineno}: imports are absolute here"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module, node.lineno
+
+
+def faults_of_import(importer: str, imported: str) -> str | None:
+    """Why `importer` may not import `imported`, both modules of ours; None if it may."""
+    mine, other = room(importer), room(imported)
+    if other in {"", mine} or FLOORS[mine] == FLOORS[other] == 0:
+        return None
+    if FLOORS[other] >= FLOORS[mine]:
+        return f"{importer} is on floor {FLOORS[mine]} and imports {imported} of floor {FLOORS[other]}"
+    return None
+
+
+def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert folders - {"configs"} | files == set(FLOORS)  # configs/ is data
+
+
+def test_rooms_import_downwards_only() -> None:
+    faults = [
+        fault
+        for importer, tree in TREES.items()
+        for imported, _ in imports(tree)
+        if imported.split(".")[0] == "sdcli" and (fault := faults_of_import(importer, imported))
+    ]
+    assert faults == []
+
+
+def test_the_rule_itself_tells_up_from_down() -> None:
+    assert faults_of_import("sdcli.engine.decode", "sdcli.host.run")
+    assert faults_of_import("sdcli.devices.cpu", "sdcli.memory.meter")
+    assert faults_of_import("sdcli.models.folder", "sdcli.images.read")
+    assert faults_of_import("sdcli.errors", "sdcli.machine")
+    assert faults_of_import("sdcli.host.run", "sdcli.cli.say")
+    assert faults_of_import("sdcli.cli.draw", "sdcli.host.run") is None
+    assert faults_of_import("sdcli.messages", "sdcli.domain") is None
+    assert faults_of_import("sdcli.cli.say", "sdcli") is None
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        importer: {imported for imported, _ in imports(tree) if imported in MODULES and imported != importer}
+        for importer, tree in TREES.items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    assert order.index("sdcli.errors") < order.index("sdcli.cli.main")
+
+
+def test_only_the_worker_s_rooms_import_the_arithmetic() -> None:
+    faults = [
+        f"{importer}:{line} imports {imported}"
+        for importer, tree in TREES.items()
+        if room(importer) not in WORKER_ROOMS
+        for imported, line in imports(tree)
+        if imported.split(".")[0] in ARITHMETIC
+    ]
+    assert faults == []
+
+
+def test_libraries_of_one_room_stay_in_it() -> None:
+    faults = [
+        f"{importer}:{line} imports {imported}"
+        for importer, tree in TREES.items()
+        for imported, line in imports(tree)
+        if (at_home := ONLY_IN.get(imported.split(".")[0])) and room(importer) != at_home
+    ]
+    assert faults == []
+
+
+def test_modules_are_short() -> None:
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > LINES_LIMIT} == {}
+
+
+def undocumented(module: str, tree: ast.Module) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring; methods that override a library's are excused."""
+    if tree.body and ast.get_docstring(tree) is None:
+        yield module
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        if ast.get_docstring(node) is None:
+            yield f"{module}.{node.name}"
+        if isinstance(node, ast.ClassDef) and all(ast.unparse(base) == "Protocol" for base in node.bases):
+            methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name[0] != "_"]
+            yield from (f"{module}.{node.name}.{m.name}" for m in methods if ast.get_docstring(m) is None)
+
+
+def test_everything_public_has_a_docstring() -> None:
+    assert [name for module, tree in TREES.items() for name in undocumented(module, tree)] == []
+
+
+def swallows_all(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler catches every exception and does not raise the very same again."""
+    everything = {"Exception", "BaseException"}
+    catches = handler.type is None or any(
+        isinstance(node, ast.Name) and node.id in everything for node in ast.walk(handler.type)
+    )
+    last = handler.body[-1]
+    return catches and not (isinstance(last, ast.Raise) and last.exc is None)
+
+
+def test_everything_is_caught_at_the_boundaries_only() -> None:
+    found = {
+        MODULES[module].relative_to(PACKAGE).as_posix()
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and swallows_all(node)
+    }
+    assert found - set(BOUNDARIES) == set()
+
+
+def test_mps_never_falls_back_to_the_cpu_by_our_doing() -> None:
+    for path in [*MODULES.values(), *(PACKAGE.parent / "configs").rglob("*.toml")]:
+        assert "MPS_FALLBACK" not in path.read_text("utf-8"), path
+
+
+@pytest.mark.parametrize("arithmetic", ["torch", "numpy", "diffusers", "transformers", "safetensors", "accelerate"])
+def test_the_host_loads_none_of_the_arithmetic(arithmetic: str, loaded_by_the_host: set[str]) -> None:
+    assert arithmetic not in loaded_by_the_host
+
+
+@pytest.fixture(scope="module")
+def loaded_by_the_host() -> set[str]:
+    """Top-level names of all modules that the host's side loads, every command included."""
+    ours = [name for name in MODULES if room(name) in {"host", "cli", "memory", "models", "images", "machine"}]
+    assert "sdcli.host.run" in ours and "sdcli.cli.txt2img" in ours
+    code = (
+        f"import importlib, json, sys\nfor n in {ours}: importlib.import_module(n)\nprint(json.dumps([*sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert {"sdcli", "click", "psutil"} <= loaded
+    return loaded
