@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, machine
 from sdcli.cli.progress import MakingLine, ProgressLines
@@ -14,13 +14,14 @@ from sdcli.domain import DeviceName, Request
 from sdcli.errors import BadRequest, SdcliError
 from sdcli.host.report import report
 from sdcli.host.run import RunRecord, Task, make_synthetic, run_task
-from sdcli.images.encode import encode_picture
 from sdcli.images.metadata import Provenance
-from sdcli.images.write import Destination
 from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
 from sdcli.models.reference import resolve_model
+
+if TYPE_CHECKING:
+    from sdcli.images.write import Destination
 
 
 def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
@@ -36,9 +37,9 @@ def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
 
 def build_request(model: Model, options: dict[str, Any], **special: Any) -> Request:
     """The request, with nothing left undecided. Raises BadRequest for what the model or a seed cannot do."""
-    trained = model.scheduler.config.get("num_train_timesteps", 1000)
-    if options["steps"] > trained:
-        raise BadRequest(f"--steps {options['steps']} is more than the {trained} the model knows: give fewer")
+    known = model.scheduler.config.get("num_train_timesteps", 1000) - 1  # schedules are offset by one (schedulers.py)
+    if options["steps"] > known:
+        raise BadRequest(f"--steps {options['steps']} is more than the {known} the model knows: give fewer")
     count = options.get("count", 1)
     if options["seed"] + count > SEED_END:
         raise BadRequest(f"--seed {options['seed']} leaves no room for {count} pictures: give a smaller seed")
@@ -73,6 +74,8 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
 
 def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha256: str | None = None) -> None:
     """Run the task; every picture is on disk, and its path handed out, before the next one is decoded."""
+    from sdcli.images.encode import encode_picture
+
     request, as_json = task.request, options["as_json"]
     destination.require_room(request.count, request.width, request.height)
     record = RunRecord(task)

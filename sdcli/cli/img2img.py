@@ -24,8 +24,6 @@ from sdcli.cli.options import (
     require_one_product,
     require_prompt,
 )
-from sdcli.images.read import read_init
-from sdcli.images.write import plan_output
 
 INIT = (
     click.option("-i", "--init", type=click.Path(), required=True, help="The picture to edit: PNG, JPEG or WEBP."),
@@ -48,6 +46,9 @@ def command(prompt: str | None, prompt_file: str | None, init: str, strength: fl
     Without -W and -H the result has the size of the init image, rounded to multiples of 8. With them, the
     image is scaled to cover that size and its centre is taken. The ceiling holds as for txt2img.
     """
+    from sdcli.images.read import read_init  # here, because Pillow takes a third of the time that --help takes
+    from sdcli.images.write import plan_output
+
     chosen["prompt"] = require_prompt(prompt, prompt_file)
     require_one_product(chosen["output"], chosen["as_json"])
     destination = plan_output(chosen["output"], chosen["count"], force=chosen["force"])

@@ -71,27 +71,31 @@ def main() -> NoReturn:
 
 def run(argv: list[str]) -> int:
     """One command line to its exit code. Every failure is one line on stderr."""
-    debug = "--debug" in argv
     try:
         _require_text(argv)
         result: Any = cli.main(argv, prog_name="sdcli", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.ClickException as error:
-        code, message = 2, _usage_message(error)
-    except SdcliError as error:
-        code, message = error.exit_code, str(error)
-    except click.Abort:
-        code, message = 130, "interrupted"
     except (BrokenPipeError, SystemExit):  # click turns a broken pipe into an exit
         return _quiet_broken_pipe()
-    except OSError as error:
-        code, message = 1, f"the system refused something: {echo(error, 160)}; --debug shows where"
     except Exception as error:  # the one boundary: a person gets a line, a developer --debug
-        code, message = 1, f"{type(error).__name__}: {echo(error, 160)}; this is a bug, --debug shows where"
-    if debug:
-        traceback.print_exc()
-    say(f"Error: {_one_line(message, MESSAGE_LIMIT)}")
-    return code
+        if "--debug" in argv:
+            say("".join(traceback.format_exception(error)), end="")
+        code, message = _code_and_message(error)
+        say(f"Error: {_one_line(message, MESSAGE_LIMIT)}")
+        return code
+
+
+def _code_and_message(error: Exception) -> tuple[int, str]:
+    match error:
+        case click.ClickException():
+            return 2, _usage_message(error)
+        case SdcliError():
+            return error.exit_code, str(error)
+        case click.Abort():
+            return 130, "interrupted"
+        case OSError():
+            return 1, f"the system refused something: {echo(error, 160)}; --debug shows where"
+    return 1, f"{type(error).__name__}: {echo(error, 160)}; this is a bug, --debug shows where"
 
 
 def _usage_message(error: click.ClickException) -> str:
@@ -132,7 +136,7 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  open to the end
 
 
 def _flush(code: int) -> int:

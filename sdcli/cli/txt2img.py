@@ -20,7 +20,6 @@ from sdcli.cli.options import (
     require_one_product,
     require_prompt,
 )
-from sdcli.images.write import plan_output
 
 
 @click.command(cls=Command)
@@ -32,6 +31,8 @@ def command(prompt: str | None, prompt_file: str | None, **chosen: Any) -> None:
     with what would (exit code 4). While it runs, the footprint is kept under the ceiling or the run is
     killed with one line that says where (137). An empty PROMPT draws an unconditional picture.
     """
+    from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
+
     chosen["prompt"] = require_prompt(prompt, prompt_file)
     require_one_product(chosen["output"], chosen["as_json"])
     destination = plan_output(chosen["output"], chosen["count"], force=chosen["force"])

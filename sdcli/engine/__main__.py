@@ -17,9 +17,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from sdcli.devices.base import Device
 from sdcli.errors import CeilingCrossed, SdcliError
 from sdcli.messages import (
     Failed,
@@ -33,6 +32,9 @@ from sdcli.messages import (
     read_message,
     write_message,
 )
+
+if TYPE_CHECKING:
+    from sdcli.devices.base import Device  # brings torch, which comes when the pipes are safe and failures are told
 
 _PR_SET_PDEATHSIG = 1
 

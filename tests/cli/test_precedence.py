@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sdcli import machine
+from sdcli.errors import CeilingCrossed, NotFinite
 from sdcli.host.run import Task
 from sdcli.units import GIB, MIB
 from tests.cli.conftest import Asked, Command
@@ -62,7 +63,9 @@ def test_option_then_environment_then_config_file_then_code(
 
 def test_plain_toml_values_do_as_well_as_text(asked: Ask, tiny: Path, config: Path) -> None:
     model = json.dumps(str(tiny))
-    config.write_text(f'steps = 2\nguidance = 2\nseed = 18446744073709551615\nforce = true\nno-metadata = true\nmodel = {model}\n')
+    config.write_text(
+        f"steps = 2\nguidance = 2\nseed = 18446744073709551615\nforce = true\nno-metadata = true\nmodel = {model}\n"
+    )
     found = asked("txt2img", "a")
     assert (found.task.request.steps, found.task.request.guidance, found.task.request.seed) == (2, 2.0, 2**64 - 1)
     assert found.destination.force and found.options["no_metadata"] and found.task.model.ref == str(tiny)
@@ -231,7 +234,10 @@ def test_n2_n8_s3_the_least_that_is_allowed_is_taken(asked: Ask, tiny: Path) -> 
 
 
 def test_a_random_seed_differs_every_time_and_leaves_room_to_count(asked: Ask, tiny: Path) -> None:
-    seeds = {asked("txt2img", "a", "-m", tiny, "-b", "1000", *more).task.request.seed for more in ([], [], ["--seed", "random"])}
+    seeds = {
+        asked("txt2img", "a", "-m", tiny, "-b", "1000", *more).task.request.seed
+        for more in ([], [], ["--seed", "random"])
+    }
     assert len(seeds) == 3 and all(0 <= seed < 2**64 - 1000 for seed in seeds)
 
 
@@ -261,9 +267,7 @@ def test_several_pictures_to_a_file_are_numbered(asked: Ask, tiny: Path) -> None
     assert list(found.task.request.seeds) == [9, 10, 11]
 
 
-def test_e6_auto_says_why_it_took_the_cpu(
-    sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_e6_auto_says_why_it_took_the_cpu(sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_devices", lambda: {"cpu": "always there"})
     outcome = sdcli("txt2img", "a", "-m", tiny, "-v", "--mem-limit", "100MiB")
     assert "device: cpu, no GPU that torch could use; " in outcome.err
@@ -309,3 +313,26 @@ def test_bench_takes_ceilings_from_options_environment_or_config_file(
     assert (warm_up.request.steps, warm_up.ceiling.limit_bytes) == (1, None)
     assert {(task.request.steps, task.request.seed) for task in measured} == {(4, 0)}
     assert len(outcome.out.splitlines()) == 1 + len(limits)
+
+
+def test_a_ceiling_that_is_crossed_is_a_result_of_bench_and_not_its_failure(
+    sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cross(task: Task, *_: object) -> None:
+        if task.ceiling.limit_bytes == GIB:
+            raise CeilingCrossed("the ceiling of 1.00 GiB was crossed")
+
+    monkeypatch.setattr("sdcli.cli.bench.run_task", cross)
+    outcome = sdcli("bench", "-m", tiny, "--mem-limit", "1GiB,none", "--json", "-q")
+    assert (outcome.code, outcome.err) == (0, "the ceiling of 1.00 GiB was crossed\n")
+    assert [one["outcome"] for one in json.loads(outcome.out)["runs"]] == ["killed", "ok"]
+    table = sdcli("bench", "-m", tiny, "--mem-limit", "1GiB,none", "-q").out.splitlines()
+    assert [line.split()[:3] for line in table[1:]] == [["1.00", "GiB", "killed"], ["none", "ok", "-"]]
+
+
+def test_any_other_failure_ends_bench(sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise NotFinite("NaN or infinity came out of the stage decode")
+
+    monkeypatch.setattr("sdcli.cli.bench.run_task", fail)
+    sdcli("bench", "-m", tiny, "--mem-limit", "none", "-q").refused(5, "the stage decode")

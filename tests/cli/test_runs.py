@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from sdcli import __version__
 from sdcli.units import MIB
 from tests.cli.conftest import FOX, Finished, shell
-from tests.conftest import SDCLI
+from tests.support import ASTRONAUT, draw
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def report(reported: Finished) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def settings(reported: Finished) -> dict[str, Any]:
     """What the picture of that run says about itself."""
-    with Image.open(reported.home / "fox.png") as image:
+    with Image.open(reported.work / "fox.png") as image:
         table: dict[str, Any] = json.loads(image.text["sdcli"])
     return table
 
@@ -99,7 +100,7 @@ def test_with_json_stdout_is_one_line_and_stderr_is_for_people(reported: Finishe
 
 
 def test_one_file_is_written_and_nothing_else(reported: Finished) -> None:
-    assert files(reported.home) == {"prompt.txt", "fox.png"}
+    assert files(reported.work) == {"prompt.txt", "fox.png"}
 
 
 def test_the_picture_says_how_it_was_made(settings: dict[str, Any], reported: Finished, tiny: Path) -> None:
@@ -108,48 +109,48 @@ def test_the_picture_says_how_it_was_made(settings: dict[str, Any], reported: Fi
         "steps": 3, "guidance": 3.5, "seed": 7, "width": 72, "height": 64, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     assert (settings["model"], settings["sampler"], settings["strength"]) == (str(tiny), "DDIMScheduler", None)
-    with Image.open(reported.home / "fox.png") as image:
+    with Image.open(reported.work / "fox.png") as image:
         assert image.text["parameters"].startswith(FOX + "\nNegative prompt: ugly, blurred\nSteps: 3, Sampler: DDIM")
 
 
 # The same picture again
 
 
-def test_the_settings_in_the_picture_draw_it_again(reported: Finished, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_the_settings_in_the_picture_draw_it_again(reported: Finished, settings: dict[str, Any], work: Path) -> None:
     given = {key: str(settings[key]) for key in ("model", "negative", "steps", "guidance", "seed", "width", "height")}
     options = [f"--{key}={value}" for key, value in (given | {"dtype": settings["dtype"]}).items()]
-    done = shell(tmp_path, "txt2img", settings["prompt"], *options, "-v")
+    done = shell(work, "txt2img", settings["prompt"], *options, "-v")
     path = done.stdout.decode()
     assert path == "outputs/a-red-fox-quoted-in-two-lines-e-7.png\n"
-    assert pixels(tmp_path / path.strip()) == pixels(reported.home / "fox.png")
+    assert pixels(work / path.strip()) == pixels(reported.work / "fox.png")
 
     said = done.stderr.decode()
     assert re.search(r"^device: cpu, .*; fp32: asked for; ceiling: an app's share", said)
     assert re.search(r"torch \S+, baseline \d+ MiB\nplan: the denoiser's", said)
     assert said.count("step 1/3") == said.count("step 2/3") == said.count("step 3/3") == 1
-    assert "\r" not in said and files(tmp_path) == {path.strip()}
+    assert "\r" not in said and files(work) == {path.strip()}
 
 
-def test_img2img_edits_a_picture_quietly_and_leaves_words_out(reported: Finished, tiny: Path, tmp_path: Path) -> None:
-    shutil.copy(reported.home / "fox.png", tmp_path / "init.png")
-    before = (tmp_path / "init.png").read_bytes()
+def test_img2img_edits_a_picture_quietly_and_leaves_words_out(reported: Finished, tiny: Path, work: Path) -> None:
+    shutil.copy(reported.work / "fox.png", work / "init.png")
+    before = (work / "init.png").read_bytes()
     done = shell(
-        tmp_path, "img2img", "a secret fox", "-i", "init.png", "-m", tiny, "-s", "4", "--strength", "0.5",
+        work, "img2img", "a secret fox", "-i", "init.png", "-m", tiny, "-s", "4", "--strength", "0.5",
         "--seed", "7", "-q", "--no-metadata", "-o", "init.png", "--force",
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"init.png\n", b"")
-    after = (tmp_path / "init.png").read_bytes()
+    after = (work / "init.png").read_bytes()
     assert pixels(after)[0] == (72, 64) and pixels(after)[1] != pixels(before)[1]
     for secret in (b"secret", b"DDIM", b"Steps", b"sdcli"):
         assert secret not in after
     assert b"compositeWithTrainedAlgorithmicMedia" in after
-    assert files(tmp_path) == {"init.png"}
+    assert files(work) == {"init.png"}
 
 
-def test_p2_a_long_prompt_from_stdin_to_a_picture_on_stdout(tiny: Path, tmp_path: Path) -> None:
+def test_p2_a_long_prompt_from_stdin_to_a_picture_on_stdout(tiny: Path, work: Path) -> None:
     prompt = b"fox " * 10_000
     done = shell(
-        tmp_path, "txt2img", "--prompt-file", "-", "-o", "-", "-m", tiny, "-s", "1", input=prompt
+        work, "txt2img", "--prompt-file", "-", "-o", "-", "-m", tiny, "-s", "1", input=prompt
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"\x89PNG") and done.stdout.endswith(b"IEND\xaeB`\x82")
@@ -159,26 +160,31 @@ def test_p2_a_long_prompt_from_stdin_to_a_picture_on_stdout(tiny: Path, tmp_path
     (seed,) = re.findall(r", seed (\d+)$", done.stderr.decode(), re.MULTILINE)
     with Image.open(io.BytesIO(done.stdout)) as image:
         assert json.loads(image.text["sdcli"])["seed"] == int(seed)
-    assert files(tmp_path) == set()
+    assert files(work) == set()
 
 
-def test_several_pictures_are_numbered_and_each_has_its_own_seed(tiny: Path, tmp_path: Path) -> None:
+def test_several_pictures_are_numbered_and_each_has_its_own_seed(tiny: Path, work: Path) -> None:
     options = ["-m", str(tiny), "-s", "1", "-b", "2", "--seed", "40", "-o", "fox.webp"]
-    done = shell(tmp_path, "txt2img", "a", *options)
+    done = shell(work, "txt2img", "a", *options)
     assert done.stdout == b"fox-1.webp\nfox-2.webp\n" and "seed 40 to 41" in done.stderr.decode()
     seeds = []
     for name in ("fox-1.webp", "fox-2.webp"):
-        with Image.open(tmp_path / name) as image:
+        with Image.open(work / name) as image:
             seeds.append(json.loads(image.getexif()[0x010E])["seed"])
-    assert seeds == [40, 41] and pixels(tmp_path / "fox-1.webp") != pixels(tmp_path / "fox-2.webp")
+    assert seeds == [40, 41] and pixels(work / "fox-1.webp") != pixels(work / "fox-2.webp")
+
+
+def test_p1_an_empty_prompt_and_spaces_draw_the_same_picture(tiny: Path) -> None:
+    empty, spaces, words = (draw(tiny, request=replace(ASTRONAUT, prompt=prompt)) for prompt in ("", " \t ", "a fox"))
+    assert torch.equal(empty, spaces) and not torch.equal(empty, words)
 
 
 # bench
 
 
-def test_bench_reports_each_ceiling_and_its_outcome(tiny: Path, tmp_path: Path) -> None:
+def test_bench_reports_each_ceiling_and_its_outcome(tiny: Path, work: Path) -> None:
     limits = ["--mem-limit", "100MiB", "--mem-limit", "none"]
-    done = shell(tmp_path, "bench", "-m", tiny, *limits, "-s", "2", "--json", "--no-warmup")
+    done = shell(work, "bench", "-m", tiny, *limits, "-s", "2", "--json", "--no-warmup")
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
     assert set(table) == {"schema", "machine", "runs"} and table["schema"] == "sdcli.bench/1"
@@ -190,29 +196,28 @@ def test_bench_reports_each_ceiling_and_its_outcome(tiny: Path, tmp_path: Path) 
     assert ran["images"][0]["path"] is None and ran["images"][0]["seed"] == 0
     assert set(refused) == set(ran) and ran["schema"] == "sdcli.report/1"
     assert "under 100 MiB:\nwill not fit: " in done.stderr.decode()
-    assert files(tmp_path) == set()
+    assert files(work) == set()
 
 
 # Runs that end badly
 
 
-def test_z1_infinity_from_the_weights_is_exit_code_5_and_no_picture(tiny: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
+def test_z1_infinity_from_the_weights_is_exit_code_5_and_no_picture(tiny: Path, work: Path) -> None:
+    model = work.parent / "model"
     shutil.copytree(tiny, model)
     path = model / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     tensors["decoder.conv_in.weight"] = torch.full_like(tensors["decoder.conv_in.weight"], 60000.0)
     tensors["decoder.conv_in.bias"] = torch.full_like(tensors["decoder.conv_in.bias"], torch.nan)
     save_file(tensors, path)
-    (tmp_path / "work").mkdir()
-    done = shell(tmp_path / "work", "txt2img", "a", "-m", model, "-s", "1", "-q")
+    done = shell(work, "txt2img", "a", "-m", model, "-s", "1", "-q")
     assert (done.returncode, done.stdout) == (5, b"")
     assert re.fullmatch(r"Error: NaN or infinity came out of the stage decode: .*\n", done.stderr.decode())
-    assert files(tmp_path / "work") == set()
+    assert files(work) == set()
 
 
 def test_m9_crossing_the_ceiling_is_exit_code_137_and_no_picture(
-    report: dict[str, Any], tiny: Path, tmp_path: Path
+    report: dict[str, Any], tiny: Path, work: Path
 ) -> None:
     blind = (
         "import sdcli.host.run as host, sdcli.cli.main as program;"
@@ -222,16 +227,11 @@ def test_m9_crossing_the_ceiling_is_exit_code_137_and_no_picture(
     )
     limit = f"{report['memory']['baseline_bytes'] // MIB + 40}MiB"
     options = ["-m", str(tiny), "-s", "1", "-W", "1024", "-H", "1024", "--dtype", "fp32", "--mem-limit", limit, "-q"]
-    program = SDCLI[:]
-    try:
-        SDCLI[:] = [sys.executable, "-P", "-c", blind]
-        done = shell(tmp_path, "txt2img", "a", *options)
-    finally:
-        SDCLI[:] = program
+    done = shell(work, "txt2img", "a", *options, program=[sys.executable, "-P", "-c", blind])
     assert (done.returncode, done.stdout) == (137, b""), done.stderr
     assert re.fullmatch(
         r"Error: the ceiling of \d+ MiB was crossed in the stage \w+( after step 1)?: footprint \d+ MiB,"
         r" the worker was killed; give --mem-limit \d+MiB or a smaller picture\n",
         done.stderr.decode(),
     )
-    assert files(tmp_path) == set()
+    assert files(work) == set()

@@ -98,7 +98,7 @@ def test_shares_are_equal_and_as_few_as_fit(scratch: int, rows: int) -> None:
 
 
 def test_one_scratch_serves_every_layer_and_grows_only_when_it_must() -> None:
-    attention = BoundedAttention(2**20)
+    attention = BoundedAttention(2**22)
     layers = [layer(seed) for seed in range(3)]
     places = []
     with torch.no_grad():
@@ -116,9 +116,12 @@ def test_an_old_scratch_is_gone_before_a_new_one_comes(monkeypatch: pytest.Monke
     attention = BoundedAttention(2**20)
     attention._room(10, numbers(1))
     held_meanwhile, zeros = [], torch.zeros
-    monkeypatch.setattr(
-        torch, "zeros", lambda *a, **k: held_meanwhile.append(attention._scratch.numel()) or zeros(*a, **k)
-    )
+
+    def noted(*shape: int, **options: object) -> torch.Tensor:
+        held_meanwhile.append(attention._scratch.numel())
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", noted)
     attention._room(20, numbers(1))
     attention._room(20, numbers(1).bfloat16())
     assert held_meanwhile == [0, 0]
@@ -162,12 +165,11 @@ def test_a_batch_and_its_samples_alone_agree() -> None:
 
 @torch.no_grad()
 def test_what_stable_diffusion_does_not_have_is_refused() -> None:
-    states = numbers(1, 4, 16)
     for attn, mask in (
         (layer(), torch.zeros(1, 4, 4)),
         (layer(qk_norm="layer_norm"), None),
-        (layer(spatial_norm_dim=16), None),
+        (layer(query_dim=32, spatial_norm_dim=16), None),
     ):
         attn.set_processor(BoundedAttention(2**20))
         with pytest.raises(ValueError, match="not part of Stable Diffusion"):
-            attn(states, attention_mask=mask)
+            attn(numbers(1, 4, attn.query_dim), attention_mask=mask)

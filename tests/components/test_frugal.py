@@ -71,7 +71,7 @@ def test_other_kinds_of_blocks_keep_the_library_s_forward(option: dict[str, Any]
     plain, thrifty = pair(ResnetBlock2D(in_channels=16, temb_channels=12, groups=4, **option))
     assert "forward" not in vars(thrifty)
     states = numbers(2, 16, 6, 6)
-    temb = numbers(2, 32 if option == {"skip_time_act": True} and False else 12, seed=2)
+    temb = numbers(2, 12, seed=2)
     torch.testing.assert_close(thrifty(states, temb), plain(states, temb), atol=1e-6, rtol=1e-6)
 
 
@@ -104,7 +104,8 @@ def test_hidden_states_exist_for_so_many_rows_at_most(monkeypatch: pytest.Monkey
     seen, linear = [], torch.nn.functional.linear
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *w: seen.append(len(x)) or linear(x, *w))
     thrifty(numbers(2, 2 * frugal.FEED_FORWARD_ROWS + 1, 16))
-    assert seen == [1024, 1024] * 2 * 2 + [1, 1] * 0 or seen == [1024, 1024, 1024, 1024, 1, 1] * 2
+    widest = frugal.FEED_FORWARD_ROWS
+    assert seen == [widest, widest, widest, widest, 1, 1] * 2  # into and out of the hidden states, a sample each
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu-approximate", "swiglu"])
@@ -120,10 +121,12 @@ def test_other_feed_forwards_keep_the_library_s_forward(activation: str) -> None
 @pytest.mark.parametrize("kind", ["norm", "feed-forward", "norm and silu"])
 @torch.no_grad()
 def test_a_batch_has_the_bits_of_its_samples(kind: str, dtype: torch.dtype, threads: int) -> None:
+    """torch's own group norm does not, at this size and in this layout, on two threads."""
+    picture = numbers(2, 64, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
     module, states = {
-        "norm": (nn.GroupNorm(8, 32), numbers(2, 32, 16, 16, dtype=dtype)),
+        "norm": (nn.GroupNorm(8, 64), picture),
         "feed-forward": (FeedForward(32, activation_fn="geglu"), numbers(2, 1100, 32, dtype=dtype)),
-        "norm and silu": (nn.GroupNorm(8, 32), numbers(2, 32, 16, 16, dtype=dtype)),
+        "norm and silu": (nn.GroupNorm(8, 64), picture),
     }[kind]
     _, thrifty = pair(module, dtype)
     before = torch.get_num_threads()
@@ -131,7 +134,7 @@ def test_a_batch_has_the_bits_of_its_samples(kind: str, dtype: torch.dtype, thre
     try:
         forward = (lambda x: frugal._norm_silu(thrifty, x)) if kind == "norm and silu" else thrifty
         together = forward(states)
-        alone = torch.cat([forward(sample[None]) for sample in states])
+        alone = torch.cat([forward(sample) for sample in states.split(1)])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together, alone)

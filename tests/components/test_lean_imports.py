@@ -1,0 +1,116 @@
+"""The lean import: less memory, the same classes, and a way back where it does not work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdcli.domain import Request
+from tests.support import largest_difference, pictures, run_engine
+
+SAVED_MIB_FLOOR = 40
+
+MEASURE = """
+import json, sys
+def anonymous():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
+def dynamo():
+    module = sys.modules.get("torch._dynamo")
+    return "absent" if module is None else "real" if getattr(module, "__file__", None) else "stand-in"
+"""
+
+REQUEST = Request("a fox", "", 64, 64, 2, 7.5, 1, 1)
+
+WORK = f"""
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from sdcli.domain import Plan, Request
+from sdcli.messages import Job, PictureDone
+from sdcli.devices import open_device
+from sdcli.engine.generate import generate
+plan = Plan("resident", 2**40, "batched", 2**24, None, ())
+job = Job({REQUEST}, plan, sys.argv[1], "fp32")
+picture = [event for event in generate(job, open_device("cpu")) if isinstance(event, PictureDone)][0].payload.hex()
+"""
+
+LEAN = "from sdcli.components.lean_imports import import_models\nimport_models()\n"
+
+PLAIN = """
+import diffusers.models.autoencoders.autoencoder_kl
+import diffusers.models.unets.unet_2d_condition
+import transformers.models.clip.modeling_clip
+import transformers.models.clip.tokenization_clip
+"""
+
+BROKEN = """
+import sdcli.components.lean_imports as lean
+right, calls = lean._import_all, []
+def first_fails():
+    calls.append(1)
+    right()
+    if len(calls) == 1:
+        raise AttributeError("a library that needs what was left out")
+lean._import_all = first_fails
+lean.import_models()
+assert len(calls) == 2
+assert not any(isinstance(finder, lean._Finder) for finder in sys.meta_path)
+"""
+
+
+def told(code: str, *arguments: str, **found: str) -> dict[str, Any]:
+    """Run code in a process of its own and take expressions from it."""
+    tell = ", ".join(f"{name!r}: {expression}" for name, expression in found.items())
+    whole = f"{MEASURE}{code}\nprint(json.dumps({{{tell}}}))"
+    done = subprocess.run([sys.executable, "-P", "-c", whole, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def lean(tiny: Path) -> dict[str, Any]:
+    code = f"import os\n{LEAN}mib, state = anonymous(), dynamo()\n{WORK}"
+    environment = {"offline": "os.environ['HF_HUB_OFFLINE']", "threads": "os.environ['TOKENIZERS_PARALLELISM']"}
+    return told(code, str(tiny), mib="mib", state="state", later="dynamo()", picture="picture", **environment)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    return told(PLAIN, mib="anonymous()", state="dynamo()")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_lean_import_takes_less_memory(lean: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert plain["mib"] - lean["mib"] >= SAVED_MIB_FLOOR
+
+
+def test_the_compiler_is_not_loaded_not_even_by_a_whole_run(lean: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert lean["state"] in {"absent", "stand-in"} and lean["later"] in {"absent", "stand-in"}
+    assert plain["state"] == "real", "the plain import does not load it either: this module is of no use any more"
+
+
+def test_the_classes_are_real_and_draw_what_the_plain_ones_draw_here(tiny: Path, lean: dict[str, Any]) -> None:
+    (picture,) = pictures(run_engine(tiny, REQUEST))
+    drawn = torch.frombuffer(bytearray.fromhex(lean["picture"]), dtype=torch.uint8).view(picture.shape).int()
+    assert largest_difference(drawn, picture) <= 1
+    assert picture.unique().numel() > 10
+
+
+def test_where_it_fails_the_plain_import_takes_its_place(tiny: Path, lean: dict[str, Any]) -> None:
+    found = told(BROKEN + WORK, str(tiny), picture="picture", state="dynamo()")
+    assert found["picture"] == lean["picture"]
+    assert found["state"] != "stand-in"
+
+
+def test_nothing_reaches_for_the_network_or_for_threads_of_tokenizers(lean: dict[str, Any]) -> None:
+    assert lean["offline"] == "1" and lean["threads"] == "false"

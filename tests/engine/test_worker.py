@@ -1,0 +1,242 @@
+"""The worker process, spoken to over its pipes as the host does: it answers, it ends, it never hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdcli.engine.__main__ import _failure
+from sdcli.errors import BY_NAME, NotFinite
+from sdcli.messages import (
+    Failed,
+    Finished,
+    Job,
+    Message,
+    PictureDone,
+    Progress,
+    Ready,
+    Relieve,
+    Start,
+    StepDone,
+    Synthesize,
+    read_message,
+    write_message,
+)
+from tests.conftest import TINY
+from tests.support import ASTRONAUT, RESIDENT, pictures, run_engine
+
+SHORT = replace(ASTRONAUT, steps=2)
+WAIT_S = 30
+
+
+class Spoken:
+    """A worker on pipes. What it writes to standard error is kept for the end."""
+
+    def __init__(self, prelude: str = "") -> None:
+        code = f"{prelude}\nfrom sdcli.engine.__main__ import main\nmain()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code] if prelude else [sys.executable, "-P", "-m", "sdcli.engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+
+    def say(self, *messages: Message) -> None:
+        for message in messages:
+            write_message(self.stdin, message)
+
+    def hear(self) -> Message | None:
+        return read_message(self.stdout)
+
+    def hear_until(self, *last: type[Message]) -> list[Message]:
+        heard: list[Message] = []
+        while (message := self.hear()) is not None:
+            heard.append(message)
+            if isinstance(message, last):
+                break
+        return heard
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and standard error, once it has ended by itself."""
+        code = self.process.wait(WAIT_S)
+        return code, self.stderr.read().decode()
+
+
+@contextmanager
+def spoken(prelude: str = "", start: bool = True) -> Iterator[Spoken]:
+    worker = Spoken(prelude)
+    try:
+        if start:
+            worker.say(Start("cpu", 2**31))
+            assert isinstance(worker.hear(), Ready)
+        yield worker
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+        for pipe in (worker.stdin, worker.stdout, worker.stderr):
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+def job(model: Path) -> Job:
+    return Job(SHORT, RESIDENT, str(model), "fp32")
+
+
+def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) -> None:
+    with spoken(start=False) as worker:
+        worker.say(Start("cpu", None))
+        ready = worker.hear()
+        assert isinstance(ready, Ready)
+        assert ready.torch_version == torch.__version__ and "CPU" in ready.device and ready.device_peak_bytes == 0
+
+        worker.say(job(tiny))
+        events = worker.hear_until(Finished)
+        assert torch.equal(pictures(events)[0], pictures(run_engine(tiny, SHORT))[0])
+
+        worker.process.send_signal(signal.SIGINT)  # the terminal's Ctrl-C is the host's to answer
+        worker.say(Relieve(), job(tiny), Relieve())  # a second job, with relief called for meanwhile
+        assert sum(isinstance(event, PictureDone) for event in worker.hear_until(Finished)) == 1
+        worker.stdin.close()
+        assert worker.end()[0] == 0
+
+
+def test_an_empty_pipe_ends_it_before_anything_is_imported() -> None:
+    with spoken(start=False) as worker:
+        worker.stdin.close()
+        assert worker.end() == (0, "")
+        assert worker.hear() is None
+
+
+@pytest.mark.parametrize("garbage", [b"garbage\n", b"[1]\n", b'{"type": "Nope", "payload_bytes": 0, "fields": {}}\n'])
+def test_garbage_in_place_of_the_start_ends_it(garbage: bytes) -> None:
+    with spoken(start=False) as worker:
+        worker.stdin.write(garbage)
+        worker.stdin.flush()
+        failed = worker.hear()
+        assert isinstance(failed, Failed) and failed.kind == ""
+        assert worker.end()[0] == 1
+
+
+def test_another_message_in_place_of_the_start_ends_it(tiny: Path) -> None:
+    with spoken(start=False) as worker:
+        worker.say(job(tiny))
+        assert worker.hear() is None
+        assert worker.end() == (0, "")
+
+
+def test_garbage_later_on_ends_it_too(tiny: Path) -> None:
+    with spoken() as worker:
+        worker.stdin.write(b"\xff\xfe garbage\n")
+        worker.stdin.flush()
+        assert worker.hear() is None
+        code, said = worker.end()
+        assert code == 1 and "UnicodeDecodeError" in said and "Fatal Python error" not in said
+
+
+NOISE = """
+import os
+import sdcli.engine.generate as module
+right = module.generate
+def generate(job, device):
+    for event in right(job, device):
+        print("a library prints", flush=True)
+        os.write(1, b"and a C library writes\\n")
+        yield event
+module.generate = generate
+"""
+
+MADE = f"""
+import sdcli.engine.synthesize as made
+made.read_config = lambda *_: {TINY}
+"""
+
+
+def test_what_libraries_print_does_not_get_between_the_messages(tiny: Path, tmp_path: Path) -> None:
+    with spoken(NOISE + MADE) as worker:
+        worker.say(job(tiny))
+        events = worker.hear_until(Finished)
+        assert isinstance(events[-1], Finished)
+        assert sum(isinstance(event, StepDone) for event in events) == 2
+
+        worker.say(Synthesize("tiny", str(tmp_path / "work")))
+        *progress, finished = worker.hear_until(Finished)
+        assert isinstance(finished, Finished) and all(isinstance(event, Progress) for event in progress)
+        assert (tmp_path / "work" / "manifest.json").is_file()
+
+        worker.stdin.close()
+        code, said = worker.end()
+        assert code == 0 and said.count("a library prints") == said.count("and a C library writes") == len(events)
+
+
+RAISES = """
+import sdcli.engine.generate as module
+def generate(job, device):
+    raise KeyError('deep inside')
+    yield
+module.generate = generate
+"""
+
+
+def test_an_unexpected_exception_arrives_with_its_traceback(tiny: Path) -> None:
+    with spoken(RAISES) as worker:
+        worker.say(job(tiny))
+        (failed,) = worker.hear_until(Failed)
+        assert isinstance(failed, Failed)
+        assert failed.kind == "" and failed.message == "KeyError: 'deep inside'"
+        assert "Traceback" in failed.traceback and "in generate" in failed.traceback
+        assert worker.end() == (1, ""), "it ends quietly, and not in an abort"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "CeilingCrossed", "no memory left"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "CeilingCrossed", "no memory left"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "SdcliError", "--mem-limit"),
+        (MemoryError(), "SdcliError", "--mem-limit"),
+        (NotFinite("a line"), "NotFinite", "a line"),
+        (ImportError("no torch"), "", "ImportError: no torch"),
+        (RuntimeError("shapes differ"), "", "RuntimeError: shapes differ"),
+    ],
+)
+def test_the_host_is_told_the_kind_of_failure(error: Exception, kind: str, words: str) -> None:
+    failed = _failure(error)
+    assert failed.kind == kind and words in failed.message
+    assert not kind or kind in BY_NAME
+    assert type(error).__name__ in failed.traceback
+
+
+def test_a_failure_of_ours_keeps_its_kind_and_its_line(tmp_path: Path) -> None:
+    with spoken() as worker:
+        worker.say(job(tmp_path / "gone"))
+        (failed,) = worker.hear_until(Failed)
+        assert isinstance(failed, Failed)
+        assert failed.kind == "SdcliError" and "is not a folder" in failed.message
+        assert worker.end() == (1, "")
+
+
+def test_torch_that_cannot_be_imported_is_told() -> None:
+    with spoken("import sys; sys.modules['torch'] = None", start=False) as worker:
+        worker.say(Start("cpu", None))
+        failed = worker.hear()
+        assert isinstance(failed, Failed) and "torch" in failed.message and failed.kind == ""
+        assert worker.end()[0] == 1
+
+
+def test_a_host_that_no_longer_reads_ends_it_quietly(tiny: Path) -> None:
+    with spoken() as worker:
+        worker.stdout.close()
+        worker.say(job(tiny))
+        assert worker.end() == (1, "")

@@ -1,0 +1,117 @@
+"""The command-line contract as literal tables: what stands here changes only on purpose."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sdcli import __version__, errors
+from sdcli.cli.main import COMMANDS, run
+
+DRAWING = {
+    "--prompt-file": (None, "FILE", None),
+    "--model": ("-m", "TEXT", None),
+    "--negative": ("-n", "TEXT", None),
+    "--width": ("-W", "PIXELS", "the model's own"),
+    "--height": ("-H", "PIXELS", "the model's own"),
+    "--steps": ("-s", "INTEGER", "20"),
+    "--guidance": ("-g", "NUMBER", "7.5"),
+    "--seed": (None, "SEED", "random"),
+    "--count": ("-b", "INTEGER", "1"),
+    "--output": ("-o", "TEXT", "outputs/"),
+    "--force": (None, "", None),
+    "--device": (None, "[auto|mps|cuda|cpu]", "auto"),
+    "--dtype": (None, "[auto|fp32|fp16|bf16]", "auto"),
+    "--mem-limit": (None, "SIZE", "auto"),
+    "--profile": (None, "TEXT", None),
+    "--on-limit": (None, "[kill]", "kill"),
+    "--json": (None, "", None),
+    "--no-metadata": (None, "", None),
+    "--verbose": ("-v", "", None),
+    "--quiet": ("-q", "", None),
+    "--debug": (None, "", None),
+    "--help": ("-h", "", None),
+}
+"""Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
+
+NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata"}
+
+OPTIONS = {
+    "txt2img": DRAWING,
+    "img2img": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
+    "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
+    | {"--mem-limit": (None, "SIZE[,SIZE…]", "auto"), "--warmup": (None, "/ --no-warmup", "warmup")},
+}
+
+NOT_YET = ("--sampler", "--schedule", "--mask", "plan", "models", "doctor", "completion")
+
+
+def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run([*command, "--help"]) == 0
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def parsed(text: str) -> dict[str, tuple[str | None, str, str | None]]:
+    """The options that a help text shows."""
+    table = {}
+    entries = re.split(r"\n  (?=-)", text.partition("\nOptions:")[2])[1:]
+    for entry in entries:
+        left = re.split(r"\s{2,}", entry.strip())[0]
+        found = re.fullmatch(r"(?:(-\w), )?(--[\w-]+) ?(.*)", left)
+        assert found is not None, left
+        default = re.search(r"\[default:\s+([^\]]+)\]", " ".join(entry.split()))
+        table[found[2]] = (found[1], found[3], default[1] if default else None)
+    return table
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_are_those_of_the_contract(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert parsed(help_of(capfd, monkeypatch, command)) == OPTIONS[command]
+
+
+def test_the_commands_are_those_of_the_contract(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = help_of(capfd, monkeypatch)
+    shown = re.findall(r"^  (\w+)  +\S", text.partition("Commands:")[2], re.MULTILINE)
+    assert shown == list(COMMANDS) == ["txt2img", "img2img", "bench"]
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_has_not_arrived_does_not_exist(capfd: pytest.CaptureFixture[str], name: str) -> None:
+    assert run(["txt2img", "a", name, "b"] if name.startswith("-") else [name]) == 2
+    assert f"'{name}'" in capfd.readouterr().err
+
+
+def test_the_version_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capfd.readouterr() == (f"sdcli {__version__}\n", "")
+
+
+def test_help_shows_the_defaults_of_the_config_file(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text("steps = 7\n")
+    monkeypatch.setenv("SDCLI_CONFIG", str(tmp_path / "config.toml"))
+    table = parsed(help_of(capfd, monkeypatch, "txt2img"))
+    assert table["--steps"][2] == "7" and table["--guidance"][2] == "7.5"
+
+
+def test_the_exit_codes_are_those_of_the_contract() -> None:
+    assert {kind.__name__: kind.exit_code for kind in errors.BY_NAME.values()} == {
+        "SdcliError": 1,
+        "BadRequest": 2,
+        "ModelMissing": 3,
+        "WillNotFit": 4,
+        "NotFinite": 5,
+        "CeilingCrossed": 137,
+    }
+    assert {number: errors.Interrupted(number).exit_code for number in (1, 2, 15)} == {1: 129, 2: 130, 15: 143}
+    assert all(issubclass(kind, errors.SdcliError) for kind in errors.BY_NAME.values())
