@@ -22,9 +22,9 @@ ROWS = {
         "from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel;"
         "from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL"
     ),
-    "all three, lean (as the worker does)": "from sdcli.components.lean_imports import import_models; import_models()",
-    "the worker: lean, and the engine": (
-        "from sdcli.components.lean_imports import import_models; import_models(); from sdcli.engine import generate, synthesize"
+    "all three, lean, and the engine: the worker": (
+        "from sdcli.components.lean_imports import import_models; import_models();"
+        "from sdcli.engine import generate, synthesize"
     ),
 }
 

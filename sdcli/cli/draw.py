@@ -37,7 +37,7 @@ def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
 
 def build_request(model: Model, options: dict[str, Any], **special: Any) -> Request:
     """The request, with nothing left undecided. Raises BadRequest for what the model or a seed cannot do."""
-    known = model.scheduler.config.get("num_train_timesteps", 1000) - 1  # schedules are offset by one (schedulers.py)
+    known = model.scheduler.config.get("num_train_timesteps", 1000)
     if options["steps"] > known:
         raise BadRequest(f"--steps {options['steps']} is more than the {known} the model knows: give fewer")
     count = options.get("count", 1)
@@ -79,45 +79,24 @@ def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha
     request, as_json = task.request, options["as_json"]
     destination.require_room(request.count, request.width, request.height)
     record = RunRecord(task)
-    if not options["quiet"]:
-        last = f" to {request.seeds[-1]}" if request.count > 1 else ""
-        size = f"{request.width}x{request.height}"
-        say(f"{task.model.ref} on {task.device} in {task.dtype}, {size}, seed {request.seed}{last}")
+    progress = ProgressLines(record, task.ceiling, quiet=options["quiet"], verbose=options["verbose"])
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
-        provenance = Provenance(
-            prompt=request.prompt,
-            negative=request.negative,
-            steps=request.steps,
-            sampler=task.model.scheduler.class_name,
-            guidance=request.guidance,
-            seed=picture.seed,
-            width=picture.width,
-            height=picture.height,
-            model=task.model.ref,
-            model_sha256=task.model.sha256,
-            strength=request.strength,
-            init_sha256=init_sha256,
-            device=task.device,
-            dtype=task.dtype,
-            sdcli_version=__version__,
-            torch_version=record.torch_version,
-        )
         data = encode_picture(
             picture.payload,
             picture.width,
             picture.height,
             destination.suffix,
-            provenance,
+            _provenance(record, picture, init_sha256),
             edited=request.strength is not None,
             keep_text=not options["no_metadata"],
         )
         path = destination.save(data, picture.image, picture.seed, request.prompt)
         if path is not None and not as_json:
+            progress.clear()
             hand_out(path)
         return path
 
-    progress = ProgressLines(record, task.ceiling, quiet=options["quiet"], verbose=options["verbose"])
     try:
         run_task(task, record, save, progress)
     except SdcliError:
@@ -129,3 +108,26 @@ def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha
         hand_out(json.dumps(report(record)))
     if not options["quiet"]:
         say(progress.summary())
+
+
+def _provenance(record: RunRecord, picture: PictureDone, init_sha256: str | None) -> Provenance:
+    """Everything needed for the same picture again."""
+    task, request = record.task, record.task.request
+    return Provenance(
+        prompt=request.prompt,
+        negative=request.negative,
+        steps=request.steps,
+        sampler=task.model.scheduler.class_name,
+        guidance=request.guidance,
+        seed=picture.seed,
+        width=picture.width,
+        height=picture.height,
+        model=task.model.ref,
+        model_sha256=task.model.sha256,
+        strength=request.strength,
+        init_sha256=init_sha256,
+        device=task.device,
+        dtype=task.dtype,
+        sdcli_version=__version__,
+        torch_version=record.torch_version,
+    )

@@ -72,8 +72,7 @@ def main() -> NoReturn:
 def run(argv: list[str]) -> int:
     """One command line to its exit code. Every failure is one line on stderr."""
     try:
-        _require_text(argv)
-        result: Any = cli.main(argv, prog_name="sdcli", standalone_mode=False)
+        result: Any = cli.main(_as_text(argv), prog_name="sdcli", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (BrokenPipeError, SystemExit):  # click turns a broken pipe into an exit
         return _quiet_broken_pipe()
@@ -112,12 +111,15 @@ def _one_line(message: str, limit: int) -> str:
     return line if len(line) <= limit else f"{line[: limit // 2]}…{line[1 - limit + limit // 2 :]}"
 
 
-def _require_text(argv: list[str]) -> None:
+def _as_text(argv: list[str]) -> list[str]:
+    """The arguments as UTF-8, also where the locale made Python read them as something else."""
+    text = []
     for number, argument in enumerate(argv, start=1):
         try:
-            argument.encode()
-        except UnicodeEncodeError:
+            text.append(os.fsencode(argument).decode("utf-8"))
+        except UnicodeError:
             raise BadRequest(f"argument {number} is not valid UTF-8: check the terminal's encoding") from None
+    return text
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

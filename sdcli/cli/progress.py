@@ -32,7 +32,7 @@ class ProgressLines:
             case Ready():
                 self._plan()
             case StageBegan(name):
-                self._redraw(f"{name:<14} …")
+                self._redraw(f"{name:<14} ...")
             case StepDone(image, step, count, seconds):
                 picture = (
                     f"picture {image + 1} of {self._record.task.request.count}  "
@@ -61,9 +61,13 @@ class ProgressLines:
         return f"done in {self._record.total_s:.1f} s, peak {format_size(self._record.peak_bytes)}{under}"
 
     def _plan(self) -> None:
-        planned = self._record.planned
+        planned, task = self._record.planned, self._record.task
         if planned is None:
             return
+        request = task.request
+        last = f" to {request.seeds[-1]}" if request.count > 1 else ""
+        size = f"{request.width}x{request.height}"
+        self._line(f"{task.model.ref} on {task.device} in {task.dtype}, {size}, seed {request.seed}{last}")
         if self._verbose:
             baseline = format_size(self._record.baseline_bytes)
             self._line(f"{self._record.device}, torch {self._record.torch_version}, baseline {baseline}")

@@ -29,6 +29,8 @@ def build_scheduler(component: Component, steps: int) -> Any:
     try:
         scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
         scheduler.set_timesteps(steps)
+        # with as many steps as the model knows, the offset of 1 begins one past the last: diffusers fails there
+        scheduler.timesteps = scheduler.timesteps.clamp(max=scheduler.config.num_train_timesteps - 1)
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
         raise SdcliError(
             f"the {component.class_name} in {echo(component.folder)} cannot do {steps} steps with its settings"

@@ -43,7 +43,9 @@ class CudaDevice:
             torch.cuda.init()
             torch.zeros(1, device=self.torch_device)
         except (RuntimeError, AssertionError) as error:
-            raise SdcliError(f"CUDA cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
+            raise SdcliError(
+                f"CUDA cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}; try --device cpu"
+            ) from error
         torch.cuda.empty_cache()
         _, total = torch.cuda.mem_get_info(0)
         self._see_context()

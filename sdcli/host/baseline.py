@@ -33,7 +33,8 @@ def remembered_baseline(device: str) -> int | None:
 
 
 def remember_baseline(device: str, baseline_bytes: int) -> None:
-    """Keep a measurement; other versions' are forgotten."""
+    """Keep the least that was measured; other versions' are forgotten."""
+    baseline_bytes = min(baseline_bytes, remembered_baseline(device) or baseline_bytes)
     known = {name: remembered_baseline(name) for name in ("cpu", "cuda", "mps")} | {device: baseline_bytes}
     table = {_key(name): measured for name, measured in known.items() if measured}
     with contextlib.suppress(OSError):

@@ -51,6 +51,8 @@ class Destination:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
                 return None
+            if self.folder == DEFAULT_FOLDER:
+                os.makedirs(self.folder, exist_ok=True)
             if self.names:
                 return place(self.folder, [self.names[image]], data, replace=self.force)
             return place(self.folder, invented_names(prompt, seed, self.suffix), data)
@@ -73,7 +75,7 @@ class Destination:
         if self.folder is None:
             return
         needed_bytes = count * width * height * 3 + SPARE_BYTES
-        free_bytes = shutil.disk_usage(self.folder or os.curdir).free
+        free_bytes = shutil.disk_usage(_existing(self.folder)).free
         if free_bytes < needed_bytes:
             raise SdcliError(
                 f"too little room in {echo(self.folder or os.curdir)}: {format_size(needed_bytes)} needed, "
@@ -87,7 +89,7 @@ class Destination:
 def plan_output(output: str | None, count: int, *, force: bool) -> Destination:
     """Where `count` pictures go, and that they can go there; whether they have room, `require_room` tells.
 
-    None is the folder `outputs`, created if missing; `-` is stdout; an existing folder, or a text that ends
+    None is the folder `outputs`, made with the first picture; `-` is stdout; an existing folder, or a text that ends
     in a slash, is a folder; all else is a file, numbered from `-1` if there are several pictures.
     Leftovers of killed runs in the folder are deleted.
 
@@ -96,7 +98,7 @@ def plan_output(output: str | None, count: int, *, force: bool) -> Destination:
     """
     destination = _destination(output, count, force)
     if destination.folder is not None:
-        _require_usable(destination.folder or os.curdir)
+        _require_usable(_existing(destination.folder))
         for name in destination.names:
             _require_free(os.path.join(destination.folder, name), force)
     return destination
@@ -104,7 +106,6 @@ def plan_output(output: str | None, count: int, *, force: bool) -> Destination:
 
 def _destination(output: str | None, count: int, force: bool) -> Destination:
     if output is None:
-        _make_default_folder()
         return Destination(DEFAULT_FOLDER, (), ".png", force)
     if output == "-":
         if count > 1:
@@ -123,13 +124,9 @@ def _destination(output: str | None, count: int, force: bool) -> Destination:
     return Destination(folder, (name,) if count == 1 else numbered, kind, force)
 
 
-def _make_default_folder() -> None:
-    try:
-        os.makedirs(DEFAULT_FOLDER, exist_ok=True)
-    except OSError as error:
-        raise SdcliError(
-            f"cannot make the folder {echo(DEFAULT_FOLDER)} here: {_reason(error)}; give --output another"
-        ) from error
+def _existing(folder: str) -> str:
+    """The folder, or where it will be made: only the default folder is made, and only for a first picture."""
+    return os.curdir if not folder or (folder == DEFAULT_FOLDER and not os.path.lexists(folder)) else folder
 
 
 def _require_usable(folder: str) -> None:

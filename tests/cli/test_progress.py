@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -32,7 +33,8 @@ class FakeWatchdog:
 def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = False) -> str:
     """Shows the events of a run of two pictures, and returns the last line of all."""
     ceiling = Ceiling(limit_bytes, "asked for")
-    record = RunRecord(Task(cast(Any, None), REQUEST, "cpu", "fp32", ceiling))
+    model = cast(Any, SimpleNamespace(ref="tiny"))
+    record = RunRecord(Task(model, REQUEST, "cpu", "fp32", ceiling))
     plan = Plan("partial", MIB, "batched", MIB, None, ("half stays", "one pass"))
     record.planned = Planned(plan, (StageNeed("denoise", 400 * MIB),))
     record.device, record.torch_version, record.baseline_bytes = "a CPU", "2.0", 200 * MIB
@@ -62,6 +64,7 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch, columns: str = "60", term: st
 def test_e5_without_a_terminal_there_is_a_plain_line_a_stage(capfd: pytest.CaptureFixture[str]) -> None:
     assert show_run(2800 * MIB) == "done in 3.2 s, peak 300 MiB of 2.73 GiB"
     assert capfd.readouterr().err.splitlines() == [
+        "tiny on cpu in fp32, 64x64, seed 1 to 2",
         "fits: predicted peak 400 MiB of 2.73 GiB, denoiser partial",
         "note: something was left out",
         "denoise           3.0 s  4 steps, 0.50 s each  peak 300 MiB",
@@ -70,14 +73,14 @@ def test_e5_without_a_terminal_there_is_a_plain_line_a_stage(capfd: pytest.Captu
 
 def test_without_a_ceiling_none_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert show_run(None) == "done in 3.2 s, peak 300 MiB"
-    assert capfd.readouterr().err.startswith("fits: predicted peak 400 MiB, denoiser partial\n")
+    assert capfd.readouterr().err.splitlines()[1] == "fits: predicted peak 400 MiB, denoiser partial"
 
 
 def test_verbose_says_the_reasons_and_every_step(capfd: pytest.CaptureFixture[str]) -> None:
     show_run(None, verbose=True)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[:3] == ["a CPU, torch 2.0, baseline 200 MiB", "plan: half stays", "plan: one pass"]
-    assert lines[4] == "denoise        picture 1 of 2  [##########----------] step 1/2  0.50 s/step  300 MiB"
+    assert lines[1:4] == ["a CPU, torch 2.0, baseline 200 MiB", "plan: half stays", "plan: one pass"]
+    assert lines[5] == "denoise        picture 1 of 2  [##########----------] step 1/2  0.50 s/step  300 MiB"
     assert sum(" step " in line for line in lines) == 4
 
 
@@ -113,7 +116,7 @@ def test_e5_a_terminal_of_no_width_is_no_failure(monkeypatch: pytest.MonkeyPatch
 def test_e5_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
     terminal = open_terminal(monkeypatch, term=term)
     show_run(None)
-    assert "\r" not in terminal.getvalue() and terminal.getvalue().count("\n") == 3
+    assert "\r" not in terminal.getvalue() and terminal.getvalue().count("\n") == 4
 
 
 def test_making_a_model_shows_its_beginning_and_its_end(

@@ -258,7 +258,7 @@ def test_more_steps_than_the_model_knows_is_wrong_usage(sdcli: Command, tiny: Pa
     shutil.copytree(tiny, model)
     config = model / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"num_train_timesteps": 1000', '"num_train_timesteps": 10'))
-    sdcli("txt2img", "a", "-m", model, "--steps", "10").refused(2, "--steps 10 is more than the 9 the model knows")
+    sdcli("txt2img", "a", "-m", model, "--steps", "11").refused(2, "--steps 11 is more than the 10 the model knows")
 
 
 # O: where pictures go

@@ -1,7 +1,8 @@
-"""One thread: models this small only wait for a second one, twenty times longer on a busy machine."""
+"""Quick tests: one thread, as models this small only wait for a second one, and no search through what is imported."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For all tests of this folder."""
+def quick() -> Iterator[None]:
+    """For all tests of this folder: every stage ends in two collections, which need not look at all before them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     yield
     torch.set_num_threads(threads)
