@@ -85,13 +85,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache and a config of the test's own, and a folder of its own to run in; no SDCLI_ settings from outside."""
     for name in [name for name in os.environ if name.startswith("SDCLI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
-    if request.node.get_closest_marker("full") is None:
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads that wait for one another are slower on a busy machine
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     work = tmp_path / "work"
     work.mkdir()

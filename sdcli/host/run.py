@@ -15,6 +15,7 @@ from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.memory.limit import Ceiling
+from sdcli.memory.meter import TreeMeter
 from sdcli.memory.planner import Planned, make_plan
 from sdcli.messages import (
     Finished,
@@ -103,7 +104,7 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
             for message in _relay(worker, watchdog, record):
                 if isinstance(message, Ready):
                     record.device, record.torch_version = message.device, message.torch_version
-                    record.baseline_bytes = _baseline(task, message, watchdog)
+                    record.baseline_bytes = _baseline(task, message)
                     remember_baseline(task.device, record.baseline_bytes)
                     record.planned = make_plan(task.model, task.request, task.dtype, limit, record.baseline_bytes)
                     worker.send(_job(task, record.planned, resume or {}))
@@ -174,9 +175,9 @@ def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Me
     raise worker.end()
 
 
-def _baseline(task: Task, ready: Ready, watchdog: Watchdog) -> int:
+def _baseline(task: Task, ready: Ready) -> int:
     """What is in use before anything is loaded, of the memory that the ceiling covers."""
-    return ready.device_peak_bytes if task.device == "cuda" else watchdog.footprint_bytes
+    return ready.device_peak_bytes if task.device == "cuda" else TreeMeter(os.getpid()).footprint_bytes()
 
 
 def _job(task: Task, planned: Planned, resume: dict[int, bytes]) -> Job:

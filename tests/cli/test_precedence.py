@@ -196,7 +196,7 @@ def test_m7_a_ceiling_above_the_machine_or_its_container_is_warned_of(
     monkeypatch.setattr(machine, "physical_memory_bytes", lambda: 64 * GIB)
     monkeypatch.setattr(machine, "container_limit_bytes", lambda: 100 * MIB)
     outcome = sdcli("txt2img", "a", "-m", tiny, "--mem-limit", "2GiB")
-    warning, _, error = outcome.err.splitlines()
+    warning, error = outcome.err.splitlines()
     assert warning == "warning: the ceiling of 2.00 GiB is more than the container has: 100 MiB is used"
     assert outcome.code == 4 and error.startswith("Error: will not fit: ") and "the ceiling is 100 MiB" in error
 
