@@ -138,9 +138,9 @@ def watched_worker(
     footprint_limit = None if device == "cuda" else limit_bytes
     with Worker(debug) as worker:
         watchdog = Watchdog(os.getpid(), worker.pid, footprint_limit, lambda _: worker.send(Relieve()))
+        worker.send(Start(device, limit_bytes))
         watchdog.start()
         try:
-            worker.send(Start(device, limit_bytes))
             yield worker, watchdog
         except SdcliError:
             _raise_if_ended_by(watchdog, limit_bytes)

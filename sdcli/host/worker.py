@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO, cast
 
 from sdcli.errors import BY_NAME, SdcliError, echo
@@ -33,6 +35,7 @@ class Worker:
         )
         self._stdin = cast("BinaryIO", self._process.stdin)
         self._stdout = cast("BinaryIO", self._process.stdout)
+        self._sending = threading.Lock()
         self.traceback = ""
 
     def __enter__(self) -> Worker:
@@ -54,10 +57,8 @@ class Worker:
 
     def send(self, message: Message) -> None:
         """Say something; a worker that is gone hears nothing, and `messages` will tell how it ended."""
-        try:
+        with self._sending, suppress(BrokenPipeError, ValueError):  # the watchdog's thread sends as well
             write_message(self._stdin, message)
-        except (BrokenPipeError, ValueError):
-            return
 
     def messages(self) -> Iterator[Message]:
         """What the worker says, until it ends. Raises the SdcliError that it reports."""

@@ -33,7 +33,10 @@ PROLOGUE = """
 import os, sys, time
 from sdcli.messages import *
 say = lambda message: write_message(sys.stdout.buffer, message)
-hear = lambda: read_message(sys.stdin.buffer)
+def hear():
+    while isinstance(message := read_message(sys.stdin.buffer), Relieve):
+        pass
+    return message
 assert isinstance(hear(), Start)
 """
 READY = 'say(Ready("a script", "2.0"))\njob = hear()\nassert isinstance(job, Job)\n'
