@@ -206,7 +206,7 @@ def test_m5_a_ceiling_crossed_by_imports_alone_is_will_not_fit(tiny: Path, scrip
 def test_near_the_ceiling_the_worker_is_told_to_free_what_it_can(tiny: Path, script: Callable[[str], None]) -> None:
     script(
         IN_STEP_1 + "kept = [b'x' * 2**21 for _ in range(int(job.request.prompt))]\n"
-        "assert isinstance(hear(), Relieve)\n"
+        "assert isinstance(read_message(sys.stdin.buffer), Relieve)\n"
         'say(Notice("relieved"))\n' + PICTURE
     )  # fmt: skip
     limit = standing() + WARN_BYTES + 300 * MIB
