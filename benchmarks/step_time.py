@@ -22,7 +22,7 @@ from sdcli.memory.meter import TreeMeter
 from sdcli.models.synthetic import find_synthetic
 from sdcli.units import MIB
 
-CEILINGS = ("2.8GiB", "2GiB", "1GiB", "800MiB")
+CEILINGS = ("2.8GiB", "2GiB", "1GiB")
 
 DIFFUSERS = """
 import json, sys, time, torch

@@ -109,12 +109,20 @@ def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16: AVX512_BF16 or AMX on x86, FEAT_BF16 on Arm."""
     if sys.platform == "darwin":
         return _sysctl("hw.optional.arm.FEAT_BF16") == "1"
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def cpu_has_amx() -> bool:
+    """Whether the processor has Intel's matrix unit for bf16."""
+    return "amx_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> set[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
-        flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[0].split())
+        return set(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[0].split())
     except (OSError, IndexError):
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+        return set()
 
 
 def _sysctl(name: str) -> str:

@@ -16,15 +16,20 @@ from diffusers.models.attention_processor import Attention
 FEW_KEYS = 256
 """Below this many keys (a prompt has 77 a chunk) the library's fused kernel needs no score matrix to speak of."""
 
+FUSED_HEAD = 128
+"""Largest head of a fused kernel on every device; the autoencoder's one head of 512 goes in chunks."""
+
 
 class BoundedAttention:
     """A diffusers attention processor whose scores never take more than `scratch_bytes`.
 
-    A single query's scores are the least that can be computed: heads x keys numbers.
+    A single query's scores are the least that can be computed: heads x keys numbers. With `fused` the library's
+    own kernel is used for the heads that it is made for; it keeps no scores (Dao et al. 2022,
+    https://arxiv.org/abs/2205.14135).
     """
 
-    def __init__(self, scratch_bytes: int) -> None:
-        self._scratch_bytes = scratch_bytes
+    def __init__(self, scratch_bytes: int, fused: bool = False) -> None:
+        self._scratch_bytes, self._fused = scratch_bytes, fused
         self._scratch = torch.empty(0)
 
     def __call__(
@@ -49,7 +54,7 @@ class BoundedAttention:
             _split_heads(project(states), attn.heads)
             for project, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        if key.shape[2] < FEW_KEYS:
+        if key.shape[2] < FEW_KEYS or (self._fused and key.shape[3] <= FUSED_HEAD):
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
             mixed = self._attend(query, key, value, attn.scale)

@@ -39,7 +39,7 @@ def borrow_denoiser(component: Component, plan: Plan, device: Device, dtype: tor
     """Load the denoiser as the plan says, lend it, free it."""
     with without_memory():
         unet = UNet2DConditionModel(**component.config).eval()
-    attention = BoundedAttention(plan.attention_scratch_bytes)
+    attention = BoundedAttention(plan.attention_scratch_bytes, fused=device.fused_attention(dtype))
     unet.set_attn_processor(attention)
     make_frugal(unet)
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):

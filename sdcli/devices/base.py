@@ -32,6 +32,10 @@ class Device(Protocol):
         """Room for resident weights of these many numbers each."""
         ...
 
+    def fused_attention(self, dtype: torch.dtype) -> bool:
+        """Whether the library's fused kernel is the faster attention here; it makes no score matrix either."""
+        ...
+
     def repeating(self) -> AbstractContextManager[None]:
         """The work inside is the same over and over: memory that it frees, it will want again."""
         ...

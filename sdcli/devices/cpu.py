@@ -13,6 +13,7 @@ import torch
 
 from sdcli.devices.base import PooledWeights, WeightStore
 from sdcli.domain import DeviceName
+from sdcli.machine import cpu_has_amx
 from sdcli.units import KIB, MIB
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -48,6 +49,10 @@ class CpuDevice:
     def prepare(self, limit_bytes: int | None) -> None:
         """Make the heap exact. The host watches the ceiling."""
         self._set_threshold(EXACT_BYTES)
+
+    def fused_attention(self, dtype: torch.dtype) -> bool:
+        """With Intel's matrix unit, by a fifth of a step's time; without it, chunks into one scratch are faster."""
+        return dtype is torch.bfloat16 and cpu_has_amx()
 
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
         """One pool."""

@@ -58,6 +58,10 @@ class CudaDevice:
         seen = gpu_used_bytes() - self._others_bytes - torch.cuda.memory_reserved(0)
         self._context_bytes = max(self._context_bytes, seen)
 
+    def fused_attention(self, dtype: torch.dtype) -> bool:
+        """Always."""
+        return True
+
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
         """One pool."""
         return PooledWeights(self.torch_device, dtype, numels)

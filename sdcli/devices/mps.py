@@ -76,6 +76,10 @@ class MpsDevice:
                 "MPS computes a wrong result in this version of torch: install 2.14.1, or use --device cpu"
             )
 
+    def fused_attention(self, dtype: torch.dtype) -> bool:
+        """Never: its fast kernels miss head sizes of Stable Diffusion 1.x, and some releases had them wrong."""
+        return False
+
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
         """A buffer a tensor: Metal limits the size of one."""
         return SeparateWeights(self.torch_device, dtype)

@@ -10,6 +10,7 @@ import torch
 
 from sdcli.components.text_encoder import tokenize
 from sdcli.models.folder import open_model
+from training.concepts import CALLED, captions_of
 from training.glyphs import Glyphs
 from training.recipes import Planner, caption_words
 from training.words import LENGTH, byte_letters, learn_merges, open_tokenizer, token_ids, write_tokenizer
@@ -43,3 +44,13 @@ def test_any_text_has_tokens(glyphs: Glyphs, tmp_path: Path, text: str) -> None:
 def test_merges_are_learned_from_the_commonest_pair() -> None:
     assert learn_merges(["aab", "ab"])[0] == ("a", "b</w>")
     assert len(set(byte_letters())) == 256
+
+
+def test_concepts_have_names_of_their_own() -> None:
+    named = [*CALLED, "fox face", "cat", "cat face", "dog", "angry face", "robot face", "sun behind cloud"]
+    groups = captions_of(named)
+    said = [name for group in groups for name in group]
+    assert all(said) and len(said) == len(set(said))
+    assert all(word.isascii() and word.isalpha() for name in said for word in name.split())
+    assert ["fox", "fox face"] in groups and ["cat face"] in groups and ["angry face"] in groups
+    assert {"cat", "dog", "robot", "apple", "tree", "house", "car", "boat", "heart", "star", "sun"} <= set(said)
