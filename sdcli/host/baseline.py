@@ -15,7 +15,7 @@ from sdcli import __version__, settings
 from sdcli.units import MIB
 
 TYPICAL_BYTES = 224 * MIB
-"""Measured on Linux, x86: 12 MiB of host, 143 of Python and torch, the rest the model classes."""
+"""Measured on Linux, x86: 14 MiB of host, 143 of Python and torch, the rest the model classes."""
 
 HOPELESS_BYTES = 200 * MIB
 """Under a ceiling like this no worker need be asked."""
