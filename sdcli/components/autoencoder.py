@@ -15,8 +15,12 @@ from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
 from sdcli.domain import Plan
 from sdcli.models.folder import Component
+from sdcli.units import MIB
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
+SCRATCH_BYTES = 8 * MIB
+"""Whatever the plan: it runs once a picture, and in half precision another number of rows may round otherwise."""
+
 ENCODER_PARTS = ("encoder.", "quant_conv.")
 
 
@@ -60,7 +64,7 @@ def _half(
 ) -> Iterator[AutoencoderKL]:
     with without_memory():
         vae = AutoencoderKL(**component.config).eval()
-    attention = BoundedAttention(plan.attention_scratch_bytes)
+    attention = BoundedAttention(SCRATCH_BYTES)
     vae.set_attn_processor(attention)
     make_frugal(vae)
     with lend_weights(vae, component, device, dtype, parts=parts):

@@ -1,7 +1,7 @@
 """The same arithmetic in fewer bytes, and the same for a batch as for each of its samples.
 
-Replaces the forward of three kinds of diffusers modules. What goes are copies: an activation that is used
-once is changed in place, and a feed-forward's hidden states exist for a few rows at a time. Group norms and
+Replaces the forward of four kinds of modules. What goes are copies: an activation that is used
+once is changed in place, and a feed-forward's hidden states exist for a few rows at a time. Products, norms and
 feed-forwards run sample by sample, because CPU kernels add up in another order for another batch: so
 guidance gives the same bits batched or one pass after another.
 """
@@ -20,7 +20,7 @@ FEED_FORWARD_ROWS = 1024
 
 
 def make_frugal(module: nn.Module) -> None:
-    """Give every residual block, group norm and gated feed-forward inside `module` its frugal forward."""
+    """Give every residual block, linear layer, group norm and gated feed-forward inside `module` its frugal forward."""
     for layer in module.modules():
         if isinstance(layer, FeedForward) and isinstance(layer.net[0], GEGLU):
             layer.forward = _feed_forward.__get__(layer)
@@ -28,6 +28,8 @@ def make_frugal(module: nn.Module) -> None:
             layer.forward = _residual_block.__get__(layer)
         elif isinstance(layer, nn.GroupNorm):
             layer.forward = _group_norm.__get__(layer)  # type: ignore[method-assign]
+        elif isinstance(layer, nn.Linear):
+            layer.forward = _linear.__get__(layer)  # type: ignore[method-assign]
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
@@ -39,6 +41,17 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         and isinstance(block.nonlinearity, nn.SiLU)
         and not block.skip_time_act
     )
+
+
+def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """x W + b, a sample at a time: (batch, …, in) → (batch, …, out)."""
+    if len(states) == 1:
+        return F.linear(states, layer.weight, layer.bias)
+    output = torch.empty(*states.shape[:-1], layer.out_features, dtype=states.dtype, device=states.device)
+    for sample in range(len(states)):
+        one = slice(sample, sample + 1)
+        output[one] = F.linear(states[one], layer.weight, layer.bias)
+    return output
 
 
 def _group_norm(norm: nn.GroupNorm, states: torch.Tensor) -> torch.Tensor:
