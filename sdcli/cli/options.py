@@ -153,9 +153,10 @@ def require_prompt(prompt: str | None, prompt_file: str | None) -> str:
     """The one prompt given. An empty one is allowed: the picture is then unconditional."""
     if prompt is not None and prompt_file is not None:
         raise BadRequest("two prompts: give PROMPT or --prompt-file, not both")
-    if prompt is None and prompt_file is None:
+    given = prompt_file if prompt is None else prompt
+    if given is None:
         raise BadRequest('no prompt: give PROMPT, as in sdcli txt2img "a red fox"')
-    return prompt_file if prompt is None else prompt  # type: ignore[return-value]
+    return given
 
 
 def require_one_product(output: str | None, as_json: bool) -> None:
