@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sdcli.devices import open_device
@@ -22,6 +24,18 @@ RESIDENT = Plan("resident", 2**40, "batched", 16 * 2**20, None, ())
 STREAMED = replace(RESIDENT, residency="streamed", resident_bytes=0)
 
 ASTRONAUT = Request("a photograph of an astronaut riding a horse", "ugly", 64, 64, 4, 7.5, 1234, 1)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quick() -> Iterator[None]:
+    """For all tests of a folder whose conftest names it: one thread, as small models only wait for a second one, and
+    no search through what is imported, though every stage ends in two collections."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    yield
+    torch.set_num_threads(threads)
 
 
 def run_engine(

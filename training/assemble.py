@@ -1,4 +1,4 @@
-"""Put the trained weights together as a model in diffusers layout, FP16, with its card.
+"""Put the trained weights together as a model in diffusers layout, FP16, with its card and licence.
 
 `python -m training.assemble --from DIR --out MODEL_FOLDER [--measures measures.json]`
 """
@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from training import state
-from training.card import model_card
+from training.card import LICENCE, model_card
 from training.glyphs import Glyphs, load_glyphs
 from training.networks import SCHEDULER, text_config, unet_config, vae_config
+from training.pictures import loss_curves
 from training.recipes import caption_words
 from training.words import write_tokenizer
 
@@ -66,8 +67,13 @@ def assemble(source: Path, out: Path, glyphs: Glyphs, size: str = "full", measur
     _write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
     _write_json(out / "model_index.json", INDEX)
     known = json.loads(measures.read_text("utf-8")) if measures and measures.is_file() else {}
-    card = model_card(glyphs.names, counts, state.facts_of(source), known)
+    history = source / "history.md"
+    told = history.read_text("utf-8") if history.is_file() else ""
+    card = model_card(glyphs.names, counts, state.facts_of(source), known, told)
     (out / "MODEL_CARD.md").write_text(card, "utf-8")
+    (out / "LICENSE.md").write_text(LICENCE, "utf-8")
+    if (source / "losses.csv").is_file():
+        loss_curves(source / "losses.csv", out / "curves.png")
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if total > LARGEST_MODEL:
         raise SystemExit(f"the model takes {total / 2**20:.2f} MiB, more than {LARGEST_MODEL / 2**20:.0f} MiB")
@@ -83,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, required=True, help="the folder of state")
     parser.add_argument("--out", type=Path, required=True, help="the model folder")
-    parser.add_argument("--glyphs", type=Path, default=Path(".lab/glyphs.npz"))
+    parser.add_argument("--glyphs", type=Path, default=Path("training/glyphs.npz"))
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
     parser.add_argument("--measures", type=Path, help="what evaluate wrote, for the card")
     args = parser.parse_args(argv)

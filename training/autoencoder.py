@@ -1,4 +1,4 @@
-"""The first stage: an autoencoder that keeps a composed scene in 4 numbers an 8x8 square."""
+"""The first stage: an autoencoder that keeps a composed scene in 8 numbers an 8x8 square."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import nn
 
 from training import state
 from training.compose import Composer, psnr
-from training.networks import NOISE, SCALING_FACTOR, follow, make_vae, normalise_latents, shadow
+from training.networks import LATENTS, NOISE, SCALING_FACTOR, follow, make_vae, normalise_latents, quiet_encoder, shadow
 from training.recipes import Planner, Recipe
 from training.setting import Setting, autocast, compiled, fast_layout, finish
 
 PEAK, WARMUP, HOLD = 1.5e-3, 150, 0.25
-BATCH = 32
-LATENT_WEIGHT = 0.02
+BATCH, SERVED = 16, 8
+"""Scenes a step; steps whose scenes are composed together."""
+
+LATENT_WEIGHT, DECIBEL_WEIGHT = 0.02, 0.05
 
 
 class Reconstruct(nn.Module):
@@ -28,7 +30,7 @@ class Reconstruct(nn.Module):
         self.vae = vae
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(b, 3, s, s) in -1…1 and (b, 4, s/8, s/8) to pixels of the first shape and the latents' mean."""
+        """(b, 3, s, s) in -1…1 and (b, LATENTS, s/8, s/8) to pixels of the first shape and the latents' mean."""
         mean = self.vae.quant_conv(self.vae.encoder(pixels)).chunk(2, 1)[0]
         return self.vae.decoder(self.vae.post_quant_conv(mean + noise)), mean
 
@@ -71,7 +73,7 @@ class Student:
         count, height, width = len(pixels), pixels.shape[2] // 8, pixels.shape[3] // 8
         strength = NOISE * self.unit * 2 * torch.rand(count, 1, 1, 1, device=device)
         with autocast(device):
-            drawn, latents = self.run(pixels, strength * torch.randn(count, 4, height, width, device=device))
+            drawn, latents = self.run(pixels, strength * torch.randn(count, LATENTS, height, width, device=device))
         drawn, latents = drawn.float(), latents.float()
         loss = picture_loss(drawn, pixels)
         if self.stage == "autoencoder":
@@ -105,9 +107,11 @@ def train_autoencoder(setting: Setting, deadline: float, total: float | None, st
     generator = torch.Generator().manual_seed(setting.seed + student.step)
     size, begun_at, rate = setting.batch or BATCH, student.step, 0.0
     errors = torch.ones(1, device=setting.device)
+    served: list[torch.Tensor] = []
     while not clock.over() and student.step - begun_at < setting.most_steps:
         rate = state.learning_rate(PEAK, clock.share, student.step - begun_at, WARMUP, HOLD)
-        loss, error = student.learn(_scenes(planner, composer, size, generator), rate)
+        served = served or _scenes(planner, composer, size, generator)
+        loss, error = student.learn(served.pop(), rate)
         errors[0] = error
         trail.add(loss)
         if clock.began is None:
@@ -121,6 +125,8 @@ def train_autoencoder(setting: Setting, deadline: float, total: float | None, st
     student.save(clock.seconds)
     finished = shadow(student.mean)
     if stage == "autoencoder":
+        quiet_encoder(finished)
+        state.save_weights(finished, setting.out, "vae", torch.float32)  # should the next line fail, this is there
         _normalise(finished, planner, composer, generator, setting)
     state.save_weights(finished, setting.out, "vae", torch.float32)
     count = 256 if setting.size == "full" and setting.device.type == "cuda" else 32
@@ -130,23 +136,28 @@ def train_autoencoder(setting: Setting, deadline: float, total: float | None, st
 
 
 def picture_loss(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Absolute and squared differences of pixels, and absolute ones of their gradients, which keep edges crisp."""
+    """Absolute and squared differences of pixels, absolute ones of their gradients, and the PSNR of each picture.
+
+    The gradients keep edges crisp; the logarithm of the error keeps its weight when the error is small already.
+    """
+    squares = ((drawn - wanted) ** 2).flatten(1).mean(1)
     across = F.l1_loss(drawn.diff(dim=-1), wanted.diff(dim=-1))
     down = F.l1_loss(drawn.diff(dim=-2), wanted.diff(dim=-2))
-    return F.l1_loss(drawn, wanted) + 2 * F.mse_loss(drawn, wanted) + 0.5 * (across + down)
+    edges = 0.5 * (across + down)
+    return F.l1_loss(drawn, wanted) + 2 * squares.mean() + edges + DECIBEL_WEIGHT * (squares + 1e-5).log().mean()
 
 
 def latent_loss(latents: torch.Tensor) -> torch.Tensor:
-    """Keeps each channel of (b, 4, h, w) near a mean of 0 and a deviation of 1: the noise has a known share then."""
+    """Keeps each channel of (b, LATENTS, h, w) near mean 0 and deviation 1: the noise has a known share then."""
     return (latents.mean((0, 2, 3)) ** 2 + (latents.std((0, 2, 3)) - 1) ** 2).mean()
 
 
-def _scenes(planner: Planner, composer: Composer, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Half of the scenes as captions tell them, half crowded with objects anywhere; (count, 3, s, s)."""
-    half = count // 2
-    told, crowded = planner.draw(count - half, generator), planner.scatter(half, generator)
-    pixels = torch.cat([composer(told), composer(crowded)]) if half else composer(told)
-    return pixels.contiguous(memory_format=torch.channels_last)
+def _scenes(planner: Planner, composer: Composer, count: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """SERVED batches (count, 3, s, s), half of them as captions tell them, half crowded with objects anywhere."""
+    half = SERVED * count // 2
+    pixels = torch.cat([composer(planner.draw(half, generator)), composer(planner.scatter(half, generator))])
+    mixed = pixels[torch.randperm(len(pixels), device=pixels.device)].contiguous(memory_format=torch.channels_last)
+    return list(mixed.split(count))
 
 
 @torch.no_grad()
@@ -167,7 +178,10 @@ def _normalise(
 ) -> None:
     count = 1024 if setting.size == "full" and setting.device.type == "cuda" else 32
     parts = [planner.draw(min(64, count), generator) for _ in range(-(-count // 64))]
-    latents = torch.cat([encode(vae, composer(part)) for part in parts])
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(composer(part)).latent_dist.mode() for part in parts])
+    if not torch.isfinite(latents).all():
+        raise SystemExit("autoencoder: the latents are not finite; the weights are saved as they were")
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     print(f"latents: mean {mean.tolist()}, deviation {deviation.tolist()}, now 0 and 1/{SCALING_FACTOR}", flush=True)
     normalise_latents(vae, mean, deviation)

@@ -14,7 +14,16 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from training import state
 from training.autoencoder import encode, load_vae
-from training.networks import SCALING_FACTOR, follow, make_scheduler, make_text_encoder, make_unet, shadow, side
+from training.networks import (
+    LATENTS,
+    SCALING_FACTOR,
+    follow,
+    make_scheduler,
+    make_text_encoder,
+    make_unet,
+    shadow,
+    side,
+)
 from training.recipes import caption_words
 from training.setting import Setting, autocast, compiled, fast_layout, finish
 from training.words import LENGTH, open_tokenizer, token_ids, write_tokenizer
@@ -29,12 +38,12 @@ REFRESH_EVERY, REFRESHED = 16, 512
 
 
 class Pool:
-    """Scaled latents (scenes, 4, h, w) in FP16 and their captions' tokens (scenes, LENGTH), on the device."""
+    """Scaled latents (scenes, LATENTS, h, w) in FP16 and their captions' tokens (scenes, LENGTH), on the device."""
 
     def __init__(self, setting: Setting, tokenizer: Any, scenes: int, seed: int) -> None:
         device, cells = setting.device, side(setting.size) // 8
         self.setting, self.tokenizer = setting, tokenizer
-        self.latents = torch.zeros(scenes, 4, cells, cells, dtype=torch.float16, device=device)
+        self.latents = torch.zeros(scenes, LATENTS, cells, cells, dtype=torch.float16, device=device)
         self.ids = torch.zeros(scenes, LENGTH, dtype=torch.long, device=device)
         self.planner, self.composer = setting.planner(), setting.composer()
         self.vae = load_vae(setting.out, setting.size, device)
@@ -108,7 +117,7 @@ class Student:
         self.run = compiled(self.unet, setting)
 
     def learn(self, latents: torch.Tensor, ids: torch.Tensor, rate: float) -> torch.Tensor:
-        """One step on (b, 4, h, w) scaled latents and the tokens (b, LENGTH) of their captions; returns the loss."""
+        """One step on (b, LATENTS, h, w) scaled latents and their captions' tokens (b, LENGTH); returns the loss."""
         device, count = latents.device, len(latents)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -176,7 +185,7 @@ def rehearse(setting: Setting) -> None:
     cells, size = side(setting.size) // 8, setting.batch or BATCH
     ids = token_ids(tokenizer, ["a"]).repeat(size, 1).to(setting.device)
     for _ in range(2):
-        student.learn(torch.randn(size, 4, cells, cells, device=setting.device), ids, PEAK)
+        student.learn(torch.randn(size, LATENTS, cells, cells, device=setting.device), ids, PEAK)
     finish(setting.device)
 
 

@@ -85,9 +85,9 @@ class Artist:
         return (torch.cat(drawn) / 2 + 0.5).clamp(0, 1)
 
     def _noise(self, count: int, seed: int) -> torch.Tensor:
-        side = self.unet.config["sample_size"]
-        each = [torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)]
-        return torch.cat(each).to(self.device)
+        side, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+        return torch.cat([torch.randn(1, channels, side, side, generator=each) for each in generators]).to(self.device)
 
 
 class Program:
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"))
     parser.add_argument("--losses", type=Path, help="losses.csv of the training")
-    parser.add_argument("--glyphs", type=Path, default=Path(".lab/glyphs.npz"))
+    parser.add_argument("--glyphs", type=Path, default=Path("training/glyphs.npz"))
     args = parser.parse_args(argv)
     args.guidance = args.guidance or [1.0, 5.0]
     print(evaluate(args, load_glyphs(args.glyphs)), flush=True)

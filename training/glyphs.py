@@ -1,6 +1,6 @@
 """Draw the glyphs of Noto Color Emoji once, as the material that scenes are composed of.
 
-`python -m training.glyphs --out .lab/glyphs.npz` needs the font (Debian package fonts-noto-color-emoji,
+`python -m training.glyphs --out training/glyphs.npz` needs the font (Debian package fonts-noto-color-emoji,
 SIL Open Font License 1.1) and Pillow with FreeType. Training needs the .npz only.
 """
 
@@ -96,7 +96,7 @@ def _summary(pixels: np.ndarray, cells: int = 16) -> np.ndarray:
 def main() -> None:
     """Draw the glyphs and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(".lab/glyphs.npz"))
+    parser.add_argument("--out", type=Path, default=Path("training/glyphs.npz"))
     parser.add_argument("--font", type=Path, default=FONT)
     args = parser.parse_args()
     glyphs = draw_glyphs(args.font)

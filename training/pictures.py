@@ -39,11 +39,13 @@ def loss_curves(losses: Path, path: Path, width: int = 900, height: int = 320) -
         seconds = [row[0] for row in rows]
         area = (60, panel * height + 30, width - 60, (panel + 1) * height - 30)
         draw.rectangle(area, outline="gray")
-        draw.text((area[0], area[1] - 20), f"{stage}: loss (blue, left), PSNR in dB (red, right)", fill="black")
+        has_psnr = all(row[2] is not None for row in rows)
+        shown = "loss (blue, left), PSNR in dB (red, right)" if has_psnr else "loss"
+        draw.text((area[0], area[1] - 20), f"{stage}: {shown}", fill="black")
         draw.text((area[0], area[3] + 6), f"{min(seconds):.0f} s", fill="black")
         draw.text((area[2] - 40, area[3] + 6), f"{max(seconds):.0f} s", fill="black")
         _curve(draw, area, seconds, [row[1] for row in rows], "blue", left=True)
-        if all(row[2] is not None for row in rows):
+        if has_psnr:
             _curve(draw, area, seconds, [row[2] or 0.0 for row in rows], "red", left=False)
     picture.save(path)
 

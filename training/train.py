@@ -1,11 +1,11 @@
 """Train the built-in model, in sittings.
 
-    python -m training.glyphs --out .lab/glyphs.npz
-    python -m training.train --all --minutes 8 --autoencoder-minutes 3.3 --total-minutes 12 --out DIR --compile
-    python -m training.train --stage denoiser --minutes 8 --out DIR --resume DIR --total-minutes 12 --compile
+    python -m training.glyphs
+    python -m training.train --all --minutes 27 --autoencoder-minutes 10 --out DIR --compile
 
-`--minutes` counts from the start of the process, imports and compilation included; `--total-minutes` is the
-denoiser's (or the one stage's) training time over all sittings, along which the learning rate falls.
+or in sittings, which go on from each other (training/README.md). `--minutes` counts from the start of the process,
+imports and compilation included; `--total-minutes` is the denoiser's (or the one stage's) training time over all
+sittings, along which the learning rate falls.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--done-minutes", type=float, help="of earlier sittings; default: as recorded in --resume")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path)
-    parser.add_argument("--glyphs", type=Path, default=Path(".lab/glyphs.npz"))
+    parser.add_argument("--glyphs", type=Path, default=Path("training/glyphs.npz"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=0, help="default: 32 scenes, then 512 latents")
+    parser.add_argument("--batch", type=int, default=0, help="default: 16 scenes, then 512 latents")
     parser.add_argument("--pool", type=int, default=61440)
     parser.add_argument("--rate", type=float, default=0.0, help="the denoiser's highest learning rate")
     parser.add_argument("--compile", action="store_true")

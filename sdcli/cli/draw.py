@@ -18,16 +18,24 @@ from sdcli.images.metadata import Provenance
 from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
-from sdcli.models.reference import resolve_model
+from sdcli.models.reference import DEMO, resolve_model
 
 if TYPE_CHECKING:
     from sdcli.images.write import Destination
 
+NO_MODEL = (
+    "no --model given: this is the built-in demo, emoji on plain backgrounds; for Stable Diffusion 1.5 (2.1 GB):"
+    " hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir sd15 --exclude 'safety_checker/*'"
+    " --include '*.json' --include '*.txt' --include '*.fp16.safetensors', then --model sd15"
+)
+
 
 def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
-    """The checked model, made first if it is a synthetic one that is not there yet."""
+    """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
     if ref is None:
-        raise BadRequest("no model: give --model, a folder in diffusers layout or synthetic:sd15")
+        ref = DEMO
+        if not quiet:
+            say(NO_MODEL)
 
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, MakingLine(f"synthetic:{name}", quiet), debug)

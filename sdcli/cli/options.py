@@ -35,7 +35,7 @@ PROMPT = (
 )
 
 JOB = (
-    _option("-m", "--model", help="A folder in diffusers layout, or synthetic:sd15."),
+    _option("-m", "--model", help="demo (built in), a folder in diffusers layout, or synthetic:sd15.  [default: demo]"),
     _option(
         "-n", "--negative", type=types.Text(), default="", help="What the picture should not show.", show_default=False
     ),

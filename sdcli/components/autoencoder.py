@@ -13,7 +13,6 @@ from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
 from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
-from sdcli.domain import Plan
 from sdcli.models.folder import Component
 from sdcli.units import MIB
 
@@ -26,13 +25,13 @@ ENCODER_PARTS = ("encoder.", "quant_conv.")
 
 @contextmanager
 def borrow_decoder(
-    component: Component, plan: Plan, device: Device, dtype: torch.dtype
+    component: Component, device: Device, dtype: torch.dtype
 ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Lend a function from (1, 4, h, w) latents as the denoiser knows them to (1, 3, 8h, 8w) pixels in -1…1.
+    """Lend a function from (1, channels, h, w) latents as the denoiser knows them to (1, 3, 8h, 8w) pixels in -1…1.
 
     Its weights stream: each is used once a picture, so keeping them would cost memory and save nothing.
     """
-    with _half(component, DECODER_PARTS, plan, device, dtype) as vae:
+    with _half(component, DECODER_PARTS, device, dtype) as vae:
 
         def decode(latents: torch.Tensor) -> torch.Tensor:
             scaled = (latents / component.config.get("scaling_factor", 0.18215)).to(device.torch_device, dtype)
@@ -45,10 +44,10 @@ def borrow_decoder(
 
 @contextmanager
 def borrow_encoder(
-    component: Component, plan: Plan, device: Device, dtype: torch.dtype
+    component: Component, device: Device, dtype: torch.dtype
 ) -> Iterator[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """Lend a function from (1, 3, 8h, 8w) pixels in -1…1 to the mean and deviation of their latents, unscaled."""
-    with _half(component, ENCODER_PARTS, plan, device, dtype) as vae:
+    with _half(component, ENCODER_PARTS, device, dtype) as vae:
 
         def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             placed = pixels.to(device.torch_device, dtype).contiguous(memory_format=device.memory_format)
@@ -59,9 +58,7 @@ def borrow_encoder(
 
 
 @contextmanager
-def _half(
-    component: Component, parts: tuple[str, ...], plan: Plan, device: Device, dtype: torch.dtype
-) -> Iterator[AutoencoderKL]:
+def _half(component: Component, parts: tuple[str, ...], device: Device, dtype: torch.dtype) -> Iterator[AutoencoderKL]:
     with without_memory():
         vae = AutoencoderKL(**component.config).eval()
     attention = BoundedAttention(SCRATCH_BYTES)

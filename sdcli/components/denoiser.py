@@ -28,7 +28,7 @@ class Denoiser:
     dtype: torch.dtype
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The model's output for (batch, 4, h, w) latents on the CPU in FP32: the same shape, place and type."""
+        """The model's output for (batch, channels, h, w) latents on the CPU in FP32: the same shape, place and type."""
         sample = latents.to(self.device.torch_device, self.dtype).contiguous(memory_format=self.device.memory_format)
         output = self.unet(sample, timestep, encoder_hidden_states=context, return_dict=False)[0]
         return output.to("cpu", torch.float32).contiguous()

@@ -17,7 +17,7 @@ from sdcli.components.schedulers import restore_scheduler, scheduler_state
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after `step` steps of image number `image`. Latents: (1, 4, h, w), FP32."""
+    """The state after `step` steps of image number `image`. Latents: (1, channels, h, w), FP32."""
 
     image: int
     step: int

@@ -31,7 +31,7 @@ def denoise(
     dtype: torch.dtype,
     resume: dict[int, Checkpoint],
 ) -> Generator[Message, None, list[torch.Tensor]]:
-    """Yields events, a checkpoint a step; returns one (1, 4, h, w) tensor of latents for each seed."""
+    """Yields events, a checkpoint a step; returns one (1, channels, h, w) tensor of latents for each seed."""
     stage = Stage("denoise", device)
     yield stage.began()
     finished: list[torch.Tensor] = []
@@ -61,7 +61,7 @@ def _draw(
     scheduler = build_scheduler(model.scheduler, request.steps)
     timesteps = scheduler.timesteps
     if init is None:
-        latents = _noise(request, generator) * scheduler.init_noise_sigma
+        latents = _noise(request, model, generator) * scheduler.init_noise_sigma
     else:
         latents, timesteps = _start_from(init, request, model, scheduler, generator)
     options = step_options(scheduler, generator)
@@ -98,9 +98,9 @@ def _guided(
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _noise(request: Request, generator: torch.Generator) -> torch.Tensor:
-    """Standard normal latents, (1, 4, h, w)."""
-    return torch.randn(1, 4, *request.latent_shape, generator=generator)
+def _noise(request: Request, model: Model, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal latents, (1, channels, h, w)."""
+    return torch.randn(1, model.latent_channels, *request.latent_shape, generator=generator)
 
 
 def steps_run(steps: int, strength: float) -> int:
@@ -128,4 +128,4 @@ def _start_from(
     latents = sampled * model.vae.config.get("scaling_factor", 0.18215)
     if len(timesteps) == 0:
         return latents, timesteps
-    return scheduler.add_noise(latents, _noise(request, generator), timesteps[:1]), timesteps
+    return scheduler.add_noise(latents, _noise(request, model, generator), timesteps[:1]), timesteps

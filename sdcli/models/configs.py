@@ -206,6 +206,8 @@ def _usable(key: str, value: object) -> bool:
             return value is None or _is_size(value) or (isinstance(value, list) and bool(value) and _are_sizes(value))
         case "block_out_channels":
             return isinstance(value, list) and bool(value) and _are_sizes(value)
+        case "in_channels" | "latent_channels":
+            return _is_size(value)
         case "max_position_embeddings":
             return _is_size(value) and value not in (1, 2)  # the begin and end marks, and a word
         case "scaling_factor":

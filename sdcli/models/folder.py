@@ -67,6 +67,11 @@ class Model:
         return "sd15" if widths == (320, 640, 1280, 1280) and context == 768 else "sd"
 
     @property
+    def latent_channels(self) -> int:
+        """Numbers that the latents have for each place: 4 in Stable Diffusion 1.x."""
+        return int(self.vae.config.get("latent_channels", 4))
+
+    @property
     def native_size(self) -> int:
         """The side of the square picture it was made for, in pixels."""
         side = self.unet.config.get("sample_size") or 64
@@ -81,7 +86,7 @@ def open_model(ref: str, folder: Path, sha256: str | None = None) -> Model:
         _require_all(ref, folder)
     except OSError as error:
         raise SdcliError(f"cannot read the model {echo(ref)}: {error.strerror}; check its permissions") from error
-    return Model(
+    model = Model(
         ref=ref,
         folder=folder.resolve(),
         text_encoder=_component(folder, "text_encoder"),
@@ -91,6 +96,13 @@ def open_model(ref: str, folder: Path, sha256: str | None = None) -> Model:
         tokenizer=_component(folder, "tokenizer"),
         sha256=sha256,
     )
+    taken = model.unet.config.get("in_channels", 4)
+    if taken != model.latent_channels:
+        raise SdcliError(
+            f"the model {echo(ref)} has a denoiser of {taken} channels for latents of {model.latent_channels}:"
+            " inpainting and other variants are not supported yet; give a text-to-image model"
+        )
+    return model
 
 
 def _require_all(ref: str, folder: Path) -> None:

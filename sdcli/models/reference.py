@@ -10,21 +10,26 @@ from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
 from sdcli.models.folder import Model, open_model
 from sdcli.models.synthetic import SYNTHETIC, find_synthetic
 
+DEMO = "demo"
+"""The built-in model. A folder of that name is reached as ./demo."""
+
 MakeSynthetic = Callable[[str, Path], None]
 """Makes the named synthetic model in a folder: the host lends a worker for that."""
 
 
 def resolve_model(ref: str, make: MakeSynthetic) -> Model:
-    """The checked model behind `ref`: `synthetic:NAME`, made on first use, or a folder.
+    """The checked model behind `ref`: `demo`, which is built in, `synthetic:NAME`, made on first use, or a folder.
 
     Raises BadRequest for a reference of no known form, ModelMissing when nothing is there, SdcliError when
     what is there is not a whole model.
     """
+    if ref == DEMO:
+        return open_model(ref, Path(__file__).parent / DEMO)
     if ref.startswith(SYNTHETIC):
         folder, sha256 = find_synthetic(ref, make)
         return open_model(ref, folder, sha256)
     if not ref.strip() or "\0" in ref:
-        raise BadRequest(f"{echo(ref)} is no model's name: give a folder in diffusers layout or synthetic:sd15")
+        raise BadRequest(f"{echo(ref)} is no model's name: give demo, a folder in diffusers layout or synthetic:sd15")
     if "://" in ref:
         raise BadRequest(f"{echo(ref)} is an address: sdcli opens models on disk only; give a folder")
     path = Path(ref)
@@ -32,7 +37,7 @@ def resolve_model(ref: str, make: MakeSynthetic) -> Model:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have such a name
         raise ModelMissing(
-            f"no model {echo(ref)} on this disk: give a folder in diffusers layout or synthetic:sd15"
+            f"no model {echo(ref)} on this disk: give demo, a folder in diffusers layout or synthetic:sd15"
         ) from None
     except OSError as error:
         raise SdcliError(f"cannot open the model {echo(ref)}: {error.strerror}; check the path") from error

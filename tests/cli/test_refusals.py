@@ -175,10 +175,6 @@ def test_a_missing_model_is_exit_code_3(sdcli: Command) -> None:
     sdcli("txt2img", "a", "-m", "nowhere/sd").refused(3, "no model 'nowhere/sd' on this disk")
 
 
-def test_no_model_at_all_is_wrong_usage(sdcli: Command) -> None:
-    sdcli("txt2img", "a").refused(2, "no model: give --model")
-
-
 def test_no_command_or_an_unknown_one_is_wrong_usage(sdcli: Command) -> None:
     sdcli().refused(2, "Missing command; see sdcli --help")
     sdcli("txt3img", "a").refused(2, "No such command 'txt3img'")

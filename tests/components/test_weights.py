@@ -171,12 +171,12 @@ def test_every_component_is_on_meta_again_after_its_loan(tiny: Path, monkeypatch
     model, device, dtype = open_model("m", tiny), CpuDevice(), torch.float32
     with borrow_text_encoder(model.text_encoder, device, dtype) as words:
         context = words(torch.ones(1, 1, 77, dtype=torch.long))
-    with borrow_encoder(model.vae, RESIDENT, device, dtype) as encode:
+    with borrow_encoder(model.vae, device, dtype) as encode:
         encode(torch.zeros(1, 3, 64, 64))
     with borrow_denoiser(model.unet, RESIDENT, device, dtype) as denoiser:
         denoiser(torch.zeros(1, 4, 24, 24), torch.tensor(1), context)
         assert denoiser.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor is not None
-    with borrow_decoder(model.vae, RESIDENT, device, dtype) as decode:
+    with borrow_decoder(model.vae, device, dtype) as decode:
         decode(torch.zeros(1, 4, 24, 24))
     assert len(built) == 4
     for module in built:
@@ -303,7 +303,7 @@ def test_an_autoencoder_with_the_old_names_decodes_the_same(tiny: Path, tmp_path
     latents = torch.randn(1, 4, 17, 17, generator=torch.Generator().manual_seed(0))
     decoded = []
     for model in (tiny, changed(tiny, tmp_path, "vae", rename)):
-        with borrow_decoder(open_model("m", model).vae, RESIDENT, CpuDevice(), torch.float32) as decode:
+        with borrow_decoder(open_model("m", model).vae, CpuDevice(), torch.float32) as decode:
             decoded.append(decode(latents))
     assert torch.equal(*decoded)
 

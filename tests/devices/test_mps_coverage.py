@@ -140,7 +140,7 @@ def captured(tiny: Path) -> Capture:
     with capturing(monkeypatch) as capture:
         with borrow_text_encoder(model.text_encoder, device, dtype) as encode_words:
             context = encode_words(ids)
-        with borrow_encoder(model.vae, STREAMED, device, dtype) as encode:
+        with borrow_encoder(model.vae, device, dtype) as encode:
             encode(pixels)
         guidances: tuple[Guidance, ...] = ("batched", "sequential")
         for residency, guidance in itertools.product((RESIDENT, STREAMED), guidances):
@@ -150,7 +150,7 @@ def captured(tiny: Path) -> Capture:
                 for row in rows:
                     for timestep in (torch.tensor(999), torch.tensor(998.5)):
                         denoiser(latents.expand(len(row), -1, -1, -1), timestep, row)
-        with borrow_decoder(model.vae, STREAMED, device, dtype) as decode:
+        with borrow_decoder(model.vae, device, dtype) as decode:
             assert decode(latents).shape == pixels.shape
     monkeypatch.undo()
     return capture

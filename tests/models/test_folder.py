@@ -218,6 +218,14 @@ def test_the_native_size_is_the_sample_size_in_pixels(
     assert open_model("m", model_folder).native_size == side
 
 
+def test_a_denoiser_for_other_latents_is_refused_as_not_supported(
+    model_folder: Path, edit_config: EditConfig, refused: Refused
+) -> None:
+    edit_config(model_folder / "unet" / "config.json", in_channels=9)
+    with refused(1, "9 channels for latents of 4", "inpainting"):
+        open_model("m", model_folder)
+
+
 def test_the_native_size_of_a_model_that_does_not_say_is_that_of_stable_diffusion_1(model_folder: Path) -> None:
     (model_folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
     assert open_model("m", model_folder).native_size == 512

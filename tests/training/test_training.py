@@ -12,7 +12,7 @@ import torch
 
 from training import state
 from training.denoiser import noised, spread_timesteps
-from training.networks import NOISE, SCALING_FACTOR, make_scheduler, make_vae, normalise_latents
+from training.networks import LATENTS, NOISE, SCALING_FACTOR, make_scheduler, make_vae, normalise_latents, quiet_encoder
 from training.train import main
 
 OPTIONS = ["--size", "tiny", "--device", "cpu", "--batch", "4", "--pool", "8", "--most-steps", "5", "--minutes", "2"]
@@ -76,8 +76,8 @@ def test_normalising_the_latents_keeps_the_pictures() -> None:
         after = vae.decode(posterior.mode()).sample
     assert torch.allclose(before, after, atol=1e-3)
     scaled = posterior.mode() * SCALING_FACTOR
-    assert torch.allclose(scaled.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
-    assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+    assert torch.allclose(scaled.mean((0, 2, 3)), torch.zeros(LATENTS), atol=1e-4)
+    assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(LATENTS), atol=1e-3)
     assert torch.allclose(posterior.std * SCALING_FACTOR, torch.tensor(NOISE), atol=1e-4)
 
 
@@ -110,3 +110,16 @@ def test_the_learning_rate_rises_holds_and_falls() -> None:
     rates = [state.learning_rate(1.0, share, 10**6, 100, 0.5) for share in (0.0, 0.5, 0.75, 1.0)]
     assert rates == pytest.approx([1.0, 1.0, 0.5, 0.0])
     assert state.learning_rate(1.0, 0.0, 49, 100, 0.5) == pytest.approx(0.5)
+
+
+def test_a_quieter_encoder_gives_the_same_latents() -> None:
+    torch.manual_seed(0)
+    vae, pixels = make_vae("tiny"), torch.rand(2, 3, 64, 64) * 2 - 1
+    sums: list[torch.Tensor] = []
+    vae.encoder.mid_block.register_forward_hook(lambda module, given, output: sums.append(output))
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist.mode()
+        quiet_encoder(vae, 1 / 4)
+        after = vae.encode(pixels).latent_dist.mode()
+    assert torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(sums[0] / 4, sums[1], atol=1e-3)
