@@ -42,3 +42,8 @@ def format_size(size_bytes: int) -> str:
 def format_limit(size_bytes: int) -> str:
     """A size that the user can pass back to --mem-limit: whole MiB, rounded up."""
     return f"{-(-size_bytes // MIB)}MiB"
+
+
+def format_pace(seconds: float) -> str:
+    """Seconds in two figures, as one can know them beforehand."""
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.2g} s"

@@ -12,7 +12,7 @@ from sdcli.cli.main import COMMANDS, run
 
 DRAWING = {
     "--prompt-file": (None, "FILE", None),
-    "--model": ("-m", "TEXT", None),
+    "--model": ("-m", "TEXT", "demo"),
     "--negative": ("-n", "TEXT", None),
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),
@@ -41,11 +41,16 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
 OPTIONS = {
     "txt2img": DRAWING,
     "img2img": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
+    "plan": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
-    | {"--mem-limit": (None, "SIZE[,SIZE…]", "auto"), "--warmup": (None, "/ --no-warmup", "warmup")},
+    | {
+        "--model": ("-m", "TEXT", "synthetic:sd15"),
+        "--mem-limit": (None, "SIZE[,SIZE…]", "auto"),
+        "--warmup": (None, "/ --no-warmup", "warmup"),
+    },
 }
 
-NOT_YET = ("--sampler", "--schedule", "--mask", "plan", "models", "doctor", "completion")
+NOT_YET = ("--sampler", "--schedule", "--mask", "models", "doctor", "completion")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
@@ -81,7 +86,7 @@ def test_the_commands_are_those_of_the_contract(
 ) -> None:
     text = help_of(capfd, monkeypatch)
     shown = re.findall(r"^  (\w+)  +\S", text.partition("Commands:")[2], re.MULTILINE)
-    assert shown == list(COMMANDS) == ["txt2img", "img2img", "bench"]
+    assert shown == list(COMMANDS) == ["txt2img", "img2img", "plan", "bench"]
 
 
 @pytest.mark.parametrize("name", NOT_YET)

@@ -14,7 +14,7 @@ import click
 from sdcli import machine
 from sdcli.cli import types
 from sdcli.cli.draw import build_request, build_task, find_model
-from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, options, require_prompt
+from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options, require_prompt
 from sdcli.cli.progress import ProgressLines
 from sdcli.cli.say import hand_out, say
 from sdcli.errors import CeilingCrossed, WillNotFit
@@ -59,7 +59,7 @@ class Limits(types.Limit):
     envvar="SDCLI_MEM_LIMIT",
     help="Ceilings, repeated or with commas.  [default: auto]",
 )
-@options(PROMPT, JOB, MACHINE)
+@options(PROMPT, model_option(DEFAULT_MODEL), JOB, MACHINE)
 @click.option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of a table.")
 @click.option(
     "--warmup/--no-warmup",

@@ -20,6 +20,7 @@ from sdcli.cli.options import (
     STRENGTH_DEFAULT,
     TALK,
     Command,
+    model_option,
     options,
     require_one_product,
     require_prompt,
@@ -39,7 +40,7 @@ INIT = (
 
 
 @click.command(cls=Command)
-@options(PROMPT, INIT, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@options(PROMPT, INIT, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 def command(prompt: str | None, prompt_file: str | None, init: str, strength: float, **chosen: Any) -> None:
     """Edit a picture with words.
 

@@ -19,6 +19,7 @@ from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
     "img2img": "Edit a picture with words.",
+    "plan": "Say whether a picture fits, how, and why; load no weights.",
     "bench": "Run one job under several memory ceilings and compare.",
 }
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""
@@ -56,7 +57,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Stable Diffusion under a memory ceiling that you set: predicted before it starts, kept while it runs.
 
-    Try: sdcli txt2img "a red fox" --model synthetic:sd15 --mem-limit 2GiB
+    Try: sdcli txt2img "a fox on a blue background"
     """
 
 

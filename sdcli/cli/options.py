@@ -34,8 +34,14 @@ PROMPT = (
     _option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
 )
 
+
+def model_option(default: str) -> tuple[Decorator, ...]:
+    """The option that names the model; `default` is for --help, the commands know theirs."""
+    about = "demo (built in), a folder in diffusers layout, or synthetic:sd15."
+    return (_option("-m", "--model", help=f"{about}  [default: {default}]"),)
+
+
 JOB = (
-    _option("-m", "--model", help="demo (built in), a folder in diffusers layout, or synthetic:sd15.  [default: demo]"),
     _option(
         "-n", "--negative", type=types.Text(), default="", help="What the picture should not show.", show_default=False
     ),

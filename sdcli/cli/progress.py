@@ -10,7 +10,7 @@ from sdcli.host.run import RunRecord
 from sdcli.host.watchdog import Watchdog
 from sdcli.memory.limit import Ceiling
 from sdcli.messages import Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
-from sdcli.units import format_size
+from sdcli.units import format_pace, format_size
 
 BAR_WIDTH = 20
 
@@ -74,7 +74,9 @@ class ProgressLines:
             for reason in planned.plan.reasons:
                 self._line(f"plan: {reason}")
         under = f" of {format_size(self._ceiling.limit_bytes)}" if self._ceiling.limit_bytes is not None else ""
-        self._line(f"fits: predicted peak {format_size(planned.peak_bytes)}{under}, denoiser {planned.plan.residency}")
+        pace = f"about {format_pace(planned.step_s)} a step"
+        peak = format_size(planned.peak_bytes)
+        self._line(f"fits: predicted peak {peak}{under}, denoiser {planned.plan.residency}, {pace}")
 
     def _stage(self, name: str, run_s: float, watchdog: Watchdog) -> None:
         stage = self._record.stages[-1]

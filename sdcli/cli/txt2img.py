@@ -16,6 +16,7 @@ from sdcli.cli.options import (
     REPORT,
     TALK,
     Command,
+    model_option,
     options,
     require_one_product,
     require_prompt,
@@ -23,7 +24,7 @@ from sdcli.cli.options import (
 
 
 @click.command(cls=Command)
-@options(PROMPT, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@options(PROMPT, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 def command(prompt: str | None, prompt_file: str | None, **chosen: Any) -> None:
     """Draw a picture from words.
 

@@ -43,7 +43,9 @@ def borrow_denoiser(component: Component, plan: Plan, device: Device, dtype: tor
     unet.set_attn_processor(attention)
     make_frugal(unet)
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        block.register_forward_hook(lambda *_: device.between_blocks())
+        pieces = (*block.resnets, *getattr(block, "attentions", ())) if plan.tight else (block,)
+        for piece in pieces:
+            piece.register_forward_hook(lambda *_: device.between_blocks())
     with lend_weights(unet, component, device, dtype, resident_bytes=plan.resident_bytes) as lent, device.repeating():
         try:
             yield Denoiser(unet, lent, device, dtype)

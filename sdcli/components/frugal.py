@@ -94,10 +94,15 @@ def _residual_block(block: ResnetBlock2D, input_tensor: torch.Tensor, temb: torc
 def _feed_forward(layer: FeedForward, hidden_states: torch.Tensor) -> torch.Tensor:
     """(a * gelu(b)) V with (a, b) = x W (Shazeer 2020, https://arxiv.org/abs/2002.05202): (batch, tokens, channels)."""
     widen, narrow = layer.net[0].proj, layer.net[2]
+    samples, tokens, _ = hidden_states.shape
+    if tokens <= FEED_FORWARD_ROWS:
+        some, gate = widen(hidden_states).chunk(2, dim=-1)
+        output: torch.Tensor = narrow(some.mul_(F.gelu(gate)))
+        return output
     output = torch.empty_like(hidden_states)
-    for sample in range(len(hidden_states)):
-        for begin in range(0, hidden_states.shape[1], FEED_FORWARD_ROWS):
+    for sample in range(samples):
+        for begin in range(0, tokens, FEED_FORWARD_ROWS):
             rows = slice(begin, begin + FEED_FORWARD_ROWS)
-            some, gate = F.linear(hidden_states[sample, rows], widen.weight, widen.bias).chunk(2, dim=-1)
-            output[sample, rows] = F.linear(some.mul_(F.gelu(gate)), narrow.weight, narrow.bias)
+            some, gate = widen(hidden_states[sample : sample + 1, rows]).chunk(2, dim=-1)
+            output[sample, rows] = narrow(some.mul_(F.gelu(gate)))[0]
     return output

@@ -28,9 +28,14 @@ def can_pack(layer: nn.Module, device: Device) -> bool:
     )
 
 
-def pack(layer: nn.Conv2d, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The layer's forward with a packed copy of `weight`, (out, in, kernel, kernel) and contiguous; it is not kept."""
-    geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+def pack(
+    layer: nn.Conv2d, weight: torch.Tensor, padding: tuple[int, int] | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The layer's forward with a packed copy of `weight`, (out, in, kernel, kernel) and contiguous; it is not kept.
+
+    `padding` is in place of the layer's own.
+    """
+    geometry = (list(padding or layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
     packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, [2, layer.in_channels, 64, 64])
 
     def forward(states: torch.Tensor) -> torch.Tensor:

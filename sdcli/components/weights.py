@@ -2,20 +2,23 @@
 
 A module is built without memory (meta device). Then every weight matrix either moves once to the device
 ("resident"), or stays in the memory-mapped file, where it costs no footprint, and is cast into one buffer
-that all streamed layers share, for just as long as its layer runs ("streamed"). Any mix is possible:
+that all streamed layers share, for just as long as its layer runs ("streamed"); of a large one a slice at a time, and
+the layer computes those channels of its output. Any mix is possible:
 `resident_bytes` is the dial, and the picture does not depend on it. Biases and norms are always resident
 (0.1 % of the bytes), and embedding tables always mapped (a prompt looks up 77 rows of 49,408).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
@@ -23,6 +26,14 @@ from sdcli.components.packed import can_pack, pack
 from sdcli.devices.base import Device
 from sdcli.errors import SdcliError, echo
 from sdcli.models.folder import Component
+from sdcli.units import MIB
+
+SLICE_BYTES = 13 * MIB
+"""Of a streamed weight, in the arithmetic's type, no more than this is cast at a time.
+
+No less than the widest feed-forward's way out (1280 x 5120) needs in half precision: with thousands of terms to a sum,
+the matrix product adds them up in another order for fewer outputs.
+"""
 
 
 class Lent:
@@ -32,19 +43,20 @@ class Lent:
         self.bytes_read = 0
         self._device, self._dtype = device, dtype
         self._hooks: list[Any] = []
-        self._packed: list[nn.Module] = []
+        self._replaced: list[tuple[nn.Module, Any]] = []
         self._buffer = torch.empty(0)
 
     def reserve(self, numel: int) -> None:
-        """Make the one buffer that weights are cast into."""
+        """Make the one buffer that weights are cast into, unless it is just that large."""
+        if self._buffer.numel() == numel:
+            return
         self._buffer = torch.empty(0)  # the old one goes before the new one comes
         self._buffer = torch.empty(numel, dtype=self._dtype, device=self._device.torch_device)
 
     def pack(self, layer: nn.Conv2d, stored: torch.Tensor) -> None:
         """Keep the layer's weight in the kernels' own layout."""
         cast = self._buffer[: stored.numel()].view(stored.shape).copy_(stored)
-        layer.forward = pack(layer, cast)  # type: ignore[method-assign, assignment]
-        self._packed.append(layer)
+        self._run_instead(layer, pack(layer, cast))
 
     def keep(self, layers: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
         """Keep these (layer, parameter's name, stored tensor) on the device."""
@@ -72,6 +84,27 @@ class Lent:
         take_back(runner, None, None)
         self._hooks += [runner.register_forward_pre_hook(lend), runner.register_forward_hook(take_back)]
 
+    def stream_sliced(self, layer: nn.Module, stored: torch.Tensor) -> None:
+        """The same for one large layer, whose output is put together from slices of its channels."""
+        _set(layer, "weight", stored)
+        compute = _convolve if isinstance(layer, nn.Conv2d) else _multiply
+        some = _rows(stored.shape, self._dtype)
+
+        def forward(states: torch.Tensor) -> torch.Tensor:
+            output = torch.empty(0)
+            for begin in range(0, len(stored), some):
+                part = stored[begin : begin + some]
+                weight = _laid_out(self._buffer[: part.numel()], part.shape, self._device.memory_format).copy_(part)
+                self.bytes_read += part.nbytes
+                output = compute(layer, states, weight, slice(begin, begin + len(part)), output)
+            return output
+
+        self._run_instead(layer, forward)
+
+    def _run_instead(self, layer: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._replaced.append((layer, layer.__dict__.get("forward")))
+        layer.forward = forward
+
     def look_up(self, layer: nn.Embedding, stored: torch.Tensor) -> None:
         """Leave an embedding table mapped, and cast the few rows that were looked up."""
 
@@ -88,10 +121,12 @@ class Lent:
         """End the loan."""
         for hook in self._hooks:
             hook.remove()
-        for layer in self._packed:
+        for layer, before in self._replaced:
             del layer.forward
+            if before is not None:
+                layer.forward = before
         self._hooks.clear()
-        self._packed.clear()
+        self._replaced.clear()
         self._buffer = torch.empty(0)
 
 
@@ -104,11 +139,13 @@ def lend_weights(
     *,
     resident_bytes: int = 0,
     parts: tuple[str, ...] = ("",),
+    as_stored: type[nn.Module] | None = None,
 ) -> Iterator[Lent]:
     """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
 
     `resident_bytes` of weight matrices, counted in `dtype`, move to the device, in the order of use; the
-    rest stream. Only parameters under `parts` are lent. Raises SdcliError when the files do not match the module.
+    rest stream. Only parameters under `parts` are lent. Layers of the kind `as_stored` get their weights as they are
+    mapped, in the file's type: whoever runs them casts. Raises SdcliError when the files do not match the module.
     """
     shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
     empty = {name: p for name, p in module.named_parameters() if name in shapes}
@@ -123,16 +160,23 @@ def lend_weights(
             packed = [name for name in resident if name.endswith("weight") and can_pack(homes[name], device)]
             packed.sort(key=lambda name: -shapes[name].numel())  # the largest while there is most room
 
-            lent.reserve(max((shapes[name].numel() for name in packed), default=0))
             for name in packed:
+                lent.reserve(shapes[name].numel())
                 lent.pack(homes[name], mapped.tensor(name).view(shapes[name]))
             kept = sorted(resident - set(packed), key=mapped.place)
             lent.keep([(homes[n], n.rpartition(".")[2], mapped.tensor(n).view(shapes[n])) for n in kept])
 
-            runs = [(runner, list(names)) for runner, names in groupby(streamed, _runner)]
-            lent.reserve(max((sum(shapes[name].numel() for name in names) for _, names in runs), default=0))
+            for name in [name for name in streamed if as_stored and isinstance(homes[name], as_stored)]:
+                streamed.remove(name)
+                _set(homes[name], "weight", mapped.tensor(name).view(shapes[name]))
+            runs = _runs(streamed, shapes, dtype)
+            lent.reserve(max((_room(names, shapes, dtype) for _, names in runs), default=0))
             for runner, names in runs:
-                lent.stream(layers[runner], [(homes[n], mapped.tensor(n).view(shapes[n])) for n in names])
+                lending = [(homes[n], mapped.tensor(n).view(shapes[n])) for n in names]
+                if _is_large(names, shapes, dtype):
+                    lent.stream_sliced(*lending[0])
+                else:
+                    lent.stream(layers[runner], lending)
             for name in tables:
                 lent.look_up(homes[name], mapped.tensor(name).view(shapes[name]))
             device.synchronize()
@@ -159,10 +203,64 @@ def _split(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: in
     return resident, streamed
 
 
+def _runs(streamed: list[str], shapes: dict[str, torch.Size], dtype: torch.dtype) -> list[tuple[str, list[str]]]:
+    """The modules during whose runs weights are needed: a layer, or a feed-forward, which calls its own row by row."""
+    runs = []
+    for runner, group in groupby(streamed, _runner):
+        names = list(group)
+        if _is_large(names, shapes, dtype):
+            runs += [(name.rpartition(".")[0], [name]) for name in names]
+        else:
+            runs.append((runner, names))
+    return runs
+
+
+def _is_large(names: list[str], shapes: dict[str, torch.Size], dtype: torch.dtype) -> bool:
+    return sum(shapes[name].numel() for name in names) * dtype.itemsize > SLICE_BYTES
+
+
+def _room(names: list[str], shapes: dict[str, torch.Size], dtype: torch.dtype) -> int:
+    """Numbers that are cast at a time."""
+    if _is_large(names, shapes, dtype):
+        return max(_rows(shapes[name], dtype) * shapes[name][1:].numel() for name in names)
+    return sum(shapes[name].numel() for name in names)
+
+
+def _rows(shape: torch.Size, dtype: torch.dtype) -> int:
+    """Output channels of a slice: equal shares, as few as SLICE_BYTES allows."""
+    shares = math.ceil(shape.numel() * dtype.itemsize / SLICE_BYTES)
+    return math.ceil(shape[0] / shares)
+
+
 def _runner(name: str) -> str:
-    """The module during whose run a weight is needed: its layer, or the feed-forward that calls it row by row."""
     before, feed_forward, _ = name.partition(".ff.net.")
     return f"{before}.ff" if feed_forward else name.rpartition(".")[0]
+
+
+def _convolve(
+    layer: Any, states: torch.Tensor, weight: torch.Tensor, channels: slice, output: torch.Tensor
+) -> torch.Tensor:
+    """These channels of a convolution, put into `output`, which is made for the first of them."""
+    bias = None if layer.bias is None else layer.bias[channels]
+    some = F.conv2d(states, weight, bias, layer.stride, layer.padding, layer.dilation)
+    if not output.numel():
+        shape, layout = (len(some), layer.out_channels, *some.shape[2:]), torch.channels_last
+        contiguous = some.is_contiguous(memory_format=layout)
+        output = some.new_empty(shape).contiguous(memory_format=layout if contiguous else torch.contiguous_format)
+    output[:, channels] = some
+    return output
+
+
+def _multiply(
+    layer: Any, states: torch.Tensor, weight: torch.Tensor, channels: slice, output: torch.Tensor
+) -> torch.Tensor:
+    """The same for a linear layer, a sample at a time (components/frugal.py says why)."""
+    if not output.numel():
+        output = states.new_empty(*states.shape[:-1], layer.out_features)
+    for sample in range(len(states)):
+        one = slice(sample, sample + 1)
+        output[one, ..., channels] = F.linear(states[one], weight, None if layer.bias is None else layer.bias[channels])
+    return output
 
 
 def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.memory_format) -> torch.Tensor:

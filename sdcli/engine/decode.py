@@ -8,20 +8,20 @@ import torch
 
 from sdcli.components.autoencoder import borrow_decoder
 from sdcli.devices.base import Device
-from sdcli.domain import Request
+from sdcli.domain import Plan, Request
 from sdcli.engine.stage import Stage, require_finite
 from sdcli.messages import Message, Notice, PictureDone
 from sdcli.models.folder import Model
 
 
 def decode(
-    latents: list[torch.Tensor], request: Request, model: Model, device: Device, dtype: torch.dtype
+    latents: list[torch.Tensor], request: Request, model: Model, plan: Plan, device: Device, dtype: torch.dtype
 ) -> Iterator[Message]:
     """Yields events, a picture as soon as it is decoded. A decode that is not finite is done again in FP32."""
     stage = Stage("decode", device)
     yield stage.began()
-    again = []
-    with borrow_decoder(model.vae, device, dtype) as run:
+    again, keep_maps = [], plan.vae_tile is None
+    with borrow_decoder(model.vae, device, dtype, keep_maps=keep_maps) as run:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
             pixels = run(latents[image])
@@ -31,7 +31,7 @@ def decode(
                 again.append((image, seed))
     if again:
         yield Notice("the decode was not finite: done again in fp32")
-        with borrow_decoder(model.vae, device, torch.float32) as run:
+        with borrow_decoder(model.vae, device, torch.float32, keep_maps=False) as run:
             for image, seed in again:
                 pixels = run(latents[image])
                 require_finite(pixels, stage.name, "in fp32 as well; the autoencoder's weights are damaged")

@@ -9,7 +9,7 @@ import torch
 from sdcli.components.autoencoder import borrow_encoder
 from sdcli.components.text_encoder import borrow_text_encoder, tokenize
 from sdcli.devices.base import Device
-from sdcli.domain import Request
+from sdcli.domain import Plan, Request
 from sdcli.engine.stage import Stage, require_finite
 from sdcli.messages import Message, Notice
 from sdcli.models.folder import Model
@@ -35,12 +35,12 @@ def encode_prompt(
 
 
 def encode_image(
-    pixels: torch.Tensor, model: Model, device: Device, dtype: torch.dtype
+    pixels: torch.Tensor, model: Model, plan: Plan, device: Device, dtype: torch.dtype
 ) -> Generator[Message, None, tuple[torch.Tensor, torch.Tensor]]:
     """Yields events; returns mean and deviation of the latents of (1, 3, H, W) pixels in -1…1, unscaled, FP32."""
     stage = Stage("encode_image", device)
     yield stage.began()
-    with borrow_encoder(model.vae, device, dtype) as encode:
+    with borrow_encoder(model.vae, device, dtype, keep_maps=plan.vae_tile is None) as encode:
         yield stage.loaded()
         mean, deviation = encode(pixels)
     for values in (mean, deviation):

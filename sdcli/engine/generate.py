@@ -26,10 +26,10 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
     context = yield from encode_prompt(request, model, device, dtype)
     init = None
     if pixels is not None:
-        init = yield from encode_image(pixels, model, device, dtype)
+        init = yield from encode_image(pixels, model, plan, device, dtype)
     latents = yield from denoise(request, model, plan, context, init, device, dtype, resume)
     del context, init, pixels
-    yield from decode(latents, request, model, device, dtype)
+    yield from decode(latents, request, model, plan, device, dtype)
     yield Finished()
 
 

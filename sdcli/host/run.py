@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from pathlib import Path
 from sdcli.domain import DeviceName, DtypeName, Request
 from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
 from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
+from sdcli.host.speeds import remember_speed, remembered_speed
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.planner import Planned, make_plan
+from sdcli.memory.speed import Speed, learned
 from sdcli.messages import (
     Finished,
     Job,
@@ -85,6 +88,9 @@ class RunRecord:
     traceback: str = ""
 
 
+VARYING_BYTES = 4 * MIB
+"""By so much the same baseline differs from run to run."""
+
 Show = Callable[[Message, Watchdog], None]
 """Told of every event, with the watchdog that knows the footprint."""
 
@@ -96,9 +102,9 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
     """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left."""
     started = time.monotonic()
     limit = task.ceiling.limit_bytes
-    known = remembered_baseline(task.device)
+    known, speed = remembered_baseline(task.device), remembered_speed(task.device, task.dtype)
     if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
-        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES)
+        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, speed)
     try:
         with watched_worker(task.device, limit, task.debug, record) as (worker, watchdog):
             for message in _relay(worker, watchdog, record):
@@ -106,12 +112,14 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
                     record.device, record.torch_version = message.device, message.torch_version
                     record.baseline_bytes = _baseline(task, message)
                     remember_baseline(task.device, record.baseline_bytes)
-                    record.planned = make_plan(task.model, task.request, task.dtype, limit, record.baseline_bytes)
+                    planned_for = _as_planned(known, record.baseline_bytes)
+                    record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, speed)
                     worker.send(_job(task, record.planned, resume or {}))
                 elif isinstance(message, PictureDone):
                     record.pictures.append((save(message, record), message))
                 show(message, watchdog)
                 if isinstance(message, Finished):
+                    _learn(record, speed)
                     return
     finally:
         record.total_s = time.monotonic() - started
@@ -173,6 +181,21 @@ def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Me
                 record.events.append((step, what))
         yield message
     raise worker.end()
+
+
+def _learn(record: RunRecord, speed: Speed) -> None:
+    """Correct the speeds that plans go by. The first step compiles kernels, and tells of them."""
+    task, seconds = record.task, [step.seconds for step in record.steps[1:]]
+    if record.planned is not None and seconds:
+        took = statistics.median(seconds)
+        now = learned(speed, task.model, task.request, record.planned.plan, task.dtype, took)
+        if now != speed:
+            remember_speed(task.device, task.dtype, now)
+
+
+def _as_planned(known_bytes: int | None, measured_bytes: int) -> int:
+    """The baseline that was planned with before, so that the plan stays the same, unless it has grown since."""
+    return known_bytes if known_bytes and measured_bytes <= known_bytes + VARYING_BYTES else measured_bytes
 
 
 def _baseline(task: Task, ready: Ready) -> int:

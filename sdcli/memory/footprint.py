@@ -7,25 +7,37 @@ are rounded up, so that a prediction errs to the safe side.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from sdcli.domain import DTYPE_BYTES, DtypeName, Plan, Request, StageName, StageNeed
 from sdcli.models.folder import Component, Model
 from sdcli.units import MIB
 
-KERNELS_BYTES = 96 * MIB
+KERNELS_BYTES, TIGHT_KERNELS_BYTES = 96 * MIB, 60 * MIB
 """What a denoise step takes besides tensors: oneDNN's compiled kernels and scratch, and the heap's gaps."""
 
-DENOISE_TENSORS = 20
+DENOISE_TENSORS = 18
 """Peak activations of a sample, as a multiple of the first level's tensor (base channels x latents)."""
 
 TOKENIZER_BYTES = 24 * MIB
 """CLIP's vocabulary and merges in memory."""
 
-DECODER_KERNELS_BYTES, DECODER_TENSORS = 64 * MIB, 7.2
-ENCODER_KERNELS_BYTES, ENCODER_TENSORS = 16 * MIB, 5.2
-"""The same for the autoencoder's halves: tensors are of base channels x pixels. The encoder runs before the
-denoiser has left its kernels behind."""
+ENCODER_KERNELS_BYTES, DECODER_KERNELS_BYTES = 14 * MIB, 86 * MIB
+"""What the autoencoder takes besides weights and whole maps: bands, oneDNN's kernels and scratch, the heap's gaps. The
+decoder finds there what the denoiser has left behind, 50 MiB."""
+
+SLICE_BYTES = 13 * MIB
+"""Of a streamed weight so much is cast at a time, as in components/weights.py."""
+
+AUTOENCODER_SCRATCH_BYTES = 8 * MIB
+"""Its attention's scratch, the same in every plan."""
+
+BAND_TENSORS = 5
+"""So many times what a band is larger than BAND_BYTES comes on top."""
+
+BAND_BYTES, BAND_ROWS = 4 * MIB, 16
+"""As there: bytes of a band, and rows that it has at least. Two rows of latents make such a band of pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +86,9 @@ def stage_needs(
     """The predicted peak footprint of each stage of the run, in order."""
     needs: list[tuple[StageName, int]] = [("encode_prompt", _encode_prompt(model, request, dtype))]
     if request.strength is not None:
-        needs.append(("encode_image", ENCODER_KERNELS_BYTES + _autoencoder(model, request, plan, dtype, "encoder.")))
+        needs.append(("encode_image", _autoencoder(model, request, plan, dtype, "encoder.")))
     needs.append(("denoise", denoise_bytes(model, request, plan, dtype)))
-    needs.append(("decode", DECODER_KERNELS_BYTES + _autoencoder(model, request, plan, dtype, "decoder.")))
+    needs.append(("decode", _autoencoder(model, request, plan, dtype, "decoder.")))
     return tuple(StageNeed(name, baseline_bytes + extra) for name, extra in needs)
 
 
@@ -100,11 +112,20 @@ def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) 
     weights = weights_of(model.unet, dtype)
     streamed = weights.streamed(plan.resident_bytes)
     resident = weights.matrices_bytes - sum(streamed)
-    # a streamed weight is there twice, cast and as the kernel lays it out; so is a resident one while it is packed
-    twice = 2 * max(streamed, default=0)
-    loading = 2 * max(weights.matrices, default=0) if resident else 0
-    computing = KERNELS_BYTES + twice + plan.attention_scratch_bytes + _denoise_activations(model, request, plan, dtype)
-    return weights.vectors_bytes + resident + max(computing, loading)
+    # a streamed slice is there twice, cast and as the kernel lays it out
+    twice = 2 * min(SLICE_BYTES, max(streamed, default=0))
+    kernels = TIGHT_KERNELS_BYTES if plan.tight else KERNELS_BYTES
+    computing = kernels + twice + plan.attention_scratch_bytes + _denoise_activations(model, request, plan, dtype)
+    return weights.vectors_bytes + max(resident + computing, _loading(weights, streamed))
+
+
+def _loading(weights: Weights, streamed: list[int]) -> int:
+    """While resident weights are laid out, the largest first, each is there twice."""
+    most, there = 0, 0
+    for size in sorted((Counter(weights.matrices) - Counter(streamed)).elements(), reverse=True):
+        there += size
+        most = max(most, there + size)
+    return most
 
 
 def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
@@ -115,9 +136,41 @@ def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: Dtyp
 
 
 def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, half: str) -> int:
+    """Bytes of one half of the autoencoder over the baseline, as components/autoencoder.py goes about it."""
+    item, pixels = DTYPE_BYTES[dtype], request.height * request.width
     weights = weights_of(model.vae, dtype, (half,))
-    base = model.vae.config.get("block_out_channels", [128])[0]
-    tensors = ENCODER_TENSORS if half == "encoder." else DECODER_TENSORS
-    activations = int(tensors * base * request.height * request.width * DTYPE_BYTES[dtype])
-    buffer = max(weights.matrices, default=0)
-    return weights.vectors_bytes + buffer + plan.attention_scratch_bytes + activations
+    widths: list[int] = model.vae.config.get("block_out_channels", [128, 256, 512, 512])
+    maps = (_decoder_maps if half == "decoder." else _encoder_maps)(widths, plan.vae_tile is None)
+    picture = 3 * pixels * DTYPE_BYTES["fp32"]
+    smallest = pixels // 4 ** (len(widths) - 1)
+    attention = AUTOENCODER_SCRATCH_BYTES + 6 * widths[-1] * smallest * item
+    row = max(widths[:2]) * request.width * item
+    wide = BAND_TENSORS * max(0, BAND_ROWS * row - BAND_BYTES)
+    lent = weights.vectors_bytes + 3 * max(weights.matrices, default=0)  # two convolutions, and one being cast
+    kernels = DECODER_KERNELS_BYTES if half == "decoder." else ENCODER_KERNELS_BYTES
+    return kernels + lent + max(attention, int(maps * pixels) * item + picture + wide)
+
+
+def _decoder_maps(widths: list[int], keep: bool) -> float:
+    """The decoder's whole maps at their most, as channels of the picture's own size.
+
+    Each level begins with a residual block from the smaller map before it, and goes on in place.
+    """
+    most, area, before = 0.0, 0.25 ** (len(widths) - 1), 0
+    for index, width in enumerate(reversed(widths)):
+        larger = before * area  # the map before, doubled: kept, or computed from a quarter of that
+        first = width * area if index == 0 else larger + (width * area if width != before else 0)
+        most = max(most, first + width * area) if keep else max(most, larger / 4 + width * area)
+        most = max(most, 2 * width * area) if keep else most
+        area, before = area * 4, width
+    return most
+
+
+def _encoder_maps(widths: list[int], keep: bool) -> float:
+    """The same for the encoder, whose levels end with a smaller map."""
+    most, area, before = 0.0, 1.0, widths[0]
+    for width in widths:
+        changed = before * area if width != before else 0
+        most = max(most, changed + width * area + (width * area if keep else 0), 1.25 * width * area)
+        area, before = area / 4, width
+    return most

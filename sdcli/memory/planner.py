@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sdcli.domain import DtypeName, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
 from sdcli.memory.footprint import denoise_bytes, stage_needs, weights_of
+from sdcli.memory.speed import TYPICAL_SPEED, Speed, step_seconds
 from sdcli.models.folder import Model
 from sdcli.units import MIB, format_limit, format_size
 
@@ -20,16 +21,22 @@ SMALL_SCRATCH_BYTES = 8 * MIB
 OFFER_BYTES = 16 * MIB
 """Ceilings that are offered are multiples of this: the baseline itself differs by a few MiB from run to run."""
 
+VAE_TILE = 2
+"""Rows of latents that the autoencoder goes by, when it may not keep whole maps that it could compute again."""
+
+TIGHT = "freed memory goes back at once, and the autoencoder computes some maps twice rather than keep them"
+
 SIZES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128, 64)
 """Longer sides that a refused request is offered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan and the peaks predicted for it."""
+    """A plan, the peaks predicted for it, and about how long a denoise step will take."""
 
     plan: Plan
     needs: tuple[StageNeed, ...]
+    step_s: float
 
     @property
     def peak_bytes(self) -> int:
@@ -38,30 +45,39 @@ class Planned:
 
 
 def make_plan(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int
+    model: Model,
+    request: Request,
+    dtype: DtypeName,
+    limit_bytes: int | None,
+    baseline_bytes: int,
+    speed: Speed = TYPICAL_SPEED,
 ) -> Planned:
     """The fastest plan whose every stage stays under the ceiling.
 
     Raises WillNotFit naming the stage, its need, and the nearest ceiling and size that would do.
     """
+    fitting = []
     for plan in _candidates(model, request, dtype, limit_bytes, baseline_bytes):
-        planned = Planned(plan, stage_needs(model, request, plan, dtype, baseline_bytes))
+        needs = stage_needs(model, request, plan, dtype, baseline_bytes)
+        planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, speed))
         if limit_bytes is None or planned.peak_bytes + MARGIN_BYTES <= limit_bytes:
-            return planned
+            fitting.append(planned)
+    if fitting:
+        return min(fitting, key=lambda planned: planned.step_s)
     raise WillNotFit(_what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes))
 
 
 def smallest_limit_bytes(model: Model, request: Request, dtype: DtypeName, baseline_bytes: int) -> int:
     """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
-    plan = _smallest(request)
-    peak = Planned(plan, stage_needs(model, request, plan, dtype, baseline_bytes)).peak_bytes
+    needs = stage_needs(model, request, _smallest(request), dtype, baseline_bytes)
+    peak = max(need.peak_bytes for need in needs)
     return -(-(peak + MARGIN_BYTES) // OFFER_BYTES) * OFFER_BYTES
 
 
 def _candidates(
     model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int
 ) -> Iterator[Plan]:
-    """Plans from the fastest down: all resident first, then as much as fits, then nothing resident."""
+    """Every way that may be the fastest: all of the denoiser resident, or as much as fits; guidance batched or not."""
     everything = weights_of(model.unet, dtype).matrices_bytes
     size = format_size(everything)
     tactics: list[tuple[Guidance, int, str]] = [
@@ -70,25 +86,35 @@ def _candidates(
         ("sequential", SMALL_SCRATCH_BYTES, "guidance one pass after another: half the activations"),
     ]
     if not request.guided:
-        tactics = [("batched", SCRATCH_BYTES, "no guidance: one pass a step")]
+        tactics = [
+            ("batched", SCRATCH_BYTES, "no guidance: one pass a step"),
+            ("batched", SMALL_SCRATCH_BYTES, "no guidance: one pass a step, with a smaller attention scratch"),
+        ]
     for guidance, scratch, why in tactics:
         reason = f"the denoiser's {size} stay in memory across steps"
-        yield Plan("resident", everything, guidance, scratch, None, (reason, why))
+        resident = Plan("resident", everything, guidance, scratch, None, (reason, why))
+        yield from (resident, _tightened(resident))
     if limit_bytes is None:
         return
     for guidance, scratch, why in tactics:
         empty = Plan("streamed", 0, guidance, scratch, None, (f"the denoiser's {size} stream from the file", why))
-        room = limit_bytes - MARGIN_BYTES - baseline_bytes - denoise_bytes(model, request, empty, dtype)
-        share = min(room, everything)
-        if share > 0:
-            reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from the file"
-            yield replace(empty, residency="partial", resident_bytes=share, reasons=(reason, why))
-        yield empty
+        for streamed in (empty, _tightened(empty)):
+            room = limit_bytes - MARGIN_BYTES - baseline_bytes - denoise_bytes(model, request, streamed, dtype)
+            share = min(room, everything)
+            if share > 0:
+                reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from the file"
+                reasons = (reason, *streamed.reasons[1:])
+                yield replace(streamed, residency="partial", resident_bytes=share, reasons=reasons)
+            yield streamed
+
+
+def _tightened(plan: Plan) -> Plan:
+    return replace(plan, vae_tile=VAE_TILE, reasons=(*plan.reasons, TIGHT))
 
 
 def _smallest(request: Request) -> Plan:
     guidance: Guidance = "sequential" if request.guided else "batched"
-    return Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, None, ())
+    return Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, VAE_TILE, ())
 
 
 def _what_would_fit(model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int) -> str:

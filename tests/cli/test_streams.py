@@ -106,7 +106,7 @@ QUICKLY = (
     ["txt2img", "a", "-o", "fox.xyz"],
     ["txt2img", "a", "--device", "gpu"],
     ["txt2img", "a", "--profile", "iphone"],
-    ["txt2img", "a"],
+    ["plan"],
     ["txt2img", "a", "-m", "MODEL", "--device", "nowhere"],
     ["txt2img", "a", "-m", "MODEL", "--seed", str(2**64 - 1), "-b", "2"],
     ["txt2img", "a", "-m", "MODEL", "--mem-limit", "100MiB"],

@@ -102,7 +102,7 @@ def test_a_feed_forward_is_the_library_s_however_its_rows_fall(
 def test_hidden_states_exist_for_so_many_rows_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     _, thrifty = pair(FeedForward(16, mult=4, activation_fn="geglu"))
     seen, linear = [], torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *w: seen.append(len(x)) or linear(x, *w))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *w: seen.append(x.shape[-2]) or linear(x, *w))
     thrifty(numbers(2, 2 * frugal.FEED_FORWARD_ROWS + 1, 16))
     widest = frugal.FEED_FORWARD_ROWS
     assert seen == [widest, widest, widest, widest, 1, 1] * 2  # into and out of the hidden states, a sample each

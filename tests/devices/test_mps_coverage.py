@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
 
-from sdcli.components import weights
+from sdcli.components import planes, weights
 from sdcli.components.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.components.denoiser import borrow_denoiser
 from sdcli.components.text_encoder import borrow_text_encoder, tokenize
@@ -125,7 +125,8 @@ class LikeMps(CpuDevice):
 @contextmanager
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     """Capture without gradients: inference mode, as the engine has it, would hide what composite operations call."""
-    monkeypatch.setattr(weights, "can_pack", lambda layer, device: False)
+    for module in (weights, planes):
+        monkeypatch.setattr(module, "can_pack", lambda layer, device: False)
     with torch.no_grad(), Capture() as capture:
         yield capture
 

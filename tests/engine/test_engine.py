@@ -148,8 +148,8 @@ def spoil_decodes(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, torch
     borrow, number = decode_stage.borrow_decoder, iter(range(100))
 
     @contextmanager
-    def borrowed(component: Any, device: Any, dtype: torch.dtype) -> Iterator[Any]:
-        with borrow(component, device, dtype) as run:
+    def borrowed(component: Any, device: Any, dtype: torch.dtype, **options: Any) -> Iterator[Any]:
+        with borrow(component, device, dtype, **options) as run:
 
             def decode(latents: torch.Tensor) -> torch.Tensor:
                 pixels: torch.Tensor = run(latents)

@@ -1,0 +1,84 @@
+"""sdcli plan PROMPT: what a run would take, and why; nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdcli.cli import types
+from sdcli.cli.draw import build_request, build_task, find_model
+from sdcli.cli.options import (
+    JOB,
+    LIMIT,
+    MACHINE,
+    OUTPUT,
+    PROMPT,
+    REPORT,
+    STRENGTH_DEFAULT,
+    TALK,
+    Command,
+    model_option,
+    options,
+    require_prompt,
+)
+from sdcli.cli.say import hand_out
+from sdcli.host.forecast import Forecast, forecast, forecast_report
+from sdcli.units import format_pace, format_size
+
+INIT = (
+    click.option("-i", "--init", type=click.Path(), help="The picture that img2img would edit."),
+    click.option(
+        "--strength", type=types.FiniteNumber(0, 1), default=STRENGTH_DEFAULT, show_default=True, help="As for img2img."
+    ),
+)
+
+
+@click.command(cls=Command)
+@options(PROMPT, INIT, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+def command(prompt: str | None, prompt_file: str | None, init: str | None, strength: float, **chosen: Any) -> None:
+    """Say whether a picture fits under the ceiling, how, and why; load no weights.
+
+    Takes the options of txt2img, and with --init those of img2img. The run that follows takes the same plan. Exit
+    code 4 when it does not fit, as the run's would be.
+    """
+    chosen["prompt"] = require_prompt(prompt, prompt_file)
+    special: dict[str, Any] = {}
+    if init is not None:
+        from sdcli.images.read import read_init  # here, because Pillow takes a third of the time that --help takes
+
+        image = read_init(Path(init), chosen["width"], chosen["height"])
+        special = {"width": image.width, "height": image.height, "strength": strength}
+    model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
+    task = build_task(model, build_request(model, chosen, **special), chosen)
+    result = forecast(task)
+    if chosen["as_json"]:
+        hand_out(json.dumps(forecast_report(task, result)))
+    elif result.planned is not None:
+        for line in _table(result):
+            hand_out(line)
+    if result.refusal is not None:
+        raise result.refusal
+
+
+def _table(result: Forecast) -> list[str]:
+    planned, limit = result.planned, result.task.ceiling.limit_bytes
+    if planned is None:
+        return []
+    task, request, plan = result.task, result.task.request, planned.plan
+    under = f" of {format_size(limit)}" if limit is not None else ", no ceiling"
+    known = "measured here" if result.baseline_measured else "typical; a first run measures it"
+    return [
+        f"{task.model.ref} on {task.device} in {task.dtype}, {request.width}x{request.height}",
+        f"fits: predicted peak {format_size(planned.peak_bytes)}{under}; the least is"
+        f" {format_size(result.smallest_limit_bytes)}",
+        "",
+        "predicted peaks",
+        f"  {'before anything is loaded':<26} {format_size(result.baseline_bytes):>9}  ({known})",
+        *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
+        "",
+        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, about {format_pace(planned.step_s)} a step",
+        *(f"  {reason}" for reason in plan.reasons),
+    ]

@@ -1,0 +1,101 @@
+"""How long a denoise step will take: arithmetic over headers, the request, and two speeds of the machine.
+
+Multiplications over how many it does a second, and bytes of streamed weights over how many it reads, casts and lays
+out a second. The speeds are corrected by every run (host/speeds.py). No torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sdcli.domain import DtypeName, Plan, Request
+from sdcli.memory.footprint import weights_of
+from sdcli.models.folder import Model
+
+SEQUENTIAL = 1.1
+"""Guidance one pass after another takes so many times the time of both at once: smaller matrices."""
+
+TIGHT = 1.1
+"""Giving memory back at once takes so many times the time."""
+
+PROMPT_TOKENS = 77
+
+TELLING_FLOPS = 2e11
+"""A step of so many operations or more tells how fast the machine is."""
+
+_LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Floating-point operations, and bytes of streamed weights in the arithmetic's type, a second."""
+
+    flops: float = 0.8e12
+    stream_bytes: float = 2e9
+
+
+TYPICAL_SPEED = Speed()
+"""Two cores of a server's processor with a matrix unit, in bf16."""
+
+
+def step_seconds(model: Model, request: Request, plan: Plan, dtype: DtypeName, speed: Speed) -> float:
+    """One denoise step."""
+    slower = SEQUENTIAL if request.guided and plan.guidance == "sequential" else 1.0
+    computing = slower * step_flops(model, request) / speed.flops * (TIGHT if plan.tight else 1.0)
+    return computing + streamed_bytes(model, request, plan, dtype) / speed.stream_bytes
+
+
+def streamed_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+    """Bytes of weights that a step streams, in the arithmetic's type: twice in two passes."""
+    passes = 2 if request.guided and plan.guidance == "sequential" else 1
+    return passes * sum(weights_of(model.unet, dtype).streamed(plan.resident_bytes))
+
+
+def step_flops(model: Model, request: Request) -> float:
+    """Multiplications and additions of one step: two for each weight at each place that it is used at.
+
+    And 4 T² C for T tokens attending to each other (Vaswani et al. 2017: Q K^T and its product with V).
+    """
+    height, width = request.latent_shape
+    levels = len(model.unet.config.get("block_out_channels", [320, 640, 1280, 1280]))
+    flops = 0.0
+    for name, (_, _, info) in model.unet.weights().items():
+        if len(info.shape) < 2:
+            continue
+        places = _places(name, height * width, levels)
+        flops += 2 * info.numel * places
+        if name.endswith("attn1.to_q.weight"):
+            flops += 4 * places * places * info.shape[0]
+    return flops * (2 if request.guided else 1)
+
+
+def _places(name: str, latents: int, levels: int) -> float:
+    """At how many places of the map, or of the prompt, a weight is used."""
+    if "time_emb" in name:
+        return 1
+    if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+        return PROMPT_TOKENS
+    level = levels - 1 if name.startswith("mid_block") else 0
+    if found := _LEVEL.match(name):
+        index = int(found[2])
+        level = index if found[1] == "down" else levels - 1 - index
+        level += {"downsamplers": 1, "upsamplers": -1}.get(found[3], 0)
+    return latents / 4**level
+
+
+def learned(before: Speed, model: Model, request: Request, plan: Plan, dtype: DtypeName, seconds: float) -> Speed:
+    """The speeds after a run whose steps took `seconds`: the one that it tells most of moves half-way to what it was.
+
+    Small models say nothing: their steps go by in other things than arithmetic.
+    """
+    computing, streaming = step_flops(model, request), streamed_bytes(model, request, plan, dtype)
+    if computing < TELLING_FLOPS or seconds <= 0:
+        return before
+    if not streaming:
+        slower = SEQUENTIAL if request.guided and plan.guidance == "sequential" else 1.0
+        return Speed((before.flops + slower * computing / seconds) / 2, before.stream_bytes)
+    left = seconds - step_seconds(model, request, plan, dtype, Speed(before.flops, float("inf")))
+    if left <= 0.05 * seconds:
+        return Speed(before.flops * 1.1, before.stream_bytes)
+    return Speed(before.flops, (before.stream_bytes + streaming / left) / 2)

@@ -1,0 +1,91 @@
+"""sdcli plan: the run's own plan, told beforehand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdcli.units import MIB
+from tests.cli.conftest import Command
+from tests.conftest import SDCLI
+
+
+def planned(sdcli: Command, *argv: str | Path) -> dict[str, Any]:
+    outcome = sdcli("plan", *argv, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    table: dict[str, Any] = json.loads(outcome.out)
+    return table
+
+
+def run_for_real(*argv: str) -> dict[str, Any]:
+    done = subprocess.run([*SDCLI, *argv, "--json", "-q"], capture_output=True, text=True, check=True)
+    table: dict[str, Any] = json.loads(done.stdout)
+    return table
+
+
+def test_the_json_report_is_that_of_the_contract(sdcli: Command, tiny: Path) -> None:
+    told = planned(sdcli, "a fox", "-m", tiny, "--mem-limit", "2GiB")
+    assert told["schema"] == "sdcli.plan/1" and told["fits"] is True
+    assert {"plan", "memory", "stages", "smallest_limit_bytes"} <= set(told)
+    assert [stage["name"] for stage in told["stages"]] == ["encode_prompt", "denoise", "decode"]
+    assert told["memory"]["predicted_peak_bytes"] == max(stage["predicted_peak_bytes"] for stage in told["stages"])
+    assert told["memory"]["limit_bytes"] == 2048 * MIB and told["smallest_limit_bytes"] < 2048 * MIB
+
+
+def test_the_run_that_follows_takes_the_same_plan(sdcli: Command, tiny: Path) -> None:
+    job = ["a fox", "-m", str(tiny), "--seed", "1", "-s", "2", "--device", "cpu"]
+    first = run_for_real("txt2img", *job, "--mem-limit", "2GiB")
+    limit = f"{planned(sdcli, *job)['smallest_limit_bytes'] // MIB + 1}MiB"
+    for ceiling in ("2GiB", limit):
+        told = planned(sdcli, *job, "--mem-limit", ceiling)
+        drawn = run_for_real("txt2img", *job, "--mem-limit", ceiling)
+        assert drawn["plan"] == told["plan"]
+        assert drawn["memory"]["predicted_peak_bytes"] == told["memory"]["predicted_peak_bytes"]
+        assert told["memory"]["baseline_bytes"] <= first["memory"]["baseline_bytes"]
+        assert drawn["memory"]["peak_bytes"] <= told["memory"]["predicted_peak_bytes"]
+
+
+def test_what_does_not_fit_says_so_and_what_would(sdcli: Command, tiny: Path) -> None:
+    outcome = sdcli("plan", "a fox", "-m", tiny, "--mem-limit", "230MiB", "--json", "-W", "2048", "-H", "2048")
+    told = json.loads(outcome.out)
+    assert outcome.code == 4 and outcome.err.startswith("Error: will not fit: ") and outcome.err.count("\n") == 1
+    assert told["fits"] is False and told["plan"] is None and told["stages"] == []
+    least = told["smallest_limit_bytes"]
+    assert planned(sdcli, "a fox", "-m", tiny, "--mem-limit", f"{least // MIB}MiB", "-W", "2048", "-H", "2048")["fits"]
+
+
+def test_the_table_shows_every_stage_and_every_reason(sdcli: Command, tiny: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 128), "teal").save(tmp_path / "init.png")
+    outcome = sdcli("plan", "a fox", "-m", tiny, "-i", tmp_path / "init.png", "--mem-limit", "1GiB")
+    assert outcome.code == 0 and outcome.err == ""
+    for words in (
+        "64x128",
+        "encode_prompt",
+        "encode_image",
+        "denoise",
+        "decode",
+        "1.00 GiB",
+        "stay in memory",
+        "typical",
+    ):
+        assert words in outcome.out
+
+
+def test_it_refuses_what_a_run_would_refuse(sdcli: Command, tiny: Path) -> None:
+    sdcli("plan").refused(2, "no prompt")
+    sdcli("plan", "a", "-m", "nowhere").refused(3, "no model 'nowhere'")
+    sdcli("plan", "a", "-m", tiny, "-i", "nothing.png").refused(2, "no such file")
+    sdcli("plan", "a", "-m", tiny, "-s", "0").refused(2, "--steps")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_it_does_not_import_torch(tiny: Path, options: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", *SDCLI[1:], "plan", "a fox", "-m", str(tiny), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "| torch" not in done.stderr and "| diffusers" not in done.stderr and "sdcli.memory.planner" in done.stderr
