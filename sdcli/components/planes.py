@@ -5,7 +5,7 @@ plane, a few more than asked for where a convolution looks above and below. So a
 is stored, what is asked for twice is computed twice, and nothing has a seam: group norms take their statistics
 from a first pass over the whole map.
 
-The cut into bands depends on the map alone, never on a plan: every plan has the same bits.
+The cut into bands is the same whether a map is stored or computed when asked for: every plan has the same bits.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Plane(Protocol):
 
 
 class Stored:
-    """A map that is there: (1, channels, height, width)."""
+    """A map that is there: (1, channels, height, width). It is cut as `row_bytes` says that it was when computed."""
 
-    def __init__(self, values: torch.Tensor) -> None:
+    def __init__(self, values: torch.Tensor, row_bytes: int = 0) -> None:
         self.values = values
         _, self.channels, self.height, self.width = values.shape
-        self.row_bytes = self.channels * self.width * values.element_size()
+        self.row_bytes = max(row_bytes, self.channels * self.width * values.element_size())
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
         """A view."""
@@ -79,7 +79,7 @@ class Convolved:
         self.channels = layer.out_channels
         self.height = (source.height - lost) // self._stride + 1
         self.width = (source.width - lost) // self._stride + 1
-        self.row_bytes = max(source.row_bytes, self.channels * self.width * dtype.itemsize)
+        self.row_bytes = max(source.row_bytes // self._stride, self.channels * self.width * dtype.itemsize)
         self._run = _across(layer, device, dtype)
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
@@ -201,7 +201,7 @@ def store(plane: Plane, device: Device, dtype: torch.dtype) -> Stored:
     values = torch.empty(shape, dtype=dtype, device=device.torch_device, memory_format=device.memory_format)
     for begin, end in bands(plane, device):
         values[:, :, begin:end] = plane.rows(begin, end)
-    return Stored(values)
+    return Stored(values, plane.row_bytes)
 
 
 def overwrite(stored: Stored, plane: Plane, device: Device) -> Stored:
