@@ -1,6 +1,6 @@
-"""Predicted against measured peaks of synthetic:sd15 on the CPU, over sizes and ceilings.
+"""Predicted against measured peaks of synthetic:sd15, and seconds a step, over sizes and ceilings.
 
-python benchmarks/predictions.py [--sizes 256x256,512x512,…] [--limits 800MiB,1GiB,2GiB,none]
+python benchmarks/predictions.py [--sizes 256x256,512x512,…] [--limits none,2GiB,1GiB,600MiB,least] [--steps 4]
 """
 
 from __future__ import annotations
@@ -9,34 +9,56 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from sdcli.units import MIB
 
+HEADER = "| size | ceiling | denoiser in memory | s/step | decode s | predicted MiB | measured MiB | over |"
+
+
+def ask(command: str, size: str, *options: str) -> dict[str, Any] | str:
+    """The program's JSON report, or its error."""
+    width, height = size.split("x")
+    job = ["a photograph of an astronaut riding a horse", "-m", "synthetic:sd15", "-W", width, "-H", height, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sdcli", command, *job, *options], capture_output=True, text=True, check=False
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+def row(size: str, limit: str, steps: str, out: Path) -> str:
+    """One cell of the grid: a run of its own."""
+    if limit == "least":
+        told = ask("plan", size)
+        assert not isinstance(told, str), told
+        limit = f"{told['smallest_limit_bytes'] // MIB}MiB"
+    run = ask("txt2img", size, "--mem-limit", limit, "-s", steps, "--seed", "1", "-q", "--force", "-o", str(out))
+    if isinstance(run, str):
+        return f"| {size} | {limit} | | | | | | {run} |"
+    memory, plan = run["memory"], run["plan"]
+    predicted, measured = memory["predicted_peak_bytes"], memory["peak_bytes"]
+    decode = next(stage["run_s"] for stage in run["stages"] if stage["name"] == "decode")
+    return (
+        f"| {size} | {limit} | {plan['resident_bytes'] / MIB:.0f} MiB, {plan['guidance']} |"
+        f" {run['steps']['median_s']:.2f} | {decode:.1f} | {predicted / MIB:.0f} | {measured / MIB:.0f} |"
+        f" {100 * (predicted / measured - 1):+.1f} % |"
+    )
+
 
 def main() -> None:
-    """Print a row a cell: worst is the largest error of all stages' sums."""
+    """Print a row a cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="256x256,512x512,768x512,640x384,768x768")
-    parser.add_argument("--limits", default="800MiB,1GiB,2GiB,none")
+    parser.add_argument("--sizes", default="256x256,512x512,768x512,640x384,1024x576,1024x1024")
+    parser.add_argument("--limits", default="none,2GiB,1GiB,600MiB,least")
+    parser.add_argument("--steps", default="4")
     options = parser.parse_args()
-    print("| size | ceiling | denoiser | predicted MiB | measured MiB | over |\n| --- | --- | --- | --- | --- | --- |")
-    for size in options.sizes.split(","):
-        width, height = size.split("x")
-        command = f"{sys.executable} -P -m sdcli bench --no-warmup --json -q --steps 2 -W {width} -H {height}"
-        done = subprocess.run(
-            [*command.split(), "--mem-limit", options.limits], capture_output=True, text=True, check=True
-        )
-        for limit, run in zip(options.limits.split(","), json.loads(done.stdout)["runs"], strict=True):
-            memory, plan = run["memory"], run["plan"]
-            if run["outcome"] != "ok":
-                print(f"| {size} | {limit} | | | | {run['outcome']} |", flush=True)
-                continue
-            predicted, measured = memory["predicted_peak_bytes"], memory["peak_bytes"]
-            print(
-                f"| {size} | {limit} | {plan['residency']}, {plan['guidance']} | {predicted / MIB:.0f}"
-                f" | {measured / MIB:.0f} | {100 * (predicted / measured - 1):+.0f} % |",
-                flush=True,
-            )
+    print(f"{HEADER}\n{'| --- ' * 8}|")
+    with tempfile.TemporaryDirectory() as home:
+        for size in options.sizes.split(","):
+            for limit in options.limits.split(","):
+                print(row(size, limit, options.steps, Path(home) / "a.png"), flush=True)
 
 
 if __name__ == "__main__":

@@ -46,4 +46,6 @@ def format_limit(size_bytes: int) -> str:
 
 def format_pace(seconds: float) -> str:
     """Seconds in two figures, as one can know them beforehand."""
+    if seconds < 0.1:
+        return "less than 0.1 s"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.2g} s"

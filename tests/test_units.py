@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdcli.errors import BadRequest
-from sdcli.units import GIB, KIB, MIB, format_limit, format_size, parse_size
+from sdcli.units import GIB, KIB, MIB, format_limit, format_pace, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,11 @@ def test_a_size_is_shown_in_the_unit_that_fits(size_bytes: int, text: str) -> No
 @pytest.mark.parametrize("size_bytes", [1, MIB - 1, MIB, MIB + 1, int(2.8 * GIB), 3 * GIB])
 def test_a_limit_that_is_shown_can_be_passed_back_and_is_enough(size_bytes: int) -> None:
     assert size_bytes <= parse_size(format_limit(size_bytes)) < size_bytes + MIB
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.004, "less than 0.1 s"), (0.123, "0.12 s"), (0.96, "1.0 s"), (2.345, "2.3 s"), (9.94, "9.9 s"), (41.6, "42 s")],
+)
+def test_a_pace_is_told_in_two_figures(seconds: float, shown: str) -> None:
+    assert format_pace(seconds) == shown

@@ -205,7 +205,11 @@ def store(plane: Plane, device: Device, dtype: torch.dtype) -> Stored:
 
 
 def overwrite(stored: Stored, plane: Plane, device: Device) -> Stored:
-    """Compute all of a plane in the place of one that it is computed from, two rows around each included."""
+    """Compute all of a plane in the place of one that it is computed from.
+
+    A row may need the two above it as they were (a residual block has two convolutions), so a band is written when
+    the next one is computed; FEWEST_ROWS is more than two.
+    """
     waiting: tuple[slice, torch.Tensor] | None = None
     for begin, end in bands(plane, device):
         some = plane.rows(begin, end)
