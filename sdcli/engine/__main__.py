@@ -67,6 +67,8 @@ def main() -> None:
 def _die_with_parent() -> None:
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with suppress(OSError):  # should the system run out of memory, the host must be left to tell of it
+            Path("/proc/self/oom_score_adj").write_text("900", "ascii")
         if os.getppid() == 1:
             os._exit(1)
 

@@ -100,6 +100,8 @@ def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) ->
         ready = worker.hear()
         assert isinstance(ready, Ready)
         assert ready.torch_version == torch.__version__ and "CPU" in ready.device and ready.device_peak_bytes == 0
+        if sys.platform.startswith("linux"):  # the kernel is to kill it and not the host, which can tell of it
+            assert int(Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text()) >= 900
 
         worker.say(job(tiny))
         events = worker.hear_until(Finished)
