@@ -161,7 +161,10 @@ def write_message(pipe: BinaryIO, message: Message) -> None:
     """Put one message on the pipe and flush it."""
     payload: bytes = getattr(message, "payload", b"")
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message) if f.name != "payload"}
-    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}  # type: ignore[arg-type]
+    plain = {
+        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
+        for k, v in fields.items()
+    }
     head = {"type": type(message).__name__, "payload_bytes": len(payload), "fields": plain}
     pipe.write(json.dumps(head).encode("ascii") + b"\n" + payload)
     pipe.flush()

@@ -27,9 +27,9 @@ def make_frugal(module: nn.Module) -> None:
         elif isinstance(layer, ResnetBlock2D) and _is_plain(layer):
             layer.forward = _residual_block.__get__(layer)
         elif isinstance(layer, nn.GroupNorm):
-            layer.forward = _group_norm.__get__(layer)  # type: ignore[method-assign]
+            layer.forward = _group_norm.__get__(layer)  # type: ignore[method-assign]  # on this instance only
         elif isinstance(layer, nn.Linear):
-            layer.forward = _linear.__get__(layer)  # type: ignore[method-assign]
+            layer.forward = _linear.__get__(layer)  # type: ignore[method-assign]  # the same
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:

@@ -86,4 +86,4 @@ def _import_all() -> None:
 
     availability._transformers_available = False
     import diffusers.models.autoencoders.autoencoder_kl
-    import diffusers.models.unets.unet_2d_condition  # noqa: F401
+    import diffusers.models.unets.unet_2d_condition  # noqa: F401  loaded while the stand-ins are there

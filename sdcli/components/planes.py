@@ -19,10 +19,7 @@ from torch import nn
 
 from sdcli.components.packed import can_pack, pack
 from sdcli.devices.base import Device
-from sdcli.units import MIB
-
-BAND_BYTES, FEWEST_ROWS = 4 * MIB, 16
-"""Bytes of a band's widest tensor, and rows that a band has at least: the rows around it are computed besides."""
+from sdcli.memory.footprint import BAND_BYTES, BAND_ROWS
 
 
 class Plane(Protocol):
@@ -189,7 +186,7 @@ class Remembered:
 
 def bands(plane: Plane, device: Device) -> Iterator[tuple[int, int]]:
     """The rows of a plane, a band at a time: begin and end. What a band took is given back before the next one."""
-    rows = max(FEWEST_ROWS, BAND_BYTES // plane.row_bytes)
+    rows = max(BAND_ROWS, BAND_BYTES // plane.row_bytes)
     for begin in range(0, plane.height, rows):
         yield begin, min(plane.height, begin + rows)
         device.between_blocks()
@@ -208,7 +205,7 @@ def overwrite(stored: Stored, plane: Plane, device: Device) -> Stored:
     """Compute all of a plane in the place of one that it is computed from.
 
     A row may need the two above it as they were (a residual block has two convolutions), so a band is written when
-    the next one is computed; FEWEST_ROWS is more than two.
+    the next one is computed; BAND_ROWS is more than two.
     """
     waiting: tuple[slice, torch.Tensor] | None = None
     for begin, end in bands(plane, device):

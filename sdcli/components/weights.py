@@ -25,15 +25,8 @@ from torch import nn
 from sdcli.components.packed import can_pack, pack
 from sdcli.devices.base import Device
 from sdcli.errors import SdcliError, echo
+from sdcli.memory.footprint import SLICE_BYTES
 from sdcli.models.folder import Component
-from sdcli.units import MIB
-
-SLICE_BYTES = 13 * MIB
-"""Of a streamed weight, in the arithmetic's type, no more than this is cast at a time.
-
-No less than the widest feed-forward's way out (1280 x 5120) needs in half precision: with thousands of terms to a sum,
-the matrix product adds them up in another order for fewer outputs.
-"""
 
 
 class Lent:
@@ -274,7 +267,7 @@ def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.mem
 
 def _set(layer: nn.Module, leaf: str, value: torch.Tensor) -> None:
     """Put a plain tensor where the layer's parameter is."""
-    layer._parameters[leaf] = value  # type: ignore[assignment]
+    layer._parameters[leaf] = value  # type: ignore[assignment]  # annotated as parameters only
 
 
 class _Mapped:

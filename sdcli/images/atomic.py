@@ -70,7 +70,7 @@ def _is_stale(entry: os.DirEntry[str], pid: int) -> bool:
 def _write_temporary(folder: str, data: bytes) -> str:
     path = os.path.join(folder, f".sdcli-{os.getpid()}-{secrets.token_hex(6)}.tmp")
     # "x" rather than tempfile, whose files are readable to their owner alone.
-    stream = open(path, "xb")  # noqa: SIM115
+    stream = open(path, "xb")  # noqa: SIM115  closed below, where what fails removes the file as well
     try:
         with stream:
             stream.write(data)

@@ -28,7 +28,11 @@ ENCODER_KERNELS_BYTES, DECODER_KERNELS_BYTES = 14 * MIB, 86 * MIB
 decoder finds there what the denoiser has left behind, 50 MiB."""
 
 SLICE_BYTES = 13 * MIB
-"""Of a streamed weight so much is cast at a time, as in components/weights.py."""
+"""Of a streamed weight, in the arithmetic's type, no more than this is cast at a time.
+
+No less than the widest feed-forward's way out (1280 x 5120) needs in half precision: with thousands of terms to a sum,
+the matrix product adds them up in another order for fewer outputs.
+"""
 
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 """Its attention's scratch, the same in every plan."""
@@ -37,7 +41,8 @@ BAND_TENSORS = 5
 """So many times what a band is larger than BAND_BYTES comes on top."""
 
 BAND_BYTES, BAND_ROWS = 4 * MIB, 16
-"""As there: bytes of a band, and rows that it has at least. Two rows of latents make such a band of pixels."""
+"""Bytes of a band's widest tensor in the autoencoder, and rows that a band has at least: the rows around it are
+computed besides. Two rows of latents make such a band of pixels."""
 
 
 @dataclass(frozen=True, slots=True)

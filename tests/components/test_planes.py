@@ -23,7 +23,7 @@ CPU = CpuDevice()
 def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands of five rows, so that small maps have several and the last one is short."""
     monkeypatch.setattr(planes, "BAND_BYTES", 1)
-    monkeypatch.setattr(planes, "FEWEST_ROWS", 5)
+    monkeypatch.setattr(planes, "BAND_ROWS", 5)
 
 
 def random_map(channels: int = 8, height: int = 23, width: int = 14) -> torch.Tensor:
@@ -127,7 +127,7 @@ def test_maps_that_are_kept_or_computed_again_give_the_same_bits(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(planes, "BAND_BYTES", 3 * 16 * 64 * dtype.itemsize)  # more rows of some maps than of others
-    monkeypatch.setattr(planes, "FEWEST_ROWS", 2)
+    monkeypatch.setattr(planes, "BAND_ROWS", 2)
     component, drawn = open_model("m", tiny).vae, []
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     for keep_maps in (True, False):
