@@ -13,6 +13,7 @@ DtypeName = Literal["fp32", "fp16", "bf16"]
 DeviceName = Literal["cpu", "mps", "cuda"]
 Guidance = Literal["batched", "sequential"]
 Residency = Literal["resident", "partial", "streamed"]
+GiveBack = Literal["stage", "block", "piece"]
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -60,11 +61,10 @@ class Plan:
     attention_scratch_bytes: int
     vae_tile: int | None
     reasons: tuple[str, ...]
-
-    @property
-    def tight(self) -> bool:
-        """Whether every MiB counts: freed memory goes back at once, which costs a tenth of a step's time."""
-        return self.vae_tile is not None
+    give_back: GiveBack = "stage"
+    """After what the heap's free pages go back to the system: the sooner, the smaller and slower."""
+    prepared: bool = False
+    """Whether what streams comes from a prepared copy, which is made if it is not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -115,6 +116,26 @@ def cpu_has_bf16() -> bool:
 def cpu_has_amx() -> bool:
     """Whether the processor has Intel's matrix unit for bf16."""
     return "amx_bf16" in _cpu_flags()
+
+
+def attends_fused(device: str, dtype: str) -> bool:
+    """Whether the library's fused attention is the faster one: on CUDA, and on CPUs with the matrix unit for bf16."""
+    return device == "cuda" or (device == "cpu" and dtype == "bf16" and cpu_has_amx())
+
+
+def cpu_packs_weights() -> bool:
+    """Whether packed weights are worth a copy on disk: measured on x86 and Linux only."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+
+
+def cpu_vector_flags() -> list[str]:
+    """The vector and matrix units that kernels choose their layouts by."""
+    return sorted(flag for flag in _cpu_flags() if flag.startswith(("sse4", "avx", "amx", "fma")))
+
+
+def torch_version() -> str:
+    """Of the torch that is installed; importing it takes a second."""
+    return metadata.version("torch")
 
 
 def _cpu_flags() -> set[str]:

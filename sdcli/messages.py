@@ -21,6 +21,8 @@ class Start:
 
     device: DeviceName
     limit_bytes: int | None
+    measure: DtypeName | None = None
+    """Find out how fast the device computes in this type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Job:
     dtype: DtypeName
     checkpoints: tuple[int, ...] = ()
     payload: bytes = b""
+    prepared: str | None = None
+    """Folder of the prepared copy of the denoiser, there or to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class Ready:
     device: str
     torch_version: str
     device_peak_bytes: int = 0
+    flops: float | None = None
+    """Operations of a denoise step in a second, if that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

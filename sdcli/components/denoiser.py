@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -12,9 +13,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from sdcli.components.attention import BoundedAttention
 from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
-from sdcli.components.weights import Lent, lend_weights
+from sdcli.components.packed import can_map
+from sdcli.components.prepared import PreparedCopy, make_copy
+from sdcli.components.unet import is_plain, pieces, predict
+from sdcli.components.weights import Lent, lend_weights, packer
 from sdcli.devices.base import Device
-from sdcli.domain import Plan
+from sdcli.domain import GiveBack, Plan
 from sdcli.models.folder import Component
 
 
@@ -26,28 +30,60 @@ class Denoiser:
     lent: Lent
     device: Device
     dtype: torch.dtype
+    give_back: GiveBack
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """The model's output for (batch, channels, h, w) latents on the CPU in FP32: the same shape, place and type."""
         sample = latents.to(self.device.torch_device, self.dtype).contiguous(memory_format=self.device.memory_format)
-        output = self.unet(sample, timestep, encoder_hidden_states=context, return_dict=False)[0]
+        if is_plain(self.unet):
+            output = predict(self.unet, sample, timestep, context, self._between)
+        else:
+            output = self.unet(sample, timestep, encoder_hidden_states=context, return_dict=False)[0]
         return output.to("cpu", torch.float32).contiguous()
+
+    def _between(self, after: GiveBack) -> None:
+        if self.give_back in ("piece", after):
+            self.device.between_blocks()
+
+
+def prepare_denoiser(component: Component, device: Device, dtype: torch.dtype, folder: Path) -> PreparedCopy | None:
+    """Make the prepared copy of the denoiser's weights in `folder`; None where none can be used."""
+    if not can_map():
+        return None
+    with without_memory():
+        unet = UNet2DConditionModel(**component.config)
+    with packer(unet, component, device, dtype, _pieces(unet)) as (names, pack):
+        return make_copy(folder, names, pack)
+
+
+def _pieces(unet: UNet2DConditionModel) -> list[str]:
+    return pieces(unet) if is_plain(unet) else []
 
 
 @contextmanager
-def borrow_denoiser(component: Component, plan: Plan, device: Device, dtype: torch.dtype) -> Iterator[Denoiser]:
-    """Load the denoiser as the plan says, lend it, free it."""
+def borrow_denoiser(
+    component: Component, plan: Plan, device: Device, dtype: torch.dtype, prepared: PreparedCopy | None = None
+) -> Iterator[Denoiser]:
+    """Load the denoiser as the plan says, lend it, free it. With a prepared copy, what streams comes from there."""
     with without_memory():
         unet = UNet2DConditionModel(**component.config).eval()
     attention = BoundedAttention(plan.attention_scratch_bytes, fused=device.fused_attention(dtype))
     unet.set_attn_processor(attention)
-    make_frugal(unet)
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        pieces = (*block.resnets, *getattr(block, "attentions", ())) if plan.tight else (block,)
-        for piece in pieces:
-            piece.register_forward_hook(lambda *_: device.between_blocks())
-    with lend_weights(unet, component, device, dtype, resident_bytes=plan.resident_bytes) as lent, device.repeating():
+    make_frugal(unet, by_sample=device.name == "cpu")
+    with (
+        lend_weights(
+            unet,
+            component,
+            device,
+            dtype,
+            resident_bytes=plan.resident_bytes,
+            packed=True,
+            prepared=prepared,
+            pieces=_pieces(unet),
+        ) as lent,
+        device.repeating(),
+    ):
         try:
-            yield Denoiser(unet, lent, device, dtype)
+            yield Denoiser(unet, lent, device, dtype, plan.give_back)
         finally:
             attention.free()

@@ -1,47 +1,230 @@
-"""Convolution weights in the CPU library's own layout, made once.
+"""Layers whose weights lie in the CPU library's own layout, made once.
 
-oneDNN computes with blocked weights and, given plain ones, re-lays them out in every call: at the small
-sides of the UNet that takes eight times longer than the convolution itself, and needs memory the size of the weight.
-The operators are those that torch's own compiler emits for a CPU; the result has the same bits.
+oneDNN computes with blocked weights and, given plain ones, lays them out again in every call: at the small sides of
+the UNet that takes eight times longer than the convolution itself, and needs memory the size of the weight. The
+operators are those that torch's own compiler emits for a CPU. They add a residual, or multiply by a gate, before they
+round to the arithmetic's type: one pass over the output instead of two.
+
+A packed weight is opaque: bytes, and a description that oneDNN understands. `opaque` makes one of bytes that lie
+anywhere, a memory-mapped file for instance.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import platform
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
 from torch import nn
 
+from sdcli.components.arena import Arena
 from sdcli.devices.base import Device
 
-
-def can_pack(layer: nn.Module, device: Device) -> bool:
-    """Whether this layer on this device gains from packing and torch has the operators for it."""
-    return (
-        device.name == "cpu"
-        and type(layer) is nn.Conv2d
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    )
+TYPICAL_BATCH, TYPICAL_SIDE, TYPICAL_TOKENS = 2, 64, 1024
+"""Of activations, for which the library chooses a layout."""
 
 
-def pack(
-    layer: nn.Conv2d, weight: torch.Tensor, padding: tuple[int, int] | None = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The layer's forward with a packed copy of `weight`, (out, in, kernel, kernel) and contiguous; it is not kept.
+class Packed:
+    """A layer's forward. `weights` gives its packed weights whenever it runs: kept ones, or made for the occasion."""
 
-    `padding` is in place of the layer's own.
-    """
-    geometry = (list(padding or layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, [2, layer.in_channels, 64, 64])
+    def __init__(self, layer: nn.Module, weights: Callable[[], list[torch.Tensor]]) -> None:
+        self._layer: Any = layer
+        self._weights = weights
 
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            states, packed, layer.bias, *geometry, "none", [], ""
-        )
+    @staticmethod
+    def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
+        """Packed copies of a contiguous weight in the layer's shape."""
+        raise NotImplementedError
+
+    def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """The layer's output, plus `residual`."""
+        raise NotImplementedError
+
+
+class PackedConvolution(Packed):
+    """Of nn.Conv2d. `padding` is in place of the layer's own."""
+
+    def __init__(
+        self,
+        layer: nn.Conv2d,
+        weights: Callable[[], list[torch.Tensor]],
+        padding: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(layer, weights)
+        self._geometry = _geometry(layer, padding)
+
+    @staticmethod
+    def pack(layer: Any, plain: torch.Tensor, padding: tuple[int, int] | None = None) -> list[torch.Tensor]:
+        """One."""
+        typical = [TYPICAL_BATCH, layer.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
+        return [torch.ops.mkldnn._reorder_convolution_weight(plain, *_geometry(layer, padding), typical)]
+
+    def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, in, h, w) → (batch, out, h, w)."""
+        (weight,) = self._weights()
+        run, bias, geometry = torch.ops.mkldnn._convolution_pointwise, self._layer.bias, self._geometry
+        output: torch.Tensor
+        if residual is None:
+            output = run(states, weight, bias, *geometry, "none", [], "")
+        else:
+            output = run.binary(states, residual, weight, bias, *geometry, "add", 1.0, None, [], None)
         return output
 
-    return forward
+
+class PackedLinear(Packed):
+    """Of nn.Linear."""
+
+    @staticmethod
+    def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
+        """One."""
+        return [torch.ops.mkldnn._reorder_linear_weight(plain)]
+
+    def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """(…, in) → (…, out)."""
+        (weight,) = self._weights()
+        run, output = torch.ops.mkldnn._linear_pointwise, torch.empty(0)
+        if residual is None:
+            output = run(states, weight, self._layer.bias, "none", [], "")
+        else:
+            output = run.binary(states, residual, weight, self._layer.bias, "add")
+        return output
+
+
+class PackedGate(Packed):
+    """Of GEGLU: a * gelu(b) with (a, b) = x W (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+    @staticmethod
+    def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
+        """Two: of a and of b."""
+        return [torch.ops.mkldnn._reorder_linear_weight(half) for half in plain.chunk(2)]
+
+    def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """(…, in) → (…, out)."""
+        value, gate = self._weights()
+        value_bias, gate_bias = self._layer.proj.bias.chunk(2)
+        run = torch.ops.mkldnn._linear_pointwise
+        gated = run(states, gate, gate_bias, "gelu", [], "none")
+        output: torch.Tensor = run.binary(states, gated, value, value_bias, "mul")
+        return output
+
+
+def plus(layer: nn.Module, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """layer(states) + residual, in one pass if the layer is packed."""
+    forward = layer.__dict__.get("forward")
+    output: torch.Tensor = forward(states, residual) if isinstance(forward, Packed) else layer(states).add_(residual)
+    return output
+
+
+def packing_of(layer: nn.Module, device: Device) -> type[Packed] | None:
+    """How this layer is packed on this device; None if it gains nothing from it, or if torch lacks the operators.
+
+    A GEGLU is packed as a whole: the linear layer inside it is its weight and bias only.
+    """
+    if device.name != "cpu" or not _has_operators():
+        return None
+    if isinstance(layer, GEGLU):
+        return PackedGate
+    if type(layer) is nn.Linear:
+        return PackedLinear
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return PackedConvolution
+    return None
+
+
+def _geometry(layer: nn.Conv2d, padding: tuple[int, int] | None) -> tuple[list[int], list[int], list[int], int]:
+    sides = [int(side) for side in padding or layer.padding]
+    return sides, list(layer.stride), list(layer.dilation), layer.groups
+
+
+def _has_operators() -> bool:
+    operators = ("_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise")
+    on_x86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere nobody has measured what it gains
+    return on_x86 and torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in operators)
+
+
+def description(packed: torch.Tensor) -> bytes:
+    """oneDNN's description of a packed weight: layout, shape and type."""
+    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+
+
+def raw_bytes(packed: torch.Tensor) -> memoryview:
+    """The bytes of a packed weight, as long as it lives."""
+    size = torch.ops.mkldnn._nbytes(packed)
+    return memoryview((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(packed)))
+
+
+def opaque(
+    address: int, shape: tuple[int, ...], dtype: torch.dtype, described: bytes, owner: object = None
+) -> torch.Tensor:
+    """The packed weight whose bytes are at `address`, in memory that lives as long as `owner` does.
+
+    By torch's C interface for compiled models (torch/csrc/inductor/aoti_torch/c/shim.h). Raises RuntimeError if torch
+    refuses.
+    """
+    library = _torch_library()
+    sides, strides = (ctypes.c_int64 * len(shape))(*shape), (ctypes.c_int64 * len(shape))()
+    handle = ctypes.c_void_p()
+    failed = library.aoti_torch_create_tensor_from_blob_v2(
+        ctypes.c_void_p(address),
+        ctypes.c_int64(len(shape)),
+        sides,
+        strides,
+        ctypes.c_int64(0),
+        ctypes.c_int32(_code(f"dtype_{str(dtype).removeprefix('torch.')}")),
+        ctypes.c_int32(_code("device_type_cpu")),
+        ctypes.c_int32(0),
+        ctypes.byref(handle),
+        ctypes.c_int32(_code("layout__mkldnn")),
+        (ctypes.c_uint8 * len(described)).from_buffer_copy(described),
+        ctypes.c_int64(len(described)),
+    )
+    if failed:
+        raise RuntimeError("torch makes no packed weight of given bytes")
+    wrap = ctypes.pythonapi.PyCapsule_New
+    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    steal = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs  # its singular keeps a reference for ever
+    tensor: torch.Tensor = steal([wrap(handle, None, None)])[0]
+    tensor.lies_in = owner  # type: ignore[attr-defined]  # kept alive by the tensor that looks into it
+    return tensor
+
+
+def moved(packed: torch.Tensor, arena: Arena) -> torch.Tensor:
+    """A packed weight, copied into the arena."""
+    room = arena.take(torch.ops.mkldnn._nbytes(packed))
+    ctypes.memmove(room.data_ptr(), torch.ops.mkldnn.data_ptr(packed), len(room))
+    return opaque(room.data_ptr(), tuple(packed.shape), packed.dtype, description(packed), room)
+
+
+@functools.cache
+def can_map() -> bool:
+    """Whether packed weights may lie in a mapped file here: tried with a small one."""
+    if not (sys.platform == "linux" and _has_operators()):
+        return False
+    try:
+        layer = nn.Conv2d(16, 16, 3, padding=1)
+        states = torch.ones(1, 16, 8, 8)
+        with torch.inference_mode():
+            kept = PackedConvolution.pack(layer, layer.weight.detach())
+            address = torch.ops.mkldnn.data_ptr(kept[0])
+            again = [opaque(address, tuple(layer.weight.shape), torch.float32, description(kept[0]))]
+            run = PackedConvolution(layer, lambda: again)
+            return torch.equal(run(states), PackedConvolution(layer, lambda: kept)(states))
+    except (RuntimeError, AttributeError, OSError, TypeError):  # another version of torch
+        return False
+
+
+@functools.cache
+def _torch_library() -> Any:
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
+@functools.cache
+def _code(name: str) -> int:
+    """torch's number for a type, a device or a layout."""
+    return int(getattr(_torch_library(), f"aoti_torch_{name}")())

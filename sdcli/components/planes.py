@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdcli.components.packed import can_pack, pack
+from sdcli.components.packed import PackedConvolution, packing_of
 from sdcli.devices.base import Device
 from sdcli.memory.footprint import BAND_BYTES, BAND_ROWS
 
@@ -94,8 +94,9 @@ def _across(layer: nn.Conv2d, device: Device, dtype: torch.dtype) -> Callable[[t
     """The layer without its padding above and below."""
     weight = layer.weight.to(device.torch_device, dtype)
     padding = (0, int(layer.padding[1]))
-    if can_pack(layer, device):
-        return pack(layer, weight, padding)
+    if packing_of(layer, device) is PackedConvolution:
+        packed = PackedConvolution.pack(layer, weight, padding)
+        return PackedConvolution(layer, lambda: packed, padding)
     weight = weight.contiguous(memory_format=device.memory_format)
     return lambda some: F.conv2d(some, weight, layer.bias, layer.stride, padding)
 
@@ -146,10 +147,11 @@ class Normed:
 def _exact(some: torch.Tensor) -> torch.Tensor:
     """As a norm wants it: the CPU's kernels take half precision with FP32 statistics, others need FP32 throughout.
 
-    And without gaps, which rows of a map that lies channel by channel have.
+    And without gaps, which rows of a map that lies channel by channel have; the CPU takes channels last as well.
     """
-    exact = some if some.device.type == "cpu" else some.float()
-    return exact if exact.is_contiguous(memory_format=torch.channels_last) else exact.contiguous()
+    if some.device.type == "cpu" and some.is_contiguous(memory_format=torch.channels_last):
+        return some
+    return (some if some.device.type == "cpu" else some.float()).contiguous()
 
 
 class Sum:

@@ -1,32 +1,38 @@
-"""Lending weights to a module: each either resident in the arithmetic's type, or mapped and cast when used.
+"""Lending weights to a module: each either resident in the arithmetic's type, or mapped from a file.
 
 A module is built without memory (meta device). Then every weight matrix either moves once to the device
-("resident"), or stays in the memory-mapped file, where it costs no footprint, and is cast into one buffer
-that all streamed layers share, for just as long as its layer runs ("streamed"); of a large one a slice at a time, and
-the layer computes those channels of its output. Any mix is possible:
+("resident"), or stays in a memory-mapped file, where it costs no footprint ("streamed"). Any mix is possible:
 `resident_bytes` is the dial, and the picture does not depend on it. Biases and norms are always resident
 (0.1 % of the bytes), and embedding tables always mapped (a prompt looks up 77 rows of 49,408).
+
+How a layer uses a streamed weight is a matter of where it lies. In a prepared copy (components/prepared.py) it is used
+in place. In the model's own file it is cast for as long as its layer runs, into one buffer that all layers share; and
+where kernels want packed weights, packed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
+from diffusers.models.activations import GEGLU
 from torch import nn
 
-from sdcli.components.packed import can_pack, pack
+from sdcli.components.arena import Arena
+from sdcli.components.mapped import Mapped, require_match
+from sdcli.components.packed import Packed, can_map, moved, packing_of
+from sdcli.components.prepared import PreparedCopy
+from sdcli.components.read_ahead import Place, ReadAhead
 from sdcli.devices.base import Device
-from sdcli.errors import SdcliError, echo
-from sdcli.memory.footprint import SLICE_BYTES
 from sdcli.models.folder import Component
+from sdcli.units import MIB
+
+Packing = tuple[nn.Module, type[Packed]]
+"""Whose forward uses a weight, and how it is packed for that."""
 
 
 class Lent:
@@ -34,28 +40,61 @@ class Lent:
 
     def __init__(self, device: Device, dtype: torch.dtype) -> None:
         self.bytes_read = 0
-        self._device, self._dtype = device, dtype
+        self.dtype = dtype
+        self._device = device
         self._hooks: list[Any] = []
         self._replaced: list[tuple[nn.Module, Any]] = []
         self._buffer = torch.empty(0)
+        self._recent: OrderedDict[str, list[torch.Tensor]] = OrderedDict()
 
     def reserve(self, numel: int) -> None:
         """Make the one buffer that weights are cast into, unless it is just that large."""
         if self._buffer.numel() == numel:
             return
         self._buffer = torch.empty(0)  # the old one goes before the new one comes
-        self._buffer = torch.empty(numel, dtype=self._dtype, device=self._device.torch_device)
-
-    def pack(self, layer: nn.Conv2d, stored: torch.Tensor) -> None:
-        """Keep the layer's weight in the kernels' own layout."""
-        cast = self._buffer[: stored.numel()].view(stored.shape).copy_(stored)
-        self._run_instead(layer, pack(layer, cast))
+        self._buffer = torch.empty(numel, dtype=self.dtype, device=self._device.torch_device)
 
     def keep(self, layers: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
         """Keep these (layer, parameter's name, stored tensor) on the device."""
-        store = self._device.weight_store(self._dtype, [stored.numel() for _, _, stored in layers])
+        store = self._device.weight_store(self.dtype, [stored.numel() for _, _, stored in layers])
         for layer, leaf, stored in layers:
-            _set(layer, leaf, store.take(tuple(stored.shape)).copy_(stored))
+            room = store.take((stored.numel(),))
+            _set(layer, leaf, _laid_out(room, stored.shape, self._device.memory_format).copy_(stored))
+
+    def pack(self, packing: Packing, stored: torch.Tensor) -> list[torch.Tensor]:
+        """The stored weight, cast and in the kernels' own layout."""
+        layer, kind = packing
+        return kind.pack(layer, self._buffer[: stored.numel()].view(stored.shape).copy_(stored))
+
+    def compute_with(self, packing: Packing, packed: list[torch.Tensor], read_bytes: int = 0) -> None:
+        """Have the layer compute with packed weights, reading so many bytes each time."""
+        layer, kind = packing
+
+        def give() -> list[torch.Tensor]:
+            self.bytes_read += read_bytes
+            return packed
+
+        self._run_instead(layer, kind(layer, give))
+
+    def compute_packing(self, name: str, packing: Packing, stored: torch.Tensor) -> None:
+        """Have the layer's weight cast and packed whenever it is needed, unless it was needed a moment ago.
+
+        All that is remembered is no larger than the buffer. A feed-forward goes by turns to its two layers.
+        """
+        layer, kind = packing
+
+        def make() -> list[torch.Tensor]:
+            if name not in self._recent:
+                while self._recent and self._remembered() + stored.numel() > self._buffer.numel():
+                    self._recent.popitem(last=False)
+                self._recent[name] = self.pack(packing, stored)
+                self.bytes_read += stored.nbytes
+            return self._recent[name]
+
+        self._run_instead(layer, kind(layer, make))
+
+    def _remembered(self) -> int:
+        return sum(one.numel() for packed in self._recent.values() for one in packed)
 
     def stream(self, runner: nn.Module, layers: list[tuple[nn.Module, torch.Tensor]]) -> None:
         """Leave the weights of `layers` mapped; while `runner` runs, lend them the buffer with cast copies."""
@@ -77,38 +116,26 @@ class Lent:
         take_back(runner, None, None)
         self._hooks += [runner.register_forward_pre_hook(lend), runner.register_forward_hook(take_back)]
 
-    def stream_sliced(self, layer: nn.Module, stored: torch.Tensor) -> None:
-        """The same for one large layer, whose output is put together from slices of its channels."""
-        _set(layer, "weight", stored)
-        compute = _convolve if isinstance(layer, nn.Conv2d) else _multiply
-        some = _rows(stored.shape, self._dtype)
-
-        def forward(states: torch.Tensor) -> torch.Tensor:
-            output = torch.empty(0)
-            for begin in range(0, len(stored), some):
-                part = stored[begin : begin + some]
-                weight = _laid_out(self._buffer[: part.numel()], part.shape, self._device.memory_format).copy_(part)
-                self.bytes_read += part.nbytes
-                output = compute(layer, states, weight, slice(begin, begin + len(part)), output)
-            return output
-
-        self._run_instead(layer, forward)
-
-    def _run_instead(self, layer: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._replaced.append((layer, layer.__dict__.get("forward")))
-        layer.forward = forward
-
-    def look_up(self, layer: nn.Embedding, stored: torch.Tensor) -> None:
+    def look_up(self, layer: nn.Module, stored: torch.Tensor) -> None:
         """Leave an embedding table mapped, and cast the few rows that were looked up."""
 
         def fetch(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             return (args[0].cpu(),)
 
         def cast(module: nn.Module, args: Any, rows: torch.Tensor) -> torch.Tensor:
-            return rows.to(self._device.torch_device, self._dtype)
+            return rows.to(self._device.torch_device, self.dtype)
 
         _set(layer, "weight", stored)
         self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
+
+    def read_ahead(self, pieces: list[tuple[nn.Module, list[Place]]]) -> None:
+        """While one of the modules runs, have what the next one will read brought into the page cache."""
+        if not pieces:
+            return
+        reader = ReadAhead()
+        self._hooks.append(reader)
+        for (module, _), (_, places) in zip(pieces, [*pieces[1:], pieces[0]], strict=True):
+            self._hooks.append(module.register_forward_pre_hook(lambda *_, places=places: reader.want(places)))
 
     def return_all(self) -> None:
         """End the loan."""
@@ -120,7 +147,12 @@ class Lent:
                 layer.forward = before
         self._hooks.clear()
         self._replaced.clear()
+        self._recent.clear()
         self._buffer = torch.empty(0)
+
+    def _run_instead(self, layer: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
+        self._replaced.append((layer, layer.__dict__.get("forward")))
+        layer.forward = forward
 
 
 @contextmanager
@@ -133,45 +165,42 @@ def lend_weights(
     resident_bytes: int = 0,
     parts: tuple[str, ...] = ("",),
     as_stored: type[nn.Module] | None = None,
+    packed: bool = False,
+    prepared: PreparedCopy | None = None,
+    pieces: Sequence[str] = (),
 ) -> Iterator[Lent]:
     """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
 
-    `resident_bytes` of weight matrices, counted in `dtype`, move to the device, in the order of use; the
-    rest stream. Only parameters under `parts` are lent. Layers of the kind `as_stored` get their weights as they are
-    mapped, in the file's type: whoever runs them casts. Raises SdcliError when the files do not match the module.
+    `resident_bytes` of weight matrices, counted in `dtype`, move to the device; the rest stream, with `prepared` from
+    there. `pieces` are modules in the order of use: what is used first stays, and the next piece is read ahead. Only
+    parameters under `parts` are lent. With `packed`, layers that gain from it compute with packed weights. Layers of
+    the kind `as_stored` get their weights as they are mapped, in the file's type: whoever runs them casts. Raises
+    SdcliError when the files do not match the module.
     """
     shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
+    shapes = {name: shapes[name] for name in sorted(shapes, key=_order(pieces))}
     empty = {name: p for name, p in module.named_parameters() if name in shapes}
-    _require_match(component, shapes, parts)
-    layers = dict(module.named_modules())
-    homes = {name: layers[name.rpartition(".")[0]] for name in shapes}
+    require_match(component, shapes, parts)
+    homes = _homes(module, shapes)
     lent = Lent(device, dtype)
     try:
-        with _Mapped(component) as mapped:
+        with Mapped(component) as mapped:
+            stored = {name: mapped.tensor(name).view(shape) for name, shape in shapes.items()}
             tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
             resident, streamed = _split({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes)
-            packed = [name for name in resident if name.endswith("weight") and can_pack(homes[name], device)]
-            packed.sort(key=lambda name: -shapes[name].numel())  # the largest while there is most room
+            packings = packings_of(module, shapes, device) if packed else {}
 
-            for name in packed:
-                lent.reserve(shapes[name].numel())
-                lent.pack(homes[name], mapped.tensor(name).view(shapes[name]))
-            kept = sorted(resident - set(packed), key=mapped.place)
-            lent.keep([(homes[n], n.rpartition(".")[2], mapped.tensor(n).view(shapes[n])) for n in kept])
-
+            _lend_packed(lent, {n: packings[n] for n in packings if n in resident}, stored, prepared)
+            kept = sorted(resident - set(packings), key=mapped.place)
+            lent.keep([(homes[n], n.rpartition(".")[2], stored[n]) for n in kept])
+            _stream_packed(lent, {n: packings[n] for n in packings if n not in resident}, stored, prepared)
             for name in [name for name in streamed if as_stored and isinstance(homes[name], as_stored)]:
                 streamed.remove(name)
-                _set(homes[name], "weight", mapped.tensor(name).view(shapes[name]))
-            runs = _runs(streamed, shapes, dtype)
-            lent.reserve(max((_room(names, shapes, dtype) for _, names in runs), default=0))
-            for runner, names in runs:
-                lending = [(homes[n], mapped.tensor(n).view(shapes[n])) for n in names]
-                if _is_large(names, shapes, dtype):
-                    lent.stream_sliced(*lending[0])
-                else:
-                    lent.stream(layers[runner], lending)
+                _set(homes[name], "weight", stored[name])
+            _stream_plain(lent, module, [name for name in streamed if name not in packings], homes, stored)
             for name in tables:
-                lent.look_up(homes[name], mapped.tensor(name).view(shapes[name]))
+                lent.look_up(homes[name], stored[name])
+            lent.read_ahead(_places(module, pieces, streamed, stored, prepared))
             device.synchronize()
             yield lent
     finally:
@@ -179,6 +208,110 @@ def lend_weights(
         for name, parameter in empty.items():
             _set(homes[name], name.rpartition(".")[2], parameter)
         device.release()
+
+
+def packings_of(module: nn.Module, names: Iterable[str], device: Device) -> dict[str, Packing]:
+    """Which of the weights are packed, and for which layers."""
+    layers, packings = dict(module.named_modules()), {}
+    for name in names:
+        home, _, leaf = name.rpartition(".")
+        around = layers[home.rpartition(".")[0]]
+        layer = around if isinstance(around, GEGLU) else layers[home]
+        kind = packing_of(layer, device) if leaf == "weight" else None
+        if kind is not None:
+            packings[name] = layer, kind
+    return packings
+
+
+@contextmanager
+def packer(
+    module: nn.Module, component: Component, device: Device, dtype: torch.dtype, pieces: Sequence[str] = ()
+) -> Iterator[tuple[list[str], Callable[[str], list[torch.Tensor]]]]:
+    """The names of the weights that are packed for `module`, in the order of use, and what packs one of them."""
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    require_match(component, shapes, ("",))
+    packings, lent = packings_of(module, shapes, device), Lent(device, dtype)
+    with Mapped(component) as mapped:
+
+        def pack(name: str) -> list[torch.Tensor]:
+            lent.reserve(shapes[name].numel())
+            return lent.pack(packings[name], mapped.tensor(name).view(shapes[name]))
+
+        yield sorted(packings, key=_order(pieces)), pack
+        lent.return_all()
+
+
+def _homes(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The layers that the parameters belong to."""
+    layers = dict(module.named_modules())
+    return {name: layers[name.rpartition(".")[0]] for name in names}
+
+
+def _lend_packed(
+    lent: Lent, packings: dict[str, Packing], stored: dict[str, torch.Tensor], prepared: PreparedCopy | None
+) -> None:
+    """Resident packed weights, the largest first while there is most room: each is there twice for a moment."""
+    sizes = [stored[name].numel() * lent.dtype.itemsize for name in packings]
+    arena = Arena(sum(sizes) * 9 // 8 + len(sizes) * MIB)  # layouts pad, and what is too much is never touched
+    for name in sorted(packings, key=lambda name: -stored[name].numel()):
+        if prepared is None:
+            lent.reserve(stored[name].numel())
+            packed = lent.pack(packings[name], stored[name])
+            lent.compute_with(packings[name], [moved(one, arena) for one in packed] if can_map() else packed)
+        else:
+            lent.compute_with(packings[name], prepared.copied(name, arena))
+    lent.reserve(0)
+
+
+def _stream_packed(
+    lent: Lent, packings: dict[str, Packing], stored: dict[str, torch.Tensor], prepared: PreparedCopy | None
+) -> None:
+    if prepared is None:
+        lent.reserve(max((stored[name].numel() for name in packings), default=0))
+    for name, packing in packings.items():
+        if prepared is None:
+            lent.compute_packing(name, packing, stored[name])
+        else:
+            lent.compute_with(packing, prepared.weights(name), sum(nbytes for _, nbytes in prepared.places(name)))
+
+
+def _stream_plain(
+    lent: Lent, module: nn.Module, names: list[str], homes: dict[str, nn.Module], stored: dict[str, torch.Tensor]
+) -> None:
+    """The modules during whose runs weights are needed: a layer, or a feed-forward, which calls its own row by row."""
+    runs = [(runner, list(group)) for runner, group in groupby(names, _runner)]
+    if runs:
+        lent.reserve(max(sum(stored[name].numel() for name in group) for _, group in runs))
+    for runner, group in runs:
+        lent.stream(module.get_submodule(runner), [(homes[name], stored[name]) for name in group])
+
+
+def _order(pieces: Sequence[str]) -> Callable[[str], int]:
+    """Sorts parameters by the piece that they belong to; those of none come first."""
+    places = {piece: index for index, piece in enumerate(pieces)}
+
+    def place(name: str) -> int:
+        while name and name not in places:
+            name = name.rpartition(".")[0]
+        return places.get(name, -1)
+
+    return place
+
+
+def _places(
+    module: nn.Module,
+    pieces: Sequence[str],
+    names: list[str],
+    stored: dict[str, torch.Tensor],
+    prepared: PreparedCopy | None,
+) -> list[tuple[nn.Module, list[Place]]]:
+    """What each of the pieces streams, in the order of use."""
+    order = _order(pieces)
+    found: dict[int, list[Place]] = {}
+    for name in names:
+        there = prepared.places(name) if prepared is not None else []
+        found.setdefault(order(name), []).extend(there or [(stored[name].data_ptr(), stored[name].nbytes)])
+    return [(module.get_submodule(pieces[index]), found[index]) for index in sorted(found) if index >= 0]
 
 
 def _split(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: int) -> tuple[set[str], list[str]]:
@@ -196,64 +329,9 @@ def _split(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: in
     return resident, streamed
 
 
-def _runs(streamed: list[str], shapes: dict[str, torch.Size], dtype: torch.dtype) -> list[tuple[str, list[str]]]:
-    """The modules during whose runs weights are needed: a layer, or a feed-forward, which calls its own row by row."""
-    runs = []
-    for runner, group in groupby(streamed, _runner):
-        names = list(group)
-        if _is_large(names, shapes, dtype):
-            runs += [(name.rpartition(".")[0], [name]) for name in names]
-        else:
-            runs.append((runner, names))
-    return runs
-
-
-def _is_large(names: list[str], shapes: dict[str, torch.Size], dtype: torch.dtype) -> bool:
-    return sum(shapes[name].numel() for name in names) * dtype.itemsize > SLICE_BYTES
-
-
-def _room(names: list[str], shapes: dict[str, torch.Size], dtype: torch.dtype) -> int:
-    """Numbers that are cast at a time."""
-    if _is_large(names, shapes, dtype):
-        return max(_rows(shapes[name], dtype) * shapes[name][1:].numel() for name in names)
-    return sum(shapes[name].numel() for name in names)
-
-
-def _rows(shape: torch.Size, dtype: torch.dtype) -> int:
-    """Output channels of a slice: equal shares, as few as SLICE_BYTES allows."""
-    shares = math.ceil(shape.numel() * dtype.itemsize / SLICE_BYTES)
-    return math.ceil(shape[0] / shares)
-
-
 def _runner(name: str) -> str:
     before, feed_forward, _ = name.partition(".ff.net.")
     return f"{before}.ff" if feed_forward else name.rpartition(".")[0]
-
-
-def _convolve(
-    layer: Any, states: torch.Tensor, weight: torch.Tensor, channels: slice, output: torch.Tensor
-) -> torch.Tensor:
-    """These channels of a convolution, put into `output`, which is made for the first of them."""
-    bias = None if layer.bias is None else layer.bias[channels]
-    some = F.conv2d(states, weight, bias, layer.stride, layer.padding, layer.dilation)
-    if not output.numel():
-        shape, layout = (len(some), layer.out_channels, *some.shape[2:]), torch.channels_last
-        contiguous = some.is_contiguous(memory_format=layout)
-        output = some.new_empty(shape).contiguous(memory_format=layout if contiguous else torch.contiguous_format)
-    output[:, channels] = some
-    return output
-
-
-def _multiply(
-    layer: Any, states: torch.Tensor, weight: torch.Tensor, channels: slice, output: torch.Tensor
-) -> torch.Tensor:
-    """The same for a linear layer, a sample at a time (components/frugal.py says why)."""
-    if not output.numel():
-        output = states.new_empty(*states.shape[:-1], layer.out_features)
-    for sample in range(len(states)):
-        one = slice(sample, sample + 1)
-        output[one, ..., channels] = F.linear(states[one], weight, None if layer.bias is None else layer.bias[channels])
-    return output
 
 
 def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.memory_format) -> torch.Tensor:
@@ -268,54 +346,3 @@ def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.mem
 def _set(layer: nn.Module, leaf: str, value: torch.Tensor) -> None:
     """Put a plain tensor where the layer's parameter is."""
     layer._parameters[leaf] = value  # type: ignore[assignment]  # annotated as parameters only
-
-
-class _Mapped:
-    """The component's files, memory-mapped: their tensors are clean pages that cost no footprint."""
-
-    def __init__(self, component: Component) -> None:
-        self._tensors = component.weights()
-        self._files: dict[Path, Any] = {}
-
-    def __enter__(self) -> _Mapped:
-        for path in {path for path, _, _ in self._tensors.values()}:
-            self._files[path] = safe_open(path, framework="pt", device="cpu")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._files.clear()
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The stored tensor, in the file's type. Never write to it: a written page costs memory."""
-        path, stored, _ = self._tensors[name]
-        tensor: torch.Tensor = self._files[path].get_tensor(stored)
-        return tensor
-
-    def place(self, name: str) -> tuple[str, int]:
-        """Where the tensor lies, to read files from front to back."""
-        path, _, info = self._tensors[name]
-        return str(path), info.begin
-
-
-def _require_match(component: Component, shapes: dict[str, torch.Size], parts: tuple[str, ...]) -> None:
-    """The files must have exactly the tensors of the module, in its shapes: nothing is ever filled in at random."""
-    stored = {name: info.shape for name, (_, _, info) in component.weights().items() if name.startswith(parts)}
-    for kind, names in (
-        ("lacks the tensors", [name for name in shapes if name not in stored]),
-        ("has unexpected tensors:", [name for name in stored if name not in shapes]),
-        (
-            "has wrong shapes for the tensors",
-            [n for n in shapes if n in stored and not _same_shape(shapes[n], stored[n])],
-        ),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise SdcliError(
-                f"{echo(component.folder)} {kind} {', '.join(map(echo, names[:3]))}{more}:"
-                " not the model that its config describes"
-            )
-
-
-def _same_shape(shape: Iterable[int], stored: Iterable[int]) -> bool:
-    """Equal up to sides of length 1: old files keep the autoencoder's attention as 1x1 convolutions."""
-    return [n for n in shape if n != 1] == [n for n in stored if n != 1]

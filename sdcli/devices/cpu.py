@@ -13,7 +13,7 @@ import torch
 
 from sdcli.devices.base import PooledWeights, WeightStore
 from sdcli.domain import DeviceName
-from sdcli.machine import cpu_has_amx
+from sdcli.machine import attends_fused
 from sdcli.units import KIB, MIB
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -52,7 +52,7 @@ class CpuDevice:
 
     def fused_attention(self, dtype: torch.dtype) -> bool:
         """With Intel's matrix unit, by a fifth of a step's time; without it, chunks into one scratch are faster."""
-        return dtype is torch.bfloat16 and cpu_has_amx()
+        return attends_fused("cpu", "bf16" if dtype is torch.bfloat16 else "fp32")
 
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
         """One pool."""

@@ -50,7 +50,7 @@ def main() -> None:
         if not isinstance(start, Start):
             return
         device = _open(start)
-        write_message(pipe_out, _ready(device))
+        write_message(pipe_out, _ready(device, start))
         jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(pipe_in, jobs, device), daemon=True).start()
         while True:
@@ -89,10 +89,17 @@ def _open(start: Start) -> Device:
     return device
 
 
-def _ready(device: Device) -> Ready:
+def _ready(device: Device, start: Start) -> Ready:
     import torch
 
-    return Ready(device.describe(), torch.__version__, device.peak_bytes())
+    flops = None
+    if start.measure is not None:
+        from sdcli.components.pace import operations_a_second
+        from sdcli.devices.base import DTYPES
+
+        flops = operations_a_second(device, DTYPES[start.measure])
+        device.release()
+    return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops)
 
 
 def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device) -> None:

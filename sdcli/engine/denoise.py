@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdcli.components.denoiser import Denoiser, borrow_denoiser
+from sdcli.components.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
+from sdcli.components.prepared import open_copy
 from sdcli.components.schedulers import build_scheduler, step_options
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.stage import Stage, require_finite
-from sdcli.messages import Message, StepDone
+from sdcli.errors import echo
+from sdcli.messages import Message, Notice, StepDone
 from sdcli.models.folder import Model
 
 InitLatents = tuple[torch.Tensor, torch.Tensor]
@@ -30,12 +33,20 @@ def denoise(
     device: Device,
     dtype: torch.dtype,
     resume: dict[int, Checkpoint],
+    prepared: Path | None = None,
 ) -> Generator[Message, None, list[torch.Tensor]]:
-    """Yields events, a checkpoint a step; returns one (1, channels, h, w) tensor of latents for each seed."""
+    """Yields events, a checkpoint a step; returns one (1, channels, h, w) tensor of latents for each seed.
+
+    `prepared` is where the denoiser's prepared copy is, or goes if the plan wants one.
+    """
     stage = Stage("denoise", device)
     yield stage.began()
     finished: list[torch.Tensor] = []
-    with borrow_denoiser(model.unet, plan, device, dtype) as denoiser:
+    copy = open_copy(prepared) if prepared is not None else None
+    if copy is None and prepared is not None and plan.prepared:
+        yield Notice(f"preparing the denoiser for this processor, once, in {echo(prepared.parent)}")
+        copy = prepare_denoiser(model.unet, device, dtype, prepared)
+    with borrow_denoiser(model.unet, plan, device, dtype, copy) as denoiser:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
             latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))

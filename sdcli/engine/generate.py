@@ -27,7 +27,8 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
     init = None
     if pixels is not None:
         init = yield from encode_image(pixels, model, plan, device, dtype)
-    latents = yield from denoise(request, model, plan, context, init, device, dtype, resume)
+    prepared = Path(job.prepared) if job.prepared else None
+    latents = yield from denoise(request, model, plan, context, init, device, dtype, resume, prepared)
     del context, init, pixels
     yield from decode(latents, request, model, plan, device, dtype)
     yield Finished()

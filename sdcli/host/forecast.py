@@ -8,8 +8,7 @@ from typing import Any
 
 from sdcli.errors import WillNotFit
 from sdcli.host.baseline import TYPICAL_BYTES, remembered_baseline
-from sdcli.host.run import Task
-from sdcli.host.speeds import remembered_speed
+from sdcli.host.run import Task, means_of
 from sdcli.memory.planner import Planned, make_plan, smallest_limit_bytes
 
 SCHEMA = "sdcli.plan/1"
@@ -31,13 +30,12 @@ def forecast(task: Task) -> Forecast:
     """Plan a task as its run will."""
     measured = remembered_baseline(task.device)
     baseline = measured or TYPICAL_BYTES
-    planned, refusal = None, None
+    planned, refusal, means = None, None, means_of(task)
     try:
-        speed = remembered_speed(task.device, task.dtype)
-        planned = make_plan(task.model, task.request, task.dtype, task.ceiling.limit_bytes, baseline, speed)
+        planned = make_plan(task.model, task.request, task.dtype, task.ceiling.limit_bytes, baseline, means)
     except WillNotFit as error:
         refusal = error
-    least = smallest_limit_bytes(task.model, task.request, task.dtype, baseline)
+    least = smallest_limit_bytes(task.model, task.request, task.dtype, baseline, means)
     return Forecast(task, baseline, measured is not None, planned, refusal, least)
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sdcli import machine
 from sdcli.domain import DeviceName, DtypeName, Request
 from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
 from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
-from sdcli.host.speeds import remember_speed, remembered_speed
+from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.meter import TreeMeter
-from sdcli.memory.planner import Planned, make_plan
+from sdcli.memory.planner import Means, Planned, make_plan
+from sdcli.memory.prepared import place_of_copy, unfinished
 from sdcli.memory.speed import Speed, learned
 from sdcli.messages import (
     Finished,
@@ -86,10 +89,14 @@ class RunRecord:
     events: list[tuple[int | None, str]] = field(default_factory=list)
     total_s: float = 0.0
     traceback: str = ""
+    worker_pid: int = 0
 
 
 VARYING_BYTES = 4 * MIB
 """By so much the same baseline differs from run to run."""
+
+CUDA_KERNELS_BYTES = 176 * MIB
+"""What the driver loads and libraries reserve when their kernels first run (benchmarks/RESULTS.md)."""
 
 Show = Callable[[Message, Watchdog], None]
 """Told of every event, with the watchdog that knows the footprint."""
@@ -102,27 +109,43 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
     """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left."""
     started = time.monotonic()
     limit = task.ceiling.limit_bytes
-    known, speed = remembered_baseline(task.device), remembered_speed(task.device, task.dtype)
+    known, means = remembered_baseline(task.device), means_of(task)
+    place = place_of_copy(task.model, task.device, task.dtype)
     if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
-        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, speed)
+        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, means)
     try:
-        with watched_worker(task.device, limit, task.debug, record) as (worker, watchdog):
+        with watched_worker(task, record) as (worker, watchdog):
             for message in _relay(worker, watchdog, record):
                 if isinstance(message, Ready):
                     record.device, record.torch_version = message.device, message.torch_version
+                    if message.flops is not None:
+                        remember_speed(task.device, task.dtype, replace(means.speed, flops=message.flops))
+                        means = means_of(task)
                     record.baseline_bytes = _baseline(task, message)
                     remember_baseline(task.device, record.baseline_bytes)
                     planned_for = _as_planned(known, record.baseline_bytes)
-                    record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, speed)
-                    worker.send(_job(task, record.planned, resume or {}))
+                    record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, means)
+                    worker.send(_job(task, record.planned, resume or {}, place))
                 elif isinstance(message, PictureDone):
                     record.pictures.append((save(message, record), message))
                 show(message, watchdog)
                 if isinstance(message, Finished):
-                    _learn(record, speed)
+                    _learn(record, means.speed)
                     return
     finally:
         record.total_s = time.monotonic() - started
+        if record.worker_pid and place is not None:
+            shutil.rmtree(unfinished(place, record.worker_pid), ignore_errors=True)  # of a worker that was stopped
+
+
+def means_of(task: Task) -> Means:
+    """What a plan for this task may count on."""
+    return Means(
+        speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
+        prepared=place_of_copy(task.model, task.device, task.dtype) is not None,
+        fused=machine.attends_fused(task.device, task.dtype),
+        heap=task.device == "cpu",
+    )
 
 
 def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False) -> None:
@@ -139,14 +162,15 @@ def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], de
 
 
 @contextmanager
-def watched_worker(
-    device: DeviceName, limit_bytes: int | None, debug: bool, record: RunRecord
-) -> Iterator[tuple[Worker, Watchdog]]:
+def watched_worker(task: Task, record: RunRecord) -> Iterator[tuple[Worker, Watchdog]]:
     """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error."""
+    device, limit_bytes = task.device, task.ceiling.limit_bytes
     footprint_limit = None if device == "cuda" else limit_bytes
-    with Worker(debug) as worker:
+    known = remembered_speed(device, task.dtype)
+    with Worker(task.debug) as worker:
+        record.worker_pid = worker.pid
         watchdog = Watchdog(os.getpid(), worker.pid, footprint_limit, lambda _: worker.send(Relieve()))
-        worker.send(Start(device, limit_bytes))
+        worker.send(Start(device, limit_bytes, task.dtype if known is None else None))
         watchdog.start()
         try:
             yield worker, watchdog
@@ -200,13 +224,18 @@ def _as_planned(known_bytes: int | None, measured_bytes: int) -> int:
 
 def _baseline(task: Task, ready: Ready) -> int:
     """What is in use before anything is loaded, of the memory that the ceiling covers."""
-    return ready.device_peak_bytes if task.device == "cuda" else TreeMeter(os.getpid()).footprint_bytes()
+    return (
+        ready.device_peak_bytes + CUDA_KERNELS_BYTES
+        if task.device == "cuda"
+        else TreeMeter(os.getpid()).footprint_bytes()
+    )
 
 
-def _job(task: Task, planned: Planned, resume: dict[int, bytes]) -> Job:
+def _job(task: Task, planned: Planned, resume: dict[int, bytes], place: Path | None) -> Job:
     blobs = [resume[image] for image in sorted(resume)]
     payload = task.pixels + b"".join(blobs)
-    return Job(task.request, planned.plan, str(task.model.folder), task.dtype, tuple(map(len, blobs)), payload)
+    copy = None if place is None else str(place)
+    return Job(task.request, planned.plan, str(task.model.folder), task.dtype, tuple(map(len, blobs)), payload, copy)
 
 
 def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:

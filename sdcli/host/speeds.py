@@ -13,8 +13,8 @@ from sdcli.memory.speed import Speed
 _FILE = "speeds.json"
 
 TYPICAL = {
-    "cpu fp32": Speed(0.1e12, 2e9),
-    "cpu bf16": Speed(0.8e12, 2e9),
+    "cpu fp32": Speed(0.1e12, 1e9, 10e9),
+    "cpu bf16": Speed(),
     "cuda fp16": Speed(45e12, 8e9),
     "cuda fp32": Speed(30e12, 8e9),
     "mps fp16": Speed(3e12, 4e9),
@@ -22,15 +22,19 @@ TYPICAL = {
 """Before a first run: two cores of a server's processor with a matrix unit, an H100, and a guess at a laptop."""
 
 
-def remembered_speed(device: str, dtype: str) -> Speed:
-    """What runs on this device in this type have shown, else what is typical."""
-    typical = TYPICAL.get(f"{device} {dtype}", Speed())
+def typical_speed(device: str, dtype: str) -> Speed:
+    """Before anything was measured."""
+    return TYPICAL.get(f"{device} {dtype}", Speed())
+
+
+def remembered_speed(device: str, dtype: str) -> Speed | None:
+    """What was measured on this device in this type, and runs have corrected."""
     try:
         table = json.loads((settings.cache_dir() / _FILE).read_text("utf-8"))[f"{device} {dtype}"]
-        speed = Speed(float(table["flops"]), float(table["stream_bytes"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return typical
-    return speed if all(math.isfinite(v) and v > 0 for v in (speed.flops, speed.stream_bytes)) else typical
+        speed = Speed(**{name: float(value) for name, value in table.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return speed if all(math.isfinite(v) and v > 0 for v in asdict(speed).values()) else None
 
 
 def remember_speed(device: str, dtype: str, speed: Speed) -> None:

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
-from sdcli.domain import DTYPE_BYTES, DtypeName, Plan, Request, StageName, StageNeed
+from sdcli.domain import DTYPE_BYTES, DtypeName, GiveBack, Plan, Request, StageName, StageNeed
 from sdcli.models.folder import Component, Model
 from sdcli.units import MIB
 
-KERNELS_BYTES, TIGHT_KERNELS_BYTES = 96 * MIB, 60 * MIB
+DENOISE_FIXED_BYTES: dict[GiveBack, int] = {"stage": 46 * MIB, "block": 62 * MIB, "piece": 46 * MIB}
 """What a denoise step takes besides tensors: oneDNN's compiled kernels and scratch, and the heap's gaps."""
 
-DENOISE_TENSORS = 18
-"""Peak activations of a sample, as a multiple of the first level's tensor (base channels x latents)."""
+DENOISE_TENSORS: dict[GiveBack, tuple[int, int]] = {"stage": (34, 17), "block": (13, 9), "piece": (12, 5)}
+"""Peak activations as a multiple of the first level's tensor (base channels x latents), once and for each sample.
+
+With the heap's gaps: the rarer freed memory goes back, the more there are.
+"""
 
 TOKENIZER_BYTES = 24 * MIB
 """CLIP's vocabulary and merges in memory."""
 
-ENCODER_KERNELS_BYTES, DECODER_KERNELS_BYTES = 14 * MIB, 86 * MIB
+ENCODER_KERNELS_BYTES, DECODER_KERNELS_BYTES = 14 * MIB, 64 * MIB
 """What the autoencoder takes besides weights and whole maps: bands, oneDNN's kernels and scratch, the heap's gaps. The
 decoder finds there what the denoiser has left behind, 50 MiB."""
 
-SLICE_BYTES = 13 * MIB
-"""Of a streamed weight, in the arithmetic's type, no more than this is cast at a time.
-
-No less than the widest feed-forward's way out (1280 x 5120) needs in half precision: with thousands of terms to a sum,
-the matrix product adds them up in another order for fewer outputs.
-"""
+DECODER_GAPS = 25
+"""Channels of the picture's own size that the gaps come to besides."""
 
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 """Its attention's scratch, the same in every plan."""
@@ -71,6 +71,7 @@ class Weights:
         return streams
 
 
+@lru_cache(maxsize=64)
 def weights_of(component: Component, dtype: DtypeName, parts: tuple[str, ...] = ("",)) -> Weights:
     """Sizes from the headers. Embedding tables stay mapped and count nothing."""
     item = DTYPE_BYTES[dtype]
@@ -116,12 +117,12 @@ def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) 
     """Bytes of the denoise stage over the baseline."""
     weights = weights_of(model.unet, dtype)
     streamed = weights.streamed(plan.resident_bytes)
-    resident = weights.matrices_bytes - sum(streamed)
-    # a streamed slice is there twice, cast and as the kernel lays it out
-    twice = 2 * min(SLICE_BYTES, max(streamed, default=0))
-    kernels = TIGHT_KERNELS_BYTES if plan.tight else KERNELS_BYTES
-    computing = kernels + twice + plan.attention_scratch_bytes + _denoise_activations(model, request, plan, dtype)
-    return weights.vectors_bytes + max(resident + computing, _loading(weights, streamed))
+    resident = min(plan.resident_bytes, weights.matrices_bytes)
+    # the model's own weights are there twice while they are used, cast and as the kernel lays them out; a prepared
+    # copy costs as much when it is made, and nothing when it is used
+    twice = 2 * max(streamed, default=0)
+    computing = _denoise_activations(model, request, plan, dtype) + (0 if plan.prepared else twice)
+    return weights.vectors_bytes + max(resident + computing, _loading(weights, streamed), twice)
 
 
 def _loading(weights: Weights, streamed: list[int]) -> int:
@@ -134,10 +135,18 @@ def _loading(weights: Weights, streamed: list[int]) -> int:
 
 
 def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
-    height, width = request.latent_shape
-    base = model.unet.config.get("block_out_channels", [320])[0]
+    """And whatever else a step takes besides weights."""
     samples = 2 if request.guided and plan.guidance == "batched" else 1
-    return samples * DENOISE_TENSORS * base * height * width * DTYPE_BYTES[dtype]
+    once, each = DENOISE_TENSORS[plan.give_back]
+    tensors = (once + samples * each) * first_tensor_bytes(model, request, dtype)
+    return DENOISE_FIXED_BYTES[plan.give_back] + plan.attention_scratch_bytes + tensors
+
+
+def first_tensor_bytes(model: Model, request: Request, dtype: DtypeName) -> int:
+    """The first level's tensor of one sample: base channels x latents."""
+    height, width = request.latent_shape
+    channels: int = model.unet.config.get("block_out_channels", [320])[0]
+    return channels * height * width * DTYPE_BYTES[dtype]
 
 
 def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, half: str) -> int:
@@ -152,7 +161,9 @@ def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, h
     row = max(widths[:2]) * request.width * item
     wide = BAND_TENSORS * max(0, BAND_ROWS * row - BAND_BYTES)
     lent = weights.vectors_bytes + 3 * max(weights.matrices, default=0)  # two convolutions, and one being cast
-    kernels = DECODER_KERNELS_BYTES if half == "decoder." else ENCODER_KERNELS_BYTES
+    kernels = ENCODER_KERNELS_BYTES
+    if half == "decoder.":
+        kernels = DECODER_KERNELS_BYTES + DECODER_GAPS * pixels * item
     return kernels + lent + max(attention, int(maps * pixels) * item + picture + wide)
 
 

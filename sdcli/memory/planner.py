@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
-from sdcli.domain import DtypeName, Guidance, Plan, Request, StageNeed
+from sdcli.domain import DtypeName, GiveBack, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
-from sdcli.memory.footprint import denoise_bytes, stage_needs, weights_of
+from sdcli.memory.footprint import denoise_bytes, first_tensor_bytes, stage_needs, weights_of
 from sdcli.memory.speed import TYPICAL_SPEED, Speed, step_seconds
 from sdcli.models.folder import Model
 from sdcli.units import MIB, format_limit, format_size
@@ -15,8 +16,11 @@ from sdcli.units import MIB, format_limit, format_size
 MARGIN_BYTES = 16 * MIB
 """Kept free between the prediction and the ceiling: the heap's gaps vary by as much from run to run."""
 
-SCRATCH_BYTES = 16 * MIB
-SMALL_SCRATCH_BYTES = 8 * MIB
+SCRATCH_BYTES, SMALL_SCRATCH_BYTES = 16 * MIB, 8 * MIB
+
+UNCERTAIN_TENSORS, UNCERTAIN_SHARE = 30, 0.05
+"""Where freed memory goes back after a stage only, the heap's gaps differ by so many of the first level's tensors from
+run to run. A ceiling that this is a good share of deserves a prediction that is nearer."""
 
 OFFER_BYTES = 16 * MIB
 """Ceilings that are offered are multiples of this: the baseline itself differs by a few MiB from run to run."""
@@ -24,10 +28,28 @@ OFFER_BYTES = 16 * MIB
 VAE_TILE = 2
 """Rows of latents that the autoencoder goes by, when it may not keep whole maps that it could compute again."""
 
-TIGHT = "freed memory goes back at once, and the autoencoder computes some maps twice rather than keep them"
+SMALL_SCRATCH = "a small attention scratch"
+RECOMPUTE = "the autoencoder computes some maps twice rather than keep them"
+
+GIVE_BACK: dict[GiveBack, str] = {
+    "stage": "",
+    "block": "freed memory goes back to the system after each level of the denoiser",
+    "piece": "freed memory goes back to the system after each piece of the denoiser",
+}
 
 SIZES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128, 64)
 """Longer sides that a refused request is offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a plan may count on: the speeds, a prepared copy of the denoiser, attention that keeps no scores."""
+
+    speed: Speed = TYPICAL_SPEED
+    prepared: bool = False
+    fused: bool = False
+    heap: bool = True
+    """Whether giving freed memory back to the system in the midst of a step does anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,96 +72,110 @@ def make_plan(
     dtype: DtypeName,
     limit_bytes: int | None,
     baseline_bytes: int,
-    speed: Speed = TYPICAL_SPEED,
+    means: Means = Means(),
 ) -> Planned:
     """The fastest plan whose every stage stays under the ceiling.
 
     Raises WillNotFit naming the stage, its need, and the nearest ceiling and size that would do.
     """
     fitting = []
-    for plan in _candidates(model, request, dtype, limit_bytes, baseline_bytes):
+    for plan in _candidates(model, request, dtype, limit_bytes, baseline_bytes, means):
+        if (
+            limit_bytes is not None
+            and means.heap
+            and _uncertain_bytes(model, request, plan, dtype) > UNCERTAIN_SHARE * limit_bytes
+        ):
+            continue
         needs = stage_needs(model, request, plan, dtype, baseline_bytes)
-        planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, speed))
+        planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, means.speed))
         if limit_bytes is None or planned.peak_bytes + MARGIN_BYTES <= limit_bytes:
             fitting.append(planned)
     if fitting:
-        return min(fitting, key=lambda planned: planned.step_s)
-    raise WillNotFit(_what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes))
+        return min(fitting, key=lambda planned: (planned.step_s, planned.plan.vae_tile is not None))
+    raise WillNotFit(_what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes, means))
 
 
-def smallest_limit_bytes(model: Model, request: Request, dtype: DtypeName, baseline_bytes: int) -> int:
+def _uncertain_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+    """By how much a prediction for this plan may be too high."""
+    return UNCERTAIN_TENSORS * first_tensor_bytes(model, request, dtype) if plan.give_back == "stage" else 0
+
+
+def smallest_limit_bytes(
+    model: Model, request: Request, dtype: DtypeName, baseline_bytes: int, means: Means = Means()
+) -> int:
     """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
-    needs = stage_needs(model, request, _smallest(request), dtype, baseline_bytes)
+    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes)
     peak = max(need.peak_bytes for need in needs)
     return -(-(peak + MARGIN_BYTES) // OFFER_BYTES) * OFFER_BYTES
 
 
 def _candidates(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int, means: Means
 ) -> Iterator[Plan]:
-    """Every way that may be the fastest: all of the denoiser resident, or as much as fits; guidance batched or not."""
+    """Every way that may be the fastest: all of the denoiser resident, or as much as fits, under each tactic."""
     everything = weights_of(model.unet, dtype).matrices_bytes
     size = format_size(everything)
-    tactics: list[tuple[Guidance, int, str]] = [
-        ("batched", SCRATCH_BYTES, "guidance batched: one pass a step"),
-        ("batched", SMALL_SCRATCH_BYTES, "guidance batched, with a smaller attention scratch"),
-        ("sequential", SMALL_SCRATCH_BYTES, "guidance one pass after another: half the activations"),
-    ]
-    if not request.guided:
-        tactics = [
-            ("batched", SCRATCH_BYTES, "no guidance: one pass a step"),
-            ("batched", SMALL_SCRATCH_BYTES, "no guidance: one pass a step, with a smaller attention scratch"),
-        ]
-    for guidance, scratch, why in tactics:
+    source = "a prepared copy in the cache" if means.prepared else "the model's file"
+    for tactic in _tactics(request, means):
         reason = f"the denoiser's {size} stay in memory across steps"
-        resident = Plan("resident", everything, guidance, scratch, None, (reason, why))
-        yield from (resident, _tightened(resident))
-    if limit_bytes is None:
-        return
-    for guidance, scratch, why in tactics:
-        empty = Plan("streamed", 0, guidance, scratch, None, (f"the denoiser's {size} stream from the file", why))
-        for streamed in (empty, _tightened(empty)):
-            room = limit_bytes - MARGIN_BYTES - baseline_bytes - denoise_bytes(model, request, streamed, dtype)
-            share = min(room, everything)
-            if share > 0:
-                reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from the file"
-                reasons = (reason, *streamed.reasons[1:])
-                yield replace(streamed, residency="partial", resident_bytes=share, reasons=reasons)
-            yield streamed
+        yield replace(tactic, residency="resident", resident_bytes=everything, reasons=(reason, *tactic.reasons))
+        if limit_bytes is None:
+            continue
+        streamed = replace(tactic, prepared=means.prepared)
+        room = limit_bytes - MARGIN_BYTES - baseline_bytes - denoise_bytes(model, request, streamed, dtype)
+        share = min(room, everything)
+        if share > 0:
+            reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
+            yield replace(streamed, residency="partial", resident_bytes=share, reasons=(reason, *tactic.reasons))
+        yield replace(streamed, reasons=(f"the denoiser's {size} stream from {source}", *tactic.reasons))
 
 
-def _tightened(plan: Plan) -> Plan:
-    return replace(plan, vae_tile=VAE_TILE, reasons=(*plan.reasons, TIGHT))
+def _tactics(request: Request, means: Means) -> Iterator[Plan]:
+    """Ways to spend less on everything but the weights, as plans that keep no weights yet."""
+    passes: list[tuple[Guidance, str]] = [("batched", "no guidance: one pass a step")]
+    if request.guided:
+        passes = [
+            ("batched", "guidance batched: one pass a step"),
+            ("sequential", "guidance one pass after another: half the activations"),
+        ]
+    scratches = ((0, ""),) if means.fused else ((SCRATCH_BYTES, ""), (SMALL_SCRATCH_BYTES, SMALL_SCRATCH))
+    tiles = ((None, ""), (VAE_TILE, RECOMPUTE))
+    giving: tuple[GiveBack, ...] = tuple(GIVE_BACK) if means.heap else ("stage",)
+    for (guidance, why), give_back, scratch, tile in product(passes, giving, scratches, tiles):
+        reasons = (why, *filter(None, (scratch[1], GIVE_BACK[give_back], tile[1])))
+        yield Plan("streamed", 0, guidance, scratch[0], tile[0], reasons, give_back)
 
 
-def _smallest(request: Request) -> Plan:
-    guidance: Guidance = "sequential" if request.guided else "batched"
-    return Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, VAE_TILE, ())
+def _smallest(request: Request, means: Means) -> Plan:
+    """What needs least."""
+    return replace([*_tactics(request, means)][-1], prepared=means.prepared)
 
 
-def _what_would_fit(model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int) -> str:
+def _what_would_fit(
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int, means: Means
+) -> str:
     """One line: which stage needs what, and the nearest ceiling and size that would do."""
     ceiling = format_size(limit_bytes)
     if limit_bytes <= baseline_bytes:
         need = format_size(baseline_bytes)
-        at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes)
+        at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
         return (
             f"will not fit: Python and torch alone take {need}, the ceiling is {ceiling};"
             f" give --mem-limit {format_limit(at_least)} or more"
         )
-    needs = stage_needs(model, request, _smallest(request), dtype, baseline_bytes)
+    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes)
     worst = max(needs, key=lambda need: need.peak_bytes)
-    at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes)
+    at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
     message = (
         f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + MARGIN_BYTES)}"
         f" at {request.width}x{request.height}, the ceiling is {ceiling}; give --mem-limit {format_limit(at_least)}"
     )
-    smaller = _largest_that_fits(model, request, dtype, limit_bytes, baseline_bytes)
+    smaller = _largest_that_fits(model, request, dtype, limit_bytes, baseline_bytes, means)
     return message + (f" or -W {smaller[0]} -H {smaller[1]}" if smaller else "; no smaller picture fits either")
 
 
 def _largest_that_fits(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int
+    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int, means: Means
 ) -> tuple[int, int] | None:
     """The largest picture of about the same shape under the ceiling."""
     longer = max(request.width, request.height)
@@ -147,6 +183,6 @@ def _largest_that_fits(
         width, height = (max(64, round(s * side / longer / 64) * 64) for s in (request.width, request.height))
         if side < longer:
             smaller = replace(request, width=width, height=height)
-            if smallest_limit_bytes(model, smaller, dtype, baseline_bytes) <= limit_bytes:
+            if smallest_limit_bytes(model, smaller, dtype, baseline_bytes, means) <= limit_bytes:
                 return width, height
     return None

@@ -7,32 +7,44 @@ out a second. The speeds are corrected by every run (host/speeds.py). No torch.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from sdcli.domain import DtypeName, Plan, Request
+from sdcli.domain import DtypeName, GiveBack, Plan, Request
 from sdcli.memory.footprint import weights_of
 from sdcli.models.folder import Model
 
-SEQUENTIAL = 1.1
+SEQUENTIAL = 1.06
 """Guidance one pass after another takes so many times the time of both at once: smaller matrices."""
 
-TIGHT = 1.1
-"""Giving memory back at once takes so many times the time."""
+GIVING_BACK: dict[GiveBack, float] = {"stage": 1.0, "block": 1.04, "piece": 1.1}
+"""Giving memory back takes so many times the time: what is needed again comes as new pages."""
 
 PROMPT_TOKENS = 77
 
 TELLING_FLOPS = 2e11
 """A step of so many operations or more tells how fast the machine is."""
 
+TELLING_SHARE = 0.25
+"""Of a step's time."""
+
 _LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Floating-point operations, and bytes of streamed weights in the arithmetic's type, a second."""
+    """Floating-point operations a second, and bytes of streamed weights a second, in the arithmetic's type.
 
-    flops: float = 0.8e12
-    stream_bytes: float = 2e9
+    Weights of the model's own file are cast and laid out; those of a prepared copy are used where they lie.
+    """
+
+    flops: float = 1.0e12
+    cast_bytes: float = 0.7e9
+    prepared_bytes: float = 16e9
+
+    def stream_bytes(self, plan: Plan) -> float:
+        """A second, from where the plan streams."""
+        return self.prepared_bytes if plan.prepared else self.cast_bytes
 
 
 TYPICAL_SPEED = Speed()
@@ -41,9 +53,14 @@ TYPICAL_SPEED = Speed()
 
 def step_seconds(model: Model, request: Request, plan: Plan, dtype: DtypeName, speed: Speed) -> float:
     """One denoise step."""
+    streaming = streamed_bytes(model, request, plan, dtype) / speed.stream_bytes(plan)
+    return _work(model, request, plan) / speed.flops + streaming
+
+
+def _work(model: Model, request: Request, plan: Plan) -> float:
+    """Operations of a step, and as many more as the plan costs time."""
     slower = SEQUENTIAL if request.guided and plan.guidance == "sequential" else 1.0
-    computing = slower * step_flops(model, request) / speed.flops * (TIGHT if plan.tight else 1.0)
-    return computing + streamed_bytes(model, request, plan, dtype) / speed.stream_bytes
+    return slower * GIVING_BACK[plan.give_back] * step_flops(model, request)
 
 
 def streamed_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
@@ -52,6 +69,7 @@ def streamed_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName)
     return passes * sum(weights_of(model.unet, dtype).streamed(plan.resident_bytes))
 
 
+@lru_cache(maxsize=64)
 def step_flops(model: Model, request: Request) -> float:
     """Multiplications and additions of one step: two for each weight at each place that it is used at.
 
@@ -87,15 +105,15 @@ def _places(name: str, latents: int, levels: int) -> float:
 def learned(before: Speed, model: Model, request: Request, plan: Plan, dtype: DtypeName, seconds: float) -> Speed:
     """The speeds after a run whose steps took `seconds`: the one that it tells most of moves half-way to what it was.
 
-    Small models say nothing: their steps go by in other things than arithmetic.
+    Small models say nothing: their steps go by in other things than arithmetic. Streaming tells of itself where it
+    takes a good part of the time.
     """
-    computing, streaming = step_flops(model, request), streamed_bytes(model, request, plan, dtype)
-    if computing < TELLING_FLOPS or seconds <= 0:
+    work, streaming = _work(model, request, plan), streamed_bytes(model, request, plan, dtype)
+    if step_flops(model, request) < TELLING_FLOPS or seconds <= 0:
         return before
-    if not streaming:
-        slower = SEQUENTIAL if request.guided and plan.guidance == "sequential" else 1.0
-        return Speed((before.flops + slower * computing / seconds) / 2, before.stream_bytes)
-    left = seconds - step_seconds(model, request, plan, dtype, Speed(before.flops, float("inf")))
-    if left <= 0.05 * seconds:
-        return Speed(before.flops * 1.1, before.stream_bytes)
-    return Speed(before.flops, (before.stream_bytes + streaming / left) / 2)
+    left = seconds - work / before.flops
+    if streaming and left > TELLING_SHARE * seconds:
+        rate = (before.stream_bytes(plan) + streaming / left) / 2
+        return replace(before, prepared_bytes=rate) if plan.prepared else replace(before, cast_bytes=rate)
+    computing = max(seconds - streaming / before.stream_bytes(plan), seconds / 2)
+    return replace(before, flops=(before.flops + work / computing) / 2)

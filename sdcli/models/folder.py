@@ -25,7 +25,7 @@ _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 """Names of the autoencoder's attention in files written before diffusers 0.15, the published SD 1.5 among them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Component:
     """One of the parts of a model: the class to build, its settings, and its tensors by today's names.
 
@@ -46,7 +46,7 @@ class Component:
         return self.tensors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A checked model. `ref` is what the user called it."""
 

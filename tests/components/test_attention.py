@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from sdcli.components.attention import FEW_KEYS, BoundedAttention
+from sdcli.components.attention import FEW_KEYS, FUSED_HEAD_LIMIT, KEYS_MULTIPLE, BoundedAttention
+from tests.components.common import DTYPES, numbers
 
 CLOSE = 1e-5
 
 
-def layer(seed: int = 0, **options: object) -> Attention:
+def layer(seed: int = 0, **options: Any) -> Attention:
     """A layer of 2 heads of 8, or as asked."""
     torch.manual_seed(seed)
     return Attention(**{"query_dim": 16, "heads": 2, "dim_head": 8, **options}).eval()
-
-
-def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -46,6 +45,46 @@ def test_cross_attention_is_the_library_s(keys: int, scratch_bytes: int) -> None
     attn = layer(cross_attention_dim=24)
     ours, theirs = both(attn, scratch_bytes, numbers(2, 63, 16), numbers(2, keys, 24, seed=2))
     torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [1, KEYS_MULTIPLE - 1, KEYS_MULTIPLE, 77, 300, 8 * 77])
+@torch.no_grad()
+def test_keys_that_fill_up_the_fused_kernel_s_take_no_part(keys: int, dtype: torch.dtype) -> None:
+    attn = layer(cross_attention_dim=24).to(dtype)
+    states, context = numbers(2, 63, 16, dtype=dtype), numbers(2, keys, 24, seed=2, dtype=dtype)
+    expected = attn(states, context)
+    attn.set_processor(BoundedAttention(1, fused=True))
+    close = CLOSE if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(attn(states, context), expected, atol=close, rtol=0)
+
+
+@torch.no_grad()
+def test_the_fused_kernel_gets_whole_multiples_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, kernel = [], F.scaled_dot_product_attention
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        seen.append((key.shape[2], options.get("attn_mask") is not None))
+        return kernel(query, key, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    attn, fused = layer(cross_attention_dim=24), BoundedAttention(1, fused=True)
+    for keys in (77, 80, 154):
+        fused.mix(attn, numbers(1, 5, 16), numbers(1, keys, 24))
+    assert seen == [(80, True), (80, False), (160, True)]
+    seen.clear()
+    wide = layer(query_dim=16, heads=1, dim_head=2 * FUSED_HEAD_LIMIT)
+    fused.mix(wide, numbers(1, FEW_KEYS, 16), None)
+    assert seen == [], "heads as wide as that go in chunks"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_a_mix_lacks_only_the_way_out(fused: bool) -> None:
+    attn, bounded = layer(), BoundedAttention(2**14, fused=fused)
+    states = numbers(2, 300, 16)
+    assert torch.equal(attn.to_out[0](bounded.mix(attn, states, None)), bounded(attn, states))
+    assert torch.equal(bounded.mix(attn, states, None), bounded.mix(attn, states, states))
 
 
 @pytest.mark.parametrize("scratch_bytes", [1, 12_345, 2**30])
@@ -117,7 +156,7 @@ def test_an_old_scratch_is_gone_before_a_new_one_comes(monkeypatch: pytest.Monke
     attention._room(10, numbers(1))
     held_meanwhile, zeros = [], torch.zeros
 
-    def noted(*shape: int, **options: object) -> torch.Tensor:
+    def noted(*shape: int, **options: Any) -> torch.Tensor:
         held_meanwhile.append(attention._scratch.numel())
         return zeros(*shape, **options)
 
@@ -145,7 +184,7 @@ def test_a_device_that_reads_what_beta_0_should_ignore_finds_no_nan_there(monkey
     def as_on_mps(into: torch.Tensor, *factors: torch.Tensor, beta: float, alpha: float, out: torch.Tensor) -> None:
         out.copy_(beta * into + right(into, *factors, beta=0, alpha=alpha))
 
-    def dirty(*shape: int, **options: object) -> torch.Tensor:
+    def dirty(*shape: int, **options: Any) -> torch.Tensor:
         return torch.full(shape, torch.nan, **options)
 
     query, key = numbers(1, 2, 300, 8), numbers(1, 2, 300, 8, seed=2)

@@ -9,16 +9,13 @@ import pytest
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from sdcli.components import frugal
+from sdcli.components.attention import BoundedAttention
 from sdcli.components.frugal import make_frugal
-
-DTYPES = [torch.float32, torch.bfloat16]
-
-
-def numbers(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from tests.components.common import DTYPES, numbers
 
 
 def pair(module: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -29,6 +26,10 @@ def pair(module: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[nn.Modu
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     plain = module.eval().to(dtype)
     thrifty = copy.deepcopy(plain)
+    if isinstance(thrifty, Transformer2DModel):
+        for block in thrifty.transformer_blocks:
+            block.attn1.set_processor(BoundedAttention(2**14))
+            block.attn2.set_processor(BoundedAttention(2**14))
     make_frugal(thrifty)
     return plain, thrifty
 
@@ -50,11 +51,24 @@ def test_a_residual_block_is_the_library_s(kind: str, batch: int, memory_format:
     options = BLOCKS[kind]
     plain, thrifty = pair(ResnetBlock2D(groups=4, **options))
     states = numbers(batch, 16, 6, 7).contiguous(memory_format=memory_format)
-    temb = numbers(batch, 12, seed=2) if options["temb_channels"] else None
-    inputs = states.clone(), None if temb is None else temb.clone()
+    temb = numbers(1, 12, seed=2) if options["temb_channels"] else None
+    before = states.clone()
+    temb_before = temb if temb is None else temb.clone()
     torch.testing.assert_close(thrifty(states, temb), plain(states, temb), atol=1e-6, rtol=1e-6)
-    assert torch.equal(states, inputs[0]), "the input is used again, as a skip connection"
-    assert temb is None or torch.equal(temb, inputs[1]), "every block uses the same time embedding"
+    assert torch.equal(states, before), "the input is used again, as a skip connection"
+    assert temb is None or temb_before is None or torch.equal(temb, temb_before), (
+        "every block uses the same time embedding"
+    )
+
+
+@pytest.mark.parametrize("kind", ["same width", "wider", "bare shortcut"])
+@torch.no_grad()
+def test_states_given_away_are_written_over_where_they_are_not_added_again(kind: str) -> None:
+    plain, thrifty = pair(ResnetBlock2D(groups=4, **BLOCKS[kind]))
+    states, temb = numbers(2, 16, 6, 7), numbers(1, 12, seed=2)
+    expected, before = plain(states, temb), states.clone()
+    torch.testing.assert_close(thrifty([states], temb), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(states, before) == (kind == "same width")
 
 
 @torch.no_grad()
@@ -91,21 +105,62 @@ def test_a_feed_forward_is_the_library_s_however_its_rows_fall(
     monkeypatch: pytest.MonkeyPatch, batch: int, rows: int
 ) -> None:
     monkeypatch.setattr(frugal, "FEED_FORWARD_ROWS", rows)
-    plain, thrifty = pair(FeedForward(16, mult=4, activation_fn="geglu"))
-    states = numbers(batch, 10, 16)
-    before = states.clone()
-    torch.testing.assert_close(thrifty(states), plain(states), atol=1e-6, rtol=1e-6)
-    assert torch.equal(states, before)
+    plain, thrifty = pair(transformer())
+    plain, thrifty = (module.transformer_blocks[0].ff for module in (plain, thrifty))
+    normed, states = numbers(batch, 10, 16), numbers(batch, 10, 16, seed=2)
+    before, expected = normed.clone(), states + plain(normed)
+    output = thrifty(normed, states)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
+    assert output.data_ptr() == states.data_ptr() and torch.equal(normed, before)
 
 
 @torch.no_grad()
 def test_hidden_states_exist_for_so_many_rows_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, thrifty = pair(FeedForward(16, mult=4, activation_fn="geglu"))
+    thrifty = pair(transformer())[1].transformer_blocks[0].ff
     seen, linear = [], torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *w: seen.append(x.shape[-2]) or linear(x, *w))
-    thrifty(numbers(2, 2 * frugal.FEED_FORWARD_ROWS + 1, 16))
+
+    def noted(states: torch.Tensor, *layer: Any) -> torch.Tensor:
+        seen.append(states.shape[-2])
+        return linear(states, *layer)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    tokens = 2 * frugal.FEED_FORWARD_ROWS + 1
+    thrifty(numbers(1, tokens, 16), numbers(1, tokens, 16))
     widest = frugal.FEED_FORWARD_ROWS
-    assert seen == [widest, widest, widest, widest, 1, 1] * 2  # into and out of the hidden states, a sample each
+    assert seen == [widest, widest, widest, widest, 1, 1]  # into and out of the hidden states
+
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "convolutions": {},
+    "linear projections": {"use_linear_projection": True},
+    "two blocks": {"num_layers": 2},
+}
+
+
+def transformer(in_channels: int = 16, **options: Any) -> Transformer2DModel:
+    return Transformer2DModel(2, 8, in_channels, norm_num_groups=4, cross_attention_dim=12, **options)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_a_transformer_is_the_library_s_in_the_place_of_its_input(
+    kind: str, batch: int, memory_format: torch.memory_format
+) -> None:
+    plain, thrifty = pair(transformer(**TRANSFORMERS[kind]))
+    states, context = numbers(batch, 16, 5, 7).contiguous(memory_format=memory_format), numbers(batch, 9, 12, seed=2)
+    (expected,) = plain(states, encoder_hidden_states=context, return_dict=False)
+    (output,) = thrifty(states, encoder_hidden_states=context, return_dict=False)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    assert output.data_ptr() == states.data_ptr()
+    assert output.is_contiguous(memory_format=memory_format)
+
+
+def test_a_transformer_with_the_library_s_attention_keeps_its_forward() -> None:
+    module = transformer()
+    make_frugal(module)
+    assert "forward" not in vars(module) and "forward" not in vars(module.transformer_blocks[0].ff)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu-approximate", "swiglu"])
@@ -118,22 +173,31 @@ def test_other_feed_forwards_keep_the_library_s_forward(activation: str) -> None
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["norm", "feed-forward", "norm and silu"])
+@pytest.mark.parametrize("kind", ["norm", "transformer", "norm and silu"])
 @torch.no_grad()
 def test_a_batch_has_the_bits_of_its_samples(kind: str, dtype: torch.dtype, threads: int) -> None:
     """torch's own group norm does not, at this size and in this layout, on two threads."""
     picture = numbers(2, 64, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
     module, states = {
         "norm": (nn.GroupNorm(8, 64), picture),
-        "feed-forward": (FeedForward(32, activation_fn="geglu"), numbers(2, 1100, 32, dtype=dtype)),
+        "transformer": (transformer(in_channels=64), picture),
         "norm and silu": (nn.GroupNorm(8, 64), picture),
     }[kind]
-    _, thrifty = pair(module, dtype)
+    thrifty: Any = pair(module, dtype)[1]
+
+    def forward(some: torch.Tensor) -> torch.Tensor:
+        if kind == "norm and silu":
+            return frugal._norm_silu(thrifty, 1, some, torch.empty_like(some))
+        return (
+            thrifty(some, encoder_hidden_states=some[:, :12].flatten(2).mT)[0]
+            if kind == "transformer"
+            else thrifty(some)
+        )
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        forward = (lambda x: frugal._norm_silu(thrifty, x)) if kind == "norm and silu" else thrifty
-        together = forward(states)
+        together = forward(states.clone())
         alone = torch.cat([forward(sample) for sample in states.split(1)])
     finally:
         torch.set_num_threads(before)
@@ -148,7 +212,9 @@ def test_norm_and_silu_in_one_are_the_two(dtype: torch.dtype) -> None:
     for batch in (1, 2):
         states = numbers(batch, 32, 6, 6, dtype=dtype)
         both = torch.cat([nn.functional.silu(norm(sample[None])) for sample in states])
-        assert torch.equal(frugal._norm_silu(norm, states), both)
+        assert torch.equal(frugal._norm_silu(norm, 1, states, torch.empty_like(states)), both)
+        torch.testing.assert_close(frugal._norm_silu(norm, 2, states, torch.empty_like(states)), both)
+        assert torch.equal(frugal._norm_silu(norm, 1, states, states), both) and torch.equal(states, both)
 
 
 @torch.no_grad()
@@ -156,5 +222,5 @@ def test_layouts_stay_as_they_are() -> None:
     _, norm = pair(nn.GroupNorm(4, 16))
     _, block = pair(ResnetBlock2D(in_channels=16, temb_channels=None, groups=4))
     states = numbers(2, 16, 6, 6).contiguous(memory_format=torch.channels_last)
-    for module in (norm, block):
-        assert module(states).is_contiguous(memory_format=torch.channels_last)
+    for output in (norm(states), block(states, None)):
+        assert output.is_contiguous(memory_format=torch.channels_last)

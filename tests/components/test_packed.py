@@ -1,16 +1,36 @@
-"""Packed weights are the same weights: the same bits come out."""
+"""Packed weights are the same weights: the same bits come out, wherever they lie."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from torch import nn
 
-from sdcli.components.packed import can_pack, pack
+from sdcli.components.arena import Arena
+from sdcli.components.packed import (
+    Packed,
+    PackedConvolution,
+    PackedGate,
+    PackedLinear,
+    can_map,
+    description,
+    moved,
+    opaque,
+    packing_of,
+    plus,
+    raw_bytes,
+)
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
+from tests.components.common import DTYPES, numbers
+
+CPU = CpuDevice()
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 SHAPES: list[dict[str, Any]] = [
     {"kernel_size": 3, "padding": 1},
@@ -22,9 +42,20 @@ SHAPES: list[dict[str, Any]] = [
     {"kernel_size": 3, "padding": 1, "groups": 4},
 ]
 
+packs = pytest.mark.skipif(packing_of(nn.Conv2d(4, 4, 1), CPU) is None, reason="nothing is packed here")
+maps = pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")
 
-@pytest.mark.skipif(not can_pack(nn.Conv2d(4, 4, 1), CpuDevice()), reason="this torch has no oneDNN")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+def packed(layer: nn.Module, weight: torch.Tensor) -> tuple[Packed, list[torch.Tensor]]:
+    """The layer's packed forward, and the weights that it computes with."""
+    kind = packing_of(layer, CPU)
+    assert kind is not None
+    kept = kind.pack(layer, weight)
+    return kind(layer, lambda: kept), kept
+
+
+@packs
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: " ".join(f"{k}={v}" for k, v in shape.items()))
 @torch.no_grad()
@@ -33,33 +64,126 @@ def test_a_packed_convolution_gives_the_same_bits(shape: dict[str, Any], bias: b
     layer = nn.Conv2d(32, 48, bias=bias, **shape).to(dtype)
     plain = layer.weight.to(memory_format=torch.channels_last)
     weight = layer.weight.clone()
-    forward = pack(layer, weight)
+    forward, _ = packed(layer, weight)
     weight.fill_(torch.nan)  # it is a copy that was packed
     for batch, height, width in ((1, 16, 16), (2, 9, 13)):
-        states = torch.randn(batch, 32, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        states = numbers(batch, 32, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
         assert torch.equal(forward(states), nn.functional.conv2d(states, plain, layer.bias, *geometry))
+
+
+@packs
+@torch.no_grad()
+def test_padding_may_be_other_than_the_layer_s() -> None:
+    layer = nn.Conv2d(16, 16, 3, padding=1)
+    kept = PackedConvolution.pack(layer, layer.weight.clone(), (0, 1))
+    states = numbers(1, 16, 6, 7)
+    expected = nn.functional.conv2d(states, layer.weight, layer.bias, padding=(0, 1))
+    torch.testing.assert_close(PackedConvolution(layer, lambda: kept, (0, 1))(states), expected, atol=1e-5, rtol=0)
+
+
+def layers(dtype: torch.dtype) -> list[tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of each kind: the layer, its weight, its input, and a residual."""
+    torch.manual_seed(0)
+    narrow, linear, gate = nn.Conv2d(16, 24, 3, padding=1), nn.Linear(32, 24), GEGLU(32, 24)
+    tokens, picture = numbers(2, 9, 32, dtype=dtype), numbers(2, 16, 6, 7, dtype=dtype)
+    picture = picture.contiguous(memory_format=torch.channels_last)
+    after = numbers(2, 24, 6, 7, seed=3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return [
+        (narrow.to(dtype), narrow.weight, picture, after),
+        (linear.to(dtype), linear.weight, tokens, numbers(2, 9, 24, seed=3, dtype=dtype)),
+        (gate.to(dtype), gate.proj.weight, tokens, torch.empty(0)),
+    ]
+
+
+@packs
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_every_kind_is_the_layer_and_adds_a_residual(dtype: torch.dtype) -> None:
+    for layer, weight, states, residual in layers(dtype):
+        forward, _ = packed(layer, weight.clone())
+        expected = layer(states)
+        torch.testing.assert_close(forward(states), expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+        if not len(residual):
+            continue
+        before = residual.clone()
+        total = plus(layer, states, residual)
+        torch.testing.assert_close(total, expected + residual)
+        layer.forward = forward
+        torch.testing.assert_close(plus(layer, states, residual), total, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+        assert torch.equal(residual, before), "it may be a skip connection"
+
+
+@packs
+@torch.no_grad()
+def test_a_packed_residual_is_added_before_it_is_rounded() -> None:
+    layer = nn.Linear(64, 64).to(torch.bfloat16)
+    forward, _ = packed(layer, layer.weight.clone())
+    states, residual = numbers(1, 50, 64, dtype=torch.bfloat16), numbers(1, 50, 64, seed=2, dtype=torch.bfloat16)
+    exact = layer.double()(states.double()) + residual.double()
+    layer.to(torch.bfloat16)
+    once = (forward(states, residual).double() - exact).abs().mean()
+    assert once < (forward(states).add_(residual).double() - exact).abs().mean()
+
+
+@maps
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_packed_bytes_give_the_same_wherever_they_lie(dtype: torch.dtype) -> None:
+    for layer, weight, states, _ in layers(dtype):
+        forward, kept = packed(layer, weight.clone())
+        arena = Arena(2**20)
+        there = [moved(one, arena) for one in kept]
+        for one, other in zip(kept, there, strict=True):
+            assert (one.shape, one.dtype, description(one)) == (other.shape, other.dtype, description(other))
+            assert bytes(raw_bytes(one)) == bytes(raw_bytes(other))
+            assert torch.ops.mkldnn.data_ptr(one) != torch.ops.mkldnn.data_ptr(other)
+        forward._weights, before = there.copy, forward(states)
+        assert torch.equal(forward(states), before)
+
+
+@maps
+@torch.no_grad()
+def test_a_packed_weight_made_of_bytes_is_freed_with_them() -> None:
+    """torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr keeps a reference for ever; its plural does not."""
+    (kept,) = PackedLinear.pack(nn.Linear(16, 16), torch.ones(16, 16))
+    room = torch.frombuffer(bytearray(raw_bytes(kept)), dtype=torch.uint8)
+    one = opaque(room.data_ptr(), (16, 16), torch.float32, description(kept), room)
+    dead = weakref.ref(one), weakref.ref(room)
+    del room
+    assert dead[1]() is not None, "the bytes live as long as the weight"
+    del one
+    gc.collect()
+    assert [ref() for ref in dead] == [None, None]
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Linear(4, 4),
         nn.Conv1d(4, 4, 3),
         nn.ConvTranspose2d(4, 4, 3),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(4, 4, 3, padding="same"),
         type("Subclass", (nn.Conv2d,), {})(4, 4, 3),
+        type("Subclass", (nn.Linear,), {})(4, 4),
+        nn.Embedding(4, 4),
     ],
-    ids=["linear", "1-D", "transposed", "circular", "padding by name", "a class of its own"],
+    ids=["1-D", "transposed", "circular", "padding by name", "a class of its own", "another", "a table"],
 )
 def test_other_layers_are_left_alone(layer: nn.Module) -> None:
-    assert not can_pack(layer, CpuDevice())
+    assert packing_of(layer, CPU) is None
 
 
+@packs
 def test_only_the_cpu_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = nn.Conv2d(4, 4, 3)
-    assert can_pack(layer, CpuDevice()) == torch.backends.mkldnn.is_available()
-    assert not can_pack(layer, MpsDevice())
+    kinds = {nn.Conv2d(4, 4, 3): PackedConvolution, nn.Linear(4, 4): PackedLinear, GEGLU(4, 4): PackedGate}
+    for layer, kind in kinds.items():
+        assert packing_of(layer, CPU) is kind
+        assert packing_of(layer, MpsDevice()) is None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not can_pack(layer, CpuDevice())
+    assert {packing_of(layer, CPU) for layer in kinds} == {None}
+
+
+def test_where_torch_lacks_the_operators_nothing_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not can_map.__wrapped__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from sdcli.components.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.components.planes import Convolved, Doubled, Normed, Plane, Remembered, Stored, Sum, bands, overwrite, store
 from sdcli.devices.cpu import CpuDevice
 from sdcli.models.folder import open_model
+from tests.components.common import DTYPES
 
 CPU = CpuDevice()
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +33,7 @@ def random_map(channels: int = 8, height: int = 23, width: int = 14) -> torch.Te
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(height))
 
 
-def lent(layer: nn.Module) -> nn.Module:
+def lent(layer: Layer) -> Layer:
     """The layer as lend_weights leaves it: with plain tensors, on which nothing is recorded."""
     return layer.requires_grad_(False)
 
@@ -52,6 +55,14 @@ def test_a_convolution(kernel: int, stride: int, padding: int) -> None:
     layer = lent(nn.Conv2d(8, 6, kernel, stride, padding))
     values = random_map()
     assert_same(Convolved(Stored(values), layer, CPU, torch.float32), layer(values))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_packed_convolution_has_the_bits_of_a_plain_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    layer, values = lent(nn.Conv2d(8, 6, 3, 1, 1)).to(dtype), random_map().to(dtype)
+    packed = store(Convolved(Stored(values), layer, CPU, dtype), CPU, dtype)
+    monkeypatch.setattr(planes, "packing_of", lambda *_: None)
+    assert torch.equal(store(Convolved(Stored(values), layer, CPU, dtype), CPU, dtype).values, packed.values)
 
 
 @pytest.mark.parametrize("height", [22, 23])

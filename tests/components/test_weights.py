@@ -15,21 +15,17 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from sdcli.components import weights
-from sdcli.components.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.components.denoiser import borrow_denoiser
+from sdcli.components.autoencoder import borrow_decoder
 from sdcli.components.empty import without_memory
 from sdcli.components.text_encoder import borrow_text_encoder
-from sdcli.components.weights import Lent, lend_weights
+from sdcli.components.weights import Lent, Packing, lend_weights
 from sdcli.devices.base import PooledWeights
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
 from sdcli.errors import SdcliError
 from sdcli.models.folder import Component, open_model
-from tests.support import RESIDENT, STREAMED
+from tests.components.common import DTYPES
 
 UNET = "diffusion_pytorch_model.safetensors"
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -70,7 +66,7 @@ def matrix_bytes(component: Component, dtype: torch.dtype) -> int:
     return sum(info.numel for _, _, info in component.weights().values() if len(info.shape) > 1) * dtype.itemsize
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_resident_partial_and_streamed_weights_give_the_same_bits(tiny: Path, dtype: torch.dtype) -> None:
     resident = denoised(tiny, 2**40, dtype)
     for resident_bytes in (0, 1, 50_000, 400_000, 900_000):
@@ -103,20 +99,21 @@ def test_what_streaming_reads_is_counted_to_the_byte(tiny: Path, resident_bytes:
         assert len(streamed) == sum(len(info.shape) > 1 for _, _, info in component.weights().values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("resident_bytes", [0, 4096, 123_456, 777_777, 2**40])
 def test_resident_matrices_never_take_more_than_allowed(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, resident_bytes: int, dtype: torch.dtype
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, resident_bytes: int, dtype: torch.dtype, packed: bool
 ) -> None:
-    packed_bytes, pack = [], Lent.pack
+    packed_bytes, compute_with = [], Lent.compute_with
 
-    def noted(self: Lent, layer: nn.Conv2d, stored: torch.Tensor) -> None:
-        packed_bytes.append(stored.numel() * dtype.itemsize)
-        pack(self, layer, stored)
+    def noted(self: Lent, packing: Packing, weights: list[torch.Tensor], read_bytes: int = 0) -> None:
+        packed_bytes.append(sum(weight.numel() for weight in weights) * dtype.itemsize)
+        compute_with(self, packing, weights, read_bytes)
 
-    monkeypatch.setattr(Lent, "pack", noted)
+    monkeypatch.setattr(Lent, "compute_with", noted)
     unet, component = empty_unet(open_model("m", tiny).unet)
-    with lend_weights(unet, component, CpuDevice(), dtype, resident_bytes=resident_bytes):
+    with lend_weights(unet, component, CpuDevice(), dtype, resident_bytes=resident_bytes, packed=packed):
         kept = {p.data_ptr(): p.nbytes for p in unet.parameters() if p.ndim > 1 and p.dtype == dtype and not p.is_meta}
     held = sum(kept.values()) + sum(packed_bytes)
     assert held <= resident_bytes
@@ -157,33 +154,6 @@ def test_nothing_is_left_when_the_loan_ends(tiny: Path, resident_bytes: int, fai
         assert not layer._forward_hooks and not layer._forward_pre_hooks
         assert "forward" not in vars(layer)
     assert torch.equal(denoised(tiny, 0), denoised(tiny, 2**40)), "it can be lent again"
-
-
-@torch.no_grad()
-def test_every_component_is_on_meta_again_after_its_loan(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[nn.Module] = []
-    for kind in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel):
-
-        def eval_and_note(self: nn.Module, evaluate: Any = kind.eval) -> nn.Module:
-            built.append(self)
-            return evaluate(self)
-
-        monkeypatch.setattr(kind, "eval", eval_and_note)
-    model, device, dtype = open_model("m", tiny), CpuDevice(), torch.float32
-    with borrow_text_encoder(model.text_encoder, device, dtype) as words:
-        context = words(torch.ones(1, 1, 77, dtype=torch.long))
-    with borrow_encoder(model.vae, device, dtype) as encode:
-        encode(torch.zeros(1, 3, 64, 64))
-    with borrow_denoiser(model.unet, RESIDENT, device, dtype) as denoiser:
-        denoiser(torch.zeros(1, 4, 24, 24), torch.tensor(1), context)
-        assert denoiser.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor is not None
-    with borrow_decoder(model.vae, device, dtype) as decode:
-        decode(torch.zeros(1, 4, 24, 24))
-    assert len(built) == 4
-    for module in built:
-        assert all(parameter.is_meta for parameter in module.parameters())
-        processors = getattr(module, "attn_processors", {}).values()
-        assert sum(processor._scratch.numel() for processor in processors) == 0, "the scratch outlives the loan"
 
 
 def test_only_the_half_of_the_autoencoder_that_was_asked_for_is_lent(tiny: Path) -> None:
@@ -331,9 +301,13 @@ def test_weights_that_move_to_a_device_of_another_layout_are_contiguous(tiny: Pa
         memory_format = MpsDevice.memory_format
 
     unet, component = empty_unet(open_model("m", tiny).unet)
-    layouts = []
+    layouts: list[bool] = []
+
+    def note(module: Any, _: Any) -> None:
+        layouts.append(module.weight.is_contiguous())
+
     with torch.no_grad(), lend_weights(unet, component, Plain(), torch.float32):
-        unet.conv_in.register_forward_pre_hook(lambda module, _: layouts.append(module.weight.is_contiguous()))
+        unet.conv_in.register_forward_pre_hook(note)
         run(unet, torch.float32)
     assert layouts == [True]
 
@@ -341,7 +315,12 @@ def test_weights_that_move_to_a_device_of_another_layout_are_contiguous(tiny: Pa
 def test_resident_weights_share_one_allocation(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pools: list[PooledWeights] = []
     init = PooledWeights.__init__
-    monkeypatch.setattr(PooledWeights, "__init__", lambda self, *a: pools.append(self) or init(self, *a))
+
+    def note(self: PooledWeights, *given: Any) -> None:
+        pools.append(self)
+        init(self, *given)
+
+    monkeypatch.setattr(PooledWeights, "__init__", note)
     unet, component = empty_unet(open_model("m", tiny).unet)
     with lend_weights(unet, component, CpuDevice(), torch.float32, resident_bytes=2**40):
         (pool,) = pools
@@ -354,7 +333,9 @@ LARGE = """
 import json, sys, torch
 from pathlib import Path
 from torch import nn
-from sdcli.components.weights import lend_weights
+from sdcli.components.packed import can_map
+from sdcli.components.prepared import make_copy
+from sdcli.components.weights import lend_weights, packer
 from sdcli.devices.cpu import CpuDevice
 from sdcli.models.folder import Component
 from sdcli.models.header import read_header
@@ -372,8 +353,16 @@ with torch.device("meta"):
 module.requires_grad_(False)
 torch.ones(2, 4096, dtype=torch.bfloat16) @ torch.ones(4096, 64, dtype=torch.bfloat16)
 begun, found = anonymous(), {}
-for name, resident in (("streamed", 0), ("resident", 2**40)):
-    with torch.no_grad(), lend_weights(module, component, device, torch.bfloat16, resident_bytes=resident):
+ways = {"cast": {}, "resident": {"resident_bytes": 2**40}, "packed": {"packed": True}}
+ways["packed, resident"] = {"packed": True, "resident_bytes": 2**40}
+if can_map():
+    with packer(module, component, device, torch.bfloat16) as (names, pack):
+        copy = make_copy(path.parent / "bf16-key", names, pack)
+    del pack
+    ways["prepared"] = {"packed": True, "prepared": copy}
+    ways["prepared, resident"] = {"packed": True, "prepared": copy, "resident_bytes": 2**40}
+for name, options in ways.items():
+    with torch.no_grad(), lend_weights(module, component, device, torch.bfloat16, **options):
         for layer in module:
             layer(torch.ones(2, 4096, dtype=torch.bfloat16))
         found[name] = anonymous() - begun
@@ -393,26 +382,12 @@ def test_a_streamed_file_stays_clean_pages_and_a_resident_one_is_given_back(tmp_
     )
     found = json.loads(done.stdout)
     assert path.stat().st_size > 64 * 2**20
-    assert 7 < found["streamed"] < 30, "a slice of 8 MiB and what a kernel needs, of a file of 64"
-    assert 60 < found["resident"] < 100
-    assert found["after streamed"] < 12 and found["after resident"] < 12
+    assert 14 < found["cast"] < 30, "a layer of 16 MiB and what a kernel needs, of a file of 64"
+    assert found["packed"] < 50, "the same, and one that is packed while the last one is remembered"
+    assert found.get("prepared", 0) < 12, "nothing but what a kernel needs"
+    for name, anonymous in found.items():
+        if name.startswith("after"):
+            assert anonymous < 12, name
+        elif name.endswith("resident"):
+            assert 60 < anonymous < 100, name
     assert path.read_bytes() == before
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_weight_that_streams_in_slices_gives_the_same_in_less_memory(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    model, device = open_model("m", tiny), CpuDevice()
-    inputs = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(500)
-    context = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
-    drawn, rooms = [], []
-    for slice_bytes, plan in ((2**30, RESIDENT), (2**30, STREAMED), (20_000, STREAMED)):
-        monkeypatch.setattr(weights, "SLICE_BYTES", slice_bytes)
-        with borrow_denoiser(model.unet, plan, device, dtype) as denoiser:
-            drawn.append(denoiser(*inputs, context))
-            rooms.append(denoiser.lent._buffer.nbytes)
-    assert torch.equal(drawn[0], drawn[1])
-    assert (drawn[2] - drawn[0]).abs().max() <= 1e-5, "slices as thin as these add up in another order"
-    assert rooms[2] <= 24_000 < rooms[1]

@@ -100,6 +100,7 @@ def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) ->
         ready = worker.hear()
         assert isinstance(ready, Ready)
         assert ready.torch_version == torch.__version__ and "CPU" in ready.device and ready.device_peak_bytes == 0
+        assert ready.flops is None
         if sys.platform.startswith("linux"):  # the kernel is to kill it and not the host, which can tell of it
             assert int(Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text()) >= 900
 
@@ -112,6 +113,14 @@ def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) ->
         assert sum(isinstance(event, PictureDone) for event in worker.hear_until(Finished)) == 1
         worker.stdin.close()
         assert worker.end()[0] == 0
+
+
+def test_a_worker_that_is_asked_to_says_how_fast_it_computes() -> None:
+    with spoken(start=False) as worker:
+        worker.say(Start("cpu", None, "fp32"))
+        ready = worker.hear()
+        assert isinstance(ready, Ready) and ready.flops is not None
+        assert 1e8 < ready.flops < 1e15
 
 
 def test_an_empty_pipe_ends_it_before_anything_is_imported() -> None:

@@ -21,7 +21,7 @@ def test_a_run_at_the_ceiling_survives_and_without_the_denoisers_room_it_does_no
     with kernel_limit() as limit:
         if limit is None:
             pytest.skip("needs root and a memory control group")
-        evict(sd15)
+        evict(sd15.parent.parent)
         line = program.line("txt2img", "--mem-limit", "2GiB", "-o", "kept.png")
         seen, kills = limit.run(line, program.environment, CEILING_BYTES)
         assert (seen.code, kills) == (0, 0), seen.err
@@ -30,7 +30,7 @@ def test_a_run_at_the_ceiling_survives_and_without_the_denoisers_room_it_does_no
 
     with kernel_limit() as limit:
         assert limit is not None
-        evict(sd15)
+        evict(sd15.parent.parent)
         # without a ceiling of ours: with one, the container's limit would be seen and the run refused
         line = program.line("txt2img", "--mem-limit", "none", "-o", "lost.png")
         seen, kills = limit.run(line, program.environment, CEILING_BYTES - DENOISER_BYTES)
@@ -44,7 +44,7 @@ def test_a_small_container_with_a_cold_page_cache_survives(program: Program, sd1
     with kernel_limit() as limit:
         if limit is None:
             pytest.skip("needs root and a memory control group")
-        evict(sd15)
+        evict(sd15.parent.parent)
         line = program.line("txt2img", "--mem-limit", "600MiB", "-o", "kept.png")
         seen, kills = limit.run(line, program.environment, 700 * MIB)
         assert (seen.code, kills) == (0, 0), seen.err

@@ -10,15 +10,24 @@ from typing import Any
 
 import pytest
 
-from sdcli.domain import DtypeName, Plan, Request
+from sdcli.domain import DtypeName, Request
 from sdcli.errors import WillNotFit
 from sdcli.memory.footprint import prompt_chunks, stage_needs, weights_of
-from sdcli.memory.planner import MARGIN_BYTES, OFFER_BYTES, Planned, make_plan, smallest_limit_bytes
+from sdcli.memory.planner import (
+    MARGIN_BYTES,
+    OFFER_BYTES,
+    SMALL_SCRATCH_BYTES,
+    Means,
+    Planned,
+    make_plan,
+    smallest_limit_bytes,
+)
 from sdcli.models.folder import Component, Model
 from sdcli.models.header import TensorInfo
 from sdcli.units import GIB, MIB, parse_size
 
 BASELINE = 220 * MIB
+PLAIN = Means()
 REQUEST = Request("a red fox", "ugly", 512, 512, 20, 7.5, 1, 1)
 
 REQUESTS = {
@@ -63,23 +72,17 @@ def model() -> Model:
     )  # fmt: skip
 
 
-def least(model: Model, request: Request, dtype: DtypeName, baseline: int = BASELINE) -> int:
+def least(model: Model, request: Request, dtype: DtypeName, baseline: int = BASELINE, means: Means = PLAIN) -> int:
     """The least ceiling that is accepted, to the byte, by bisection."""
     low, high = baseline, 64 * GIB
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            make_plan(model, request, dtype, middle, baseline)
+            make_plan(model, request, dtype, middle, baseline, means)
             high = middle
         except WillNotFit:
             low = middle
     return high
-
-
-def read_per_step(model: Model, request: Request, dtype: DtypeName, plan: Plan) -> int:
-    """Bytes that a step reads from the file."""
-    passes = 2 if request.guided and plan.guidance == "sequential" else 1
-    return passes * sum(weights_of(model.unet, dtype).streamed(plan.resident_bytes))
 
 
 every_request = pytest.mark.parametrize(
@@ -99,17 +102,32 @@ def test_no_plan_is_over_the_ceiling_by_its_own_prediction(model: Model, request
 
 
 @every_request
-def test_a_higher_ceiling_never_means_more_reading(model: Model, request_: Request, dtype: DtypeName) -> None:
-    begin = least(model, request_, dtype)
+@pytest.mark.parametrize("means", [Means(), Means(prepared=True, fused=True)], ids=["plain", "prepared"])
+def test_a_higher_ceiling_never_means_a_slower_step(
+    model: Model, request_: Request, dtype: DtypeName, means: Means
+) -> None:
+    begin = least(model, request_, dtype, means=means)
     plans = [
-        make_plan(model, request_, dtype, limit, BASELINE).plan for limit in range(begin, begin + 6 * GIB, 41 * MIB)
+        make_plan(model, request_, dtype, limit, BASELINE, means) for limit in range(begin, begin + 6 * GIB, 41 * MIB)
     ]
-    assert plans[0].residency != "resident" and plans[-1].residency == "resident"
+    assert plans[0].plan.residency != "resident" and plans[-1].plan.residency == "resident"
     for lower, higher in pairwise(plans):
-        reads = [read_per_step(model, request_, dtype, plan) for plan in (lower, higher)]
-        assert reads[1] <= reads[0], f"{lower} reads {reads[0]}, {higher} reads {reads[1]}"
-        if lower.guidance == higher.guidance and lower.attention_scratch_bytes == higher.attention_scratch_bytes:
-            assert higher.resident_bytes >= lower.resident_bytes
+        assert higher.step_s <= lower.step_s
+        if replace(lower.plan, residency="", resident_bytes=0, reasons=()) == replace(
+            higher.plan, residency="", resident_bytes=0, reasons=()
+        ):
+            assert higher.plan.resident_bytes >= lower.plan.resident_bytes
+
+
+@every_request
+def test_a_prepared_copy_needs_less_memory_and_less_time(model: Model, request_: Request, dtype: DtypeName) -> None:
+    prepared = Means(prepared=True)
+    limit = least(model, request_, dtype)
+    assert least(model, request_, dtype, means=prepared) <= limit  # the decoder may need more
+    plain, copied = (make_plan(model, request_, dtype, limit, BASELINE, means) for means in (Means(), prepared))
+    assert copied.step_s < plain.step_s
+    assert copied.plan.prepared and not plain.plan.prepared
+    assert "a prepared copy" in copied.plan.reasons[0] and "the model's file" in plain.plan.reasons[0]
 
 
 @every_request
@@ -121,8 +139,12 @@ def test_the_words_of_a_plan_are_true(model: Model, request_: Request, dtype: Dt
         plan = make_plan(model, request_, dtype, limit, BASELINE).plan
         seen.add(plan.residency)
         assert {"streamed": 0, "resident": everything}.get(plan.residency, plan.resident_bytes) == plan.resident_bytes
-        assert 0 <= plan.resident_bytes <= everything and len(plan.reasons) == (2 if plan.vae_tile is None else 3)
+        assert 0 <= plan.resident_bytes <= everything
         assert ("no guidance" in plan.reasons[1]) == (not request_.guided)
+        words = " ".join(plan.reasons[2:])
+        assert ("small attention scratch" in words) == (plan.attention_scratch_bytes == SMALL_SCRATCH_BYTES)
+        assert ("each level" in words, "each piece" in words) == (plan.give_back == "block", plan.give_back == "piece")
+        assert ("maps twice" in words) == (plan.vae_tile is not None)
         assert request_.guided or plan.guidance == "batched"
     assert {"partial", "resident"} <= seen
 

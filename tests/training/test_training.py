@@ -24,9 +24,8 @@ def test_a_sitting_leaves_weights_losses_and_facts(sitting: Path) -> None:
     assert math.isfinite(facts["autoencoder"]["psnr"])
     for stem in ("vae", "unet", "text_encoder"):
         assert state.load_weights(sitting, stem)
-    assert [line.split(",")[0] for line in (sitting / "losses.csv").read_text("utf-8").split()] == [
-        "stage", "autoencoder", "denoiser",
-    ]  # fmt: skip
+    begun = dict.fromkeys(line.split(",")[0] for line in (sitting / "losses.csv").read_text("utf-8").split())
+    assert list(begun) == ["stage", "autoencoder", "denoiser"]  # a slow machine writes more than one line of each
     assert not list(sitting.glob(".*"))
 
 

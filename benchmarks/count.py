@@ -1,0 +1,54 @@
+"""Many pictures in one run: the peak while the first one is drawn against the peak while the last one is (Linux).
+
+    python benchmarks/count.py [--count 50] [--size 256] [--limit 600MiB]
+
+synthetic:sd15, one step a picture. The footprint of the process tree is sampled from outside; whose turn it was is told
+by time: a stage's share of it for each picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+from sdcli.memory.meter import TreeMeter
+from sdcli.units import MIB
+
+
+def main() -> None:
+    """Print the peaks of both pictures in both stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--size", default="256")
+    parser.add_argument("--limit", default="600MiB")
+    options = parser.parse_args()
+    job = f"-m synthetic:sd15 -s 1 --seed 1 -b {options.count} -W {options.size} -H {options.size} --json -q"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-P", "-m", "sdcli", "txt2img", "fox", *job.split(), "--mem-limit", options.limit]
+        process = subprocess.Popen([*command, "-o", folder], stdout=subprocess.PIPE, text=True)
+        meter, samples = TreeMeter(process.pid), []
+        while process.poll() is None:
+            samples.append((time.monotonic(), meter.footprint_bytes()))
+            time.sleep(0.005)
+        ended = time.monotonic()
+        assert process.stdout
+        report = json.loads(process.stdout.read())
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    for name in ("decode", "denoise"):
+        begun = ended - stages[name]["run_s"]
+        turn = stages[name]["run_s"] / options.count
+        first = max(size for at, size in samples if begun <= at < begun + turn)
+        last = max(size for at, size in samples if ended - turn <= at < ended)
+        print(
+            f"{name}: picture 1 {first / MIB:.0f} MiB, picture {options.count} {last / MIB:.0f} MiB"
+            f" ({100 * (last / first - 1):+.1f} %); loaded once, {stages[name]['load_s']:.1f} s"
+        )
+        ended = begun - stages[name]["load_s"]
+
+
+if __name__ == "__main__":
+    main()

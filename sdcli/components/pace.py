@@ -1,0 +1,63 @@
+"""How fast a device computes what a denoise step is made of, found out in less than a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sdcli.components.packed import packing_of
+from sdcli.devices.base import Device
+
+TOKENS, CHANNELS, HEADS = 1024, 320, 8
+"""The first level of Stable Diffusion at 256x256."""
+
+SHARES = {"convolution": 0.5, "linear": 0.35, "attention": 0.15}
+"""Of a step's operations."""
+
+OTHER = 1.4
+"""A step takes so many times what those take: norms, activations, and weights that come from memory."""
+
+
+@torch.inference_mode()
+def operations_a_second(device: Device, dtype: torch.dtype) -> float:
+    """Floating-point operations of a denoise step that the device does in a second."""
+    side = int(TOKENS**0.5)
+    convolution = _run(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), device, dtype)
+    linear = _run(nn.Linear(CHANNELS, 4 * CHANNELS), device, dtype)
+    states = torch.ones(1, CHANNELS, side, side, dtype=dtype, device=device.torch_device)
+    states = states.contiguous(memory_format=device.memory_format)
+    tokens = states.permute(0, 2, 3, 1).reshape(1, TOKENS, CHANNELS)
+    heads = tokens.view(1, TOKENS, HEADS, -1).transpose(1, 2)
+    seconds = {
+        "convolution": _seconds(lambda: convolution(states), device) / (2 * 9 * CHANNELS**2 * TOKENS),
+        "linear": _seconds(lambda: linear(tokens), device) / (2 * 4 * CHANNELS**2 * TOKENS),
+        "attention": _seconds(lambda: F.scaled_dot_product_attention(heads, heads, heads), device)
+        / (4 * CHANNELS * TOKENS**2),
+    }
+    return 1 / (OTHER * sum(share * seconds[what] for what, share in SHARES.items()))
+
+
+def _run(layer: nn.Module, device: Device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The layer as the denoiser would run it."""
+    layer = layer.to(device.torch_device, dtype)
+    kind = packing_of(layer, device)
+    if kind is None:
+        return layer
+    packed = kind.pack(layer, layer.get_parameter("weight").detach())
+    return kind(layer, lambda: packed)
+
+
+def _seconds(work: Callable[[], object], device: Device) -> float:
+    """The faster of two runs, after one that compiles."""
+    times = []
+    for _ in range(3):
+        device.synchronize()
+        started = time.perf_counter()
+        work()
+        device.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

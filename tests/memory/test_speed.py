@@ -1,0 +1,63 @@
+"""What runs teach about the machine's speed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sdcli.domain import Plan, Request
+from sdcli.memory.speed import TYPICAL_SPEED, Speed, learned, step_flops, step_seconds, streamed_bytes
+from sdcli.models.folder import Model, open_model
+
+REQUEST = Request("a red fox", "", 4096, 4096, 20, 7.5, 1, 1)  # so that even a tiny model has much to do
+RESIDENT = Plan("resident", 2**40, "batched", 0, None, ())
+STREAMED = replace(RESIDENT, residency="streamed", resident_bytes=0)
+COPIED = replace(STREAMED, prepared=True)
+
+
+@pytest.fixture
+def model(tiny: Path) -> Model:
+    return open_model("tiny", tiny)
+
+
+def test_a_step_that_took_twice_as_long_halves_the_distance(model: Model) -> None:
+    predicted = step_seconds(model, REQUEST, RESIDENT, "fp32", TYPICAL_SPEED)
+    slower = learned(TYPICAL_SPEED, model, REQUEST, RESIDENT, "fp32", 2 * predicted)
+    assert slower.flops == pytest.approx(0.75 * TYPICAL_SPEED.flops)
+    assert replace(slower, flops=TYPICAL_SPEED.flops) == TYPICAL_SPEED
+
+
+@pytest.mark.parametrize("plan", [RESIDENT, STREAMED, COPIED], ids=["resident", "streamed", "copied"])
+@pytest.mark.parametrize("truth", [Speed(2e11, 1e8, 1e9), Speed(3e12, 5e9, 5e10)], ids=["slow", "fast"])
+def test_what_is_predicted_comes_to_what_is_measured(model: Model, plan: Plan, truth: Speed) -> None:
+    speed, took = TYPICAL_SPEED, step_seconds(model, REQUEST, plan, "fp32", truth)
+    for _ in range(30):
+        speed = learned(speed, model, REQUEST, plan, "fp32", took)
+    assert step_seconds(model, REQUEST, plan, "fp32", speed) == pytest.approx(took, rel=0.35)
+
+
+def test_steps_that_read_for_long_tell_of_the_reading(model: Model) -> None:
+    for plan, name in ((STREAMED, "cast_bytes"), (COPIED, "prepared_bytes")):
+        computing = step_seconds(model, REQUEST, RESIDENT, "fp32", TYPICAL_SPEED)
+        now = learned(TYPICAL_SPEED, model, REQUEST, plan, "fp32", 10 * computing)
+        rate = streamed_bytes(model, REQUEST, plan, "fp32") / (9 * computing)
+        assert getattr(now, name) == pytest.approx((getattr(TYPICAL_SPEED, name) + rate) / 2)
+        assert replace(now, **{name: getattr(TYPICAL_SPEED, name)}) == TYPICAL_SPEED
+
+
+def test_small_steps_and_no_time_say_nothing(model: Model) -> None:
+    small = replace(REQUEST, width=64, height=64)
+    assert learned(TYPICAL_SPEED, model, small, RESIDENT, "fp32", 1.0) == TYPICAL_SPEED
+    assert learned(TYPICAL_SPEED, model, REQUEST, RESIDENT, "fp32", 0.0) == TYPICAL_SPEED
+
+
+def test_guidance_doubles_the_work_and_giving_memory_back_costs_time(model: Model) -> None:
+    alone = replace(REQUEST, guidance=1.0)
+    assert step_flops(model, REQUEST) == 2 * step_flops(model, alone)
+    times = [
+        step_seconds(model, REQUEST, replace(RESIDENT, give_back=give_back), "fp32", TYPICAL_SPEED)
+        for give_back in ("stage", "block", "piece")
+    ]
+    assert times == sorted(times) and times[0] < times[2]
