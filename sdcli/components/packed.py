@@ -15,6 +15,7 @@ import ctypes
 import functools
 import platform
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ from torch import nn
 from sdcli.components.arena import Arena
 from sdcli.devices.base import Device
 
-TYPICAL_BATCH, TYPICAL_SIDE, TYPICAL_TOKENS = 2, 64, 1024
+TYPICAL_BATCH, TYPICAL_SIDE = 2, 64
 """Of activations, for which the library chooses a layout."""
 
 
-class Packed:
+class Packed(ABC):
     """A layer's forward. `weights` gives its packed weights whenever it runs: kept ones, or made for the occasion."""
 
     def __init__(self, layer: nn.Module, weights: Callable[[], list[torch.Tensor]]) -> None:
@@ -38,13 +39,13 @@ class Packed:
         self._weights = weights
 
     @staticmethod
+    @abstractmethod
     def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
         """Packed copies of a contiguous weight in the layer's shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """The layer's output, plus `residual`."""
-        raise NotImplementedError
 
 
 class PackedConvolution(Packed):
