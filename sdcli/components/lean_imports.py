@@ -1,14 +1,15 @@
-"""Import diffusers' and transformers' model classes without torch's compiler and distributed packages.
+"""Import torch's, diffusers' and transformers' model classes without what this program never uses.
 
-The worker never compiles and never talks to other machines, yet importing a UNet class pulls in
-torch._dynamo, torch.distributed.tensor and every other model of both libraries: 273 MiB of anonymous
-memory and 3.4 s in all, against 205 MiB and 2.2 s this way (torch alone: 143 MiB). Their modules use those
-packages only in decorators and type checks at import; a stand-in whose decorators do nothing is enough.
-Every figure in benchmarks/RESULTS.md.
+The worker never compiles, trains, quantizes or talks to other machines, yet importing a UNet class brings
+torch's compiler and distributed packages and every other model of both libraries: 273 MiB of anonymous
+memory and 4.1 s in all, against 152 MiB and 1.6 s this way (torch alone: 143 MiB plainly, 115 so). Modules
+use what is left out only in decorators, base classes and type checks at import; a stand-in whose decorators
+do nothing is enough. Every figure in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import os
@@ -17,7 +18,53 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-ABSENT = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint")
+LEFT_OUT = (
+    # torch's compiler, and what tells it of shapes
+    "torch._dynamo",
+    "torch._meta_registrations",
+    "torch.export",
+    # other machines
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    # training and its data
+    "torch.distributions",
+    "torch.masked",
+    "torch.optim",
+    "torch.testing",
+    "torch.utils.data",
+    # weights of eight bits and less
+    "diffusers.quantizers",
+    "torch.ao",
+    "torch.nn.intrinsic",
+    "torch.nn.qat",
+    "torch.nn.quantizable",
+    "torch.nn.quantized",
+    "torch.quantization",
+    "transformers.quantizers",
+    # other people's adapters, the Hub, other exchange formats
+    "diffusers.loaders",
+    "huggingface_hub.hf_api",
+    "torch.hub",
+    "torch.onnx",
+    # hooks around modules, docstrings made as modules load
+    "diffusers.hooks",
+    "transformers.utils.auto_docstring",
+    "transformers.utils.chat_template_utils",
+)
+"""Modules that a stand-in takes the place of, with all below them."""
+
+UNOPENED = ("diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets")
+"""Packages whose own `__init__` would import every model there is: only the modules asked for are."""
+
+
+MODEL_CLASSES = (
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+)
+"""Loaded while the stand-ins are new, so that whatever needs more is found out at once."""
 
 
 class _Anything:
@@ -32,7 +79,7 @@ class _Anything:
         return self
 
 
-class _Absent(types.ModuleType):
+class _StandIn(types.ModuleType):
     """A module that has whatever is asked of it: a class for a capitalised name, else `_Anything`."""
 
     def __getattr__(self, name: str) -> Any:
@@ -44,46 +91,69 @@ class _Absent(types.ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Answers for ABSENT and everything below it."""
+    """Answers for what is left out and for what is not opened."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if any(fullname == name or fullname.startswith(name + ".") for name in ABSENT):
+        if any(fullname == name or fullname.startswith(name + ".") for name in LEFT_OUT):
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        if fullname in UNOPENED and path is not None:
+            spec = importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+            spec.submodule_search_locations = [os.path.join(each, fullname.rpartition(".")[2]) for each in path]
+            return spec
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _Absent(spec.name)
+        return types.ModuleType(spec.name) if spec.name in UNOPENED else _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Nothing to run."""
 
 
-def import_models() -> None:
-    """Import torch and the model classes, lean. Call it once, first thing in the worker.
+def import_models(plainly: bool = False) -> None:
+    """Import torch and the model classes, lean unless told otherwise. Call it once, before anything imports torch.
 
-    Falls back to plain imports where a library of another version needs what was left out.
+    Raises whatever a library of another version does without what was left out. torch loads once in a
+    process, so a plain import after that takes a new one.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch  # noqa: F401  its own use of the compiler is lazy; the stand-ins come after it
+    if not plainly:
+        sys.meta_path.insert(0, _Finder())
+    import torch  # first: the libraries below look at what it can do
 
-    finder = _Finder()
-    sys.meta_path.insert(0, finder)
-    try:
-        _import_all()
-    except Exception:  # whatever an unknown version of a library trips over
-        sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.startswith((*ABSENT, "diffusers", "transformers"))]:
-            del sys.modules[name]
-        _import_all()
+    if not plainly and hasattr(torch._C, "_set_generator_metaclass"):
+        from torch._opaque_base import OpaqueBaseMeta
 
-
-def _import_all() -> None:
-    # diffusers imports every autoencoder and text model that transformers makes possible, unless told not to
+        torch._C._set_generator_metaclass(OpaqueBaseMeta)  # what is left out does this for random numbers in torch 2.13
+    # diffusers imports every text model that transformers makes possible, unless told not to
     import diffusers.utils.import_utils as availability
 
     availability._transformers_available = False
-    import diffusers.models.autoencoders.autoencoder_kl
-    import diffusers.models.unets.unet_2d_condition  # noqa: F401  loaded while the stand-ins are there
+    for name in MODEL_CLASSES:
+        importlib.import_module(name)
+    _try_out()
+
+
+def _try_out() -> None:
+    """Use once what most depends on the rest of its library: what is missed should be missed now, not in a stage."""
+    import torch
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=4,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        attn_implementation="sdpa",
+    )
+    torch.Generator("cpu").manual_seed(0)
+    with torch.inference_mode():
+        CLIPTextModel(config)(torch.zeros(1, 4, dtype=torch.long))

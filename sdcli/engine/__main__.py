@@ -36,6 +36,9 @@ from sdcli.messages import (
 if TYPE_CHECKING:
     from sdcli.devices.base import Device  # brings torch, which comes when the pipes are safe and failures are told
 
+PLAINLY = "--plain-imports"
+"""The worker's only argument, which it gives itself."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,6 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the host's to answer
     _die_with_parent()
     try:
+        _import_models(pipe_out)
         start = read_message(pipe_in)
         if not isinstance(start, Start):
             return
@@ -73,11 +77,25 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
-def _open(start: Start) -> Device:
-    """Import what the work needs and make the device ready."""
+def _import_models(pipe_out: BinaryIO) -> None:
+    """Lean; where an unknown version of a library cannot be imported so, plainly, in this process begun anew.
+
+    Nothing has been read from standard input yet, so nothing is lost.
+    """
     from sdcli.components.lean_imports import import_models
 
-    import_models()
+    plainly = PLAINLY in sys.argv
+    try:
+        import_models(plainly)
+    except Exception:  # whatever it trips over
+        if plainly:
+            raise
+        os.dup2(pipe_out.fileno(), 1)
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "sdcli.engine", PLAINLY])  # noqa: S606  this very program
+
+
+def _open(start: Start) -> Device:
+    """Make the device ready, and import the rest of what the work needs."""
     from sdcli.devices import open_device
 
     device = open_device(start.device)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdcli.engine.__main__ import _failure
+from sdcli.engine.__main__ import PLAINLY, _failure
 from sdcli.errors import BY_NAME, NotFinite
 from sdcli.messages import (
     Failed,
@@ -123,7 +123,7 @@ def test_a_worker_that_is_asked_to_says_how_fast_it_computes() -> None:
         assert 1e8 < ready.flops < 1e15
 
 
-def test_an_empty_pipe_ends_it_before_anything_is_imported() -> None:
+def test_an_empty_pipe_ends_it() -> None:
     with spoken(start=False) as worker:
         worker.stdin.close()
         assert worker.end() == (0, "")
@@ -154,6 +154,25 @@ def test_garbage_later_on_ends_it_too(tiny: Path) -> None:
         assert worker.hear() is None
         code, said = worker.end()
         assert code == 1 and "UnicodeDecodeError" in said and "Fatal Python error" not in said
+
+
+TRIPS = """
+import sdcli.components.lean_imports as lean
+def import_models(plainly):
+    assert not plainly
+    import torch, diffusers  # begun, and gone wrong half-way
+    raise AttributeError("an unknown version that needs what was left out")
+lean.import_models = import_models
+"""
+
+
+def test_where_the_lean_import_trips_the_worker_begins_anew_and_imports_plainly(tiny: Path) -> None:
+    with spoken(TRIPS) as worker:
+        if sys.platform.startswith("linux"):
+            assert PLAINLY in Path(f"/proc/{worker.process.pid}/cmdline").read_text().split("\0")
+        worker.say(job(tiny))
+        events = worker.hear_until(Finished)
+        assert torch.equal(pictures(events)[0], pictures(run_engine(tiny, SHORT))[0])
 
 
 NOISE = """
@@ -238,8 +257,10 @@ def test_a_failure_of_ours_keeps_its_kind_and_its_line(tmp_path: Path) -> None:
         assert worker.end() == (1, "")
 
 
-def test_torch_that_cannot_be_imported_is_told() -> None:
-    with spoken("import sys; sys.modules['torch'] = None", start=False) as worker:
+def test_torch_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text('raise ImportError("this torch is broken")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with spoken(start=False) as worker:
         worker.say(Start("cpu", None))
         failed = worker.hear()
         assert isinstance(failed, Failed) and "torch" in failed.message and failed.kind == ""
