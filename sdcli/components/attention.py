@@ -8,10 +8,13 @@ softmax happens in place in it.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+
+from sdcli.units import KIB
 
 FEW_KEYS = 256
 """Below this many keys (a prompt has 77 a chunk) the library's fused kernel needs no score matrix to speak of."""
@@ -21,6 +24,10 @@ FUSED_HEAD_LIMIT = 256
 
 KEYS_MULTIPLE = 16
 """Keys that the CPU's fused kernel takes at a time, half of that at least."""
+
+
+HEADS_BYTES = 640 * KIB
+"""Two heads of a 512x512 picture's first level, which take less time so than all at once."""
 
 
 class BoundedAttention:
@@ -68,6 +75,7 @@ class BoundedAttention:
             _split_heads(project(given), attn.heads)
             for project, given in ((attn.to_q, states), (attn.to_k, context), (attn.to_v, context))
         )
+        del states, context  # nobody else may know them any more
         if self._fused and key.shape[3] <= FUSED_HEAD_LIMIT:
             mixed = _fused(query, key, value, attn.scale)
         elif key.shape[2] < FEW_KEYS:
@@ -111,14 +119,32 @@ class BoundedAttention:
 
 
 def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """The library's kernel. The CPU's takes twice the time for 77 keys that it takes for 80, three of them masked."""
+    """The library's kernel. The CPU's takes twice the time for 77 keys that it takes for 80, three of them masked.
+
+    On a CPU a few heads at a time, each group's output in the place of its queries: the kernel lays out keys and
+    values once more, and both copies are of those heads only.
+    """
     lacking, mask = -key.shape[2] % KEYS_MULTIPLE, None
-    if lacking and query.device.type == "cpu":
+    on_cpu = query.device.type == "cpu"
+    if lacking and on_cpu:
         mask = torch.zeros(key.shape[2] + lacking, dtype=query.dtype, device=query.device)
         mask[key.shape[2] :] = -torch.inf
         key, value = F.pad(key, (0, 0, 0, lacking)), F.pad(value, (0, 0, 0, lacking))
         mask = mask.expand(1, 1, 1, -1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    attend = partial(F.scaled_dot_product_attention, attn_mask=mask, scale=scale)
+    heads = heads_at_a_time(query, key)
+    if heads >= query.shape[1] or not on_cpu:
+        return attend(query, key, value)
+    for begin in range(0, query.shape[1], heads):
+        some = slice(begin, begin + heads)
+        query[:, some] = attend(query[:, some], key[:, some], value[:, some])
+    return query
+
+
+def heads_at_a_time(query: torch.Tensor, key: torch.Tensor) -> int:
+    """So many that neither their queries nor their keys are more than HEADS_BYTES."""
+    longer = max(query.shape[2], key.shape[2])
+    return max(1, HEADS_BYTES // (query.shape[0] * longer * query.shape[3] * query.element_size()))
 
 
 def _split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:

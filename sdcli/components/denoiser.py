@@ -56,8 +56,8 @@ def prepare_denoiser(component: Component, device: Device, dtype: torch.dtype, f
         return make_copy(folder, names, pack)
 
 
-def _pieces(unet: UNet2DConditionModel) -> list[str]:
-    return pieces(unet) if is_plain(unet) else []
+def _pieces(unet: UNet2DConditionModel) -> dict[str, int]:
+    return pieces(unet) if is_plain(unet) else {}
 
 
 @contextmanager

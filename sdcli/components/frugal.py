@@ -8,8 +8,10 @@ another batch, so that guidance gives the same bits batched or one pass after an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -21,13 +23,17 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from sdcli.components.attention import BoundedAttention
-from sdcli.components.packed import plus
+from sdcli.components.packed import plus, shifted
 
 WHOLE_BATCH = 2
 """Samples at a time: both of guidance."""
 
-FEED_FORWARD_ROWS = 1024
-"""Tokens at a time: their hidden states take 5 MiB in half precision where all of a 512x512 step's take 42."""
+FEED_FORWARD_ROWS, FEED_FORWARD_WORK = 256, 1024 * 320**2
+"""Tokens at a time: so many at least, else such that tokens times channels squared are so many.
+
+That is 1024 tokens of 320 channels, whose hidden states take 2.5 MiB in half precision where all of a 512x512 step's
+take 42; of 640 channels oneDNN takes twice the time a token for 512 or 1024 at a time that it takes for 256.
+"""
 
 
 def make_frugal(module: nn.Module, by_sample: bool = True) -> None:
@@ -131,9 +137,10 @@ def _residual_block(
     into = states if spent and block.conv_shortcut is not None else torch.empty_like(states)
     states = _norm_silu(block.norm1, samples, states, into)
     del into
-    states = block.conv1(states)
     if block.time_emb_proj is not None and time is not None:
-        states += block.time_emb_proj(F.silu(time))[:, :, None, None]
+        states = shifted(block.conv1, states, block.time_emb_proj(F.silu(time))[0])
+    else:
+        states = block.conv1(states)
     return plus(block.conv2, _norm_silu(block.norm2, samples, states, states), shortcut)
 
 
@@ -142,22 +149,36 @@ def _transformer(
 ) -> tuple[torch.Tensor]:
     """diffusers' Transformer2DModel.forward: (batch, channels, h, w) and (batch, tokens, channels) of the prompt.
 
-    The output is in the place of the input.
+    The output is in the place of the input. Where weights are larger than maps the samples go side by side, layer by
+    layer, so that each weight is fetched once for all of them; elsewhere one after another, in the memory of one.
     """
-    for some in _shares(len(hidden_states), samples):
-        residual = hidden_states[some]
-        states = module.norm(residual)
-        if module.use_linear_projection:
-            states = module.proj_in(_to_tokens(states))
-        else:
-            states = _to_tokens(module.proj_in(states))
-        for block in module.transformer_blocks:
-            states = _transformer_block(block, states, encoder_hidden_states[some])
-        if module.use_linear_projection:
-            hidden_states[some] = _to_map(plus(module.proj_out, states, _to_tokens(residual)), residual)
-        else:
-            hidden_states[some] = plus(module.proj_out, _to_map(states, residual), residual)
+    _batch, channels, height, width = hidden_states.shape
+    shares = _shares(len(hidden_states), samples)
+    ways = [_through_transformer(module, hidden_states[some], encoder_hidden_states[some]) for some in shares]
+    together = height * width < channels
+    deque(zip_longest(*ways) if together else chain(*ways), maxlen=0)
     return (hidden_states,)
+
+
+def _through_transformer(module: Transformer2DModel, given: torch.Tensor, context: torch.Tensor) -> Iterator[None]:
+    """Put the transformer's output in the place of `given`; stops after each layer or two."""
+    states = module.norm(given)
+    linear = module.use_linear_projection
+    states = module.proj_in(_to_tokens(states)) if linear else _to_tokens(module.proj_in(states))
+    yield
+    for block in module.transformer_blocks:  # tokens attend to each other, then to the prompt, then pass a feed-forward
+        for norm, attn, to in ((block.norm1, block.attn1, None), (block.norm2, block.attn2, context)):
+            mixed = attn.processor.mix(attn, norm(states), to)
+            yield
+            states = plus(attn.to_out[0], mixed, states)
+            del mixed
+            yield
+        states = block.ff(block.norm3(states), states)
+        yield
+    if linear:
+        given[:] = _to_map(plus(module.proj_out, states, _to_tokens(given)), given)
+    else:
+        given[:] = plus(module.proj_out, _to_map(states, given), given)
 
 
 def _to_tokens(states: torch.Tensor) -> torch.Tensor:
@@ -170,18 +191,12 @@ def _to_map(states: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return states.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
-def _transformer_block(block: Any, states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """Tokens attend to each other, then to the prompt, then pass a feed-forward (Vaswani et al. 2017)."""
-    for norm, attn, to in ((block.norm1, block.attn1, None), (block.norm2, block.attn2, context)):
-        states = plus(attn.to_out[0], attn.processor.mix(attn, norm(states), to), states)
-    return block.ff(block.norm3(states), states)
-
-
 def _feed_forward(layer: FeedForward, normed: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """states + (a * gelu(b)) V with (a, b) = normed W, in the place of `states`: (batch, tokens, channels) each."""
     widen, _, narrow = layer.net
-    for begin in range(0, states.shape[1], FEED_FORWARD_ROWS):
-        rows = slice(begin, begin + FEED_FORWARD_ROWS)
+    at_a_time = max(FEED_FORWARD_ROWS, FEED_FORWARD_WORK // states.shape[2] ** 2)
+    for begin in range(0, states.shape[1], at_a_time):
+        rows = slice(begin, begin + at_a_time)
         states[:, rows] = plus(narrow, widen(normed[:, rows]), states[:, rows])
     return states
 

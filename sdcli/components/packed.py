@@ -66,10 +66,13 @@ class PackedConvolution(Packed):
         typical = [TYPICAL_BATCH, layer.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
         return [torch.ops.mkldnn._reorder_convolution_weight(plain, *_geometry(layer, padding), typical)]
 
-    def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, in, h, w) → (batch, out, h, w)."""
+    def __call__(
+        self, states: torch.Tensor, residual: torch.Tensor | None = None, shift: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(batch, in, h, w) → (batch, out, h, w). `shift`, (out,), is added to every pixel, as the bias is."""
         (weight,) = self._weights()
-        run, bias, geometry = torch.ops.mkldnn._convolution_pointwise, self._layer.bias, self._geometry
+        run, geometry = torch.ops.mkldnn._convolution_pointwise, self._geometry
+        bias = self._layer.bias if shift is None else self._layer.bias + shift
         output: torch.Tensor
         if residual is None:
             output = run(states, weight, bias, *geometry, "none", [], "")
@@ -119,6 +122,15 @@ def plus(layer: nn.Module, states: torch.Tensor, residual: torch.Tensor) -> torc
     """layer(states) + residual, in one pass if the layer is packed."""
     forward = layer.__dict__.get("forward")
     output: torch.Tensor = forward(states, residual) if isinstance(forward, Packed) else layer(states).add_(residual)
+    return output
+
+
+def shifted(layer: nn.Conv2d, states: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """layer(states) + shift, (out,) for every pixel, in one pass if the layer is packed."""
+    forward = layer.__dict__.get("forward")
+    if isinstance(forward, PackedConvolution) and layer.bias is not None:
+        return forward(states, shift=shift)
+    output: torch.Tensor = layer(states).add_(shift[:, None, None])
     return output
 
 

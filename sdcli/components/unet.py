@@ -109,14 +109,17 @@ def is_plain(unet: UNet2DConditionModel) -> bool:
     )
 
 
-def pieces(unet: UNet2DConditionModel) -> list[str]:
-    """Names of the modules that `predict` calls, in its order."""
+def pieces(unet: UNet2DConditionModel) -> dict[str, int]:
+    """Names of the modules that `predict` calls, in its order, and how often the map has been halved by then."""
     names = {id(module): name for name, module in unet.named_modules()}
-    modules = [unet.time_embedding, unet.conv_in]
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        modules += [module for pair in _pairs(block) for module in pair if module is not None]
+    down, up = list(unet.down_blocks), list(unet.up_blocks)
+    levels = [*range(len(down)), len(down) - 1, *reversed(range(len(up)))]
+    found = [(unet.time_embedding, 0), (unet.conv_in, 0)]
+    for block, level in zip((*down, unet.mid_block, *up), levels, strict=True):
+        modules = [module for pair in _pairs(block) for module in pair if module is not None]
         modules += [*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())]
-    return [names[id(module)] for module in (*modules, unet.conv_out)]
+        found += [(module, level) for module in modules]
+    return {names[id(module)]: level for module, level in (*found, (unet.conv_out, 0))}
 
 
 def _size_after(states: torch.Tensor, skip: torch.Tensor) -> tuple[int, int] | None:

@@ -13,9 +13,10 @@ where kernels want packed weights, packed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ from sdcli.components.read_ahead import Place, ReadAhead
 from sdcli.devices.base import Device
 from sdcli.models.folder import Component
 from sdcli.units import MIB
+
+Pieces = Mapping[str, int]
+"""Modules in the order of use, and how often the map has been halved when each runs."""
+
+NO_PIECES: Pieces = MappingProxyType({})
 
 Packing = tuple[nn.Module, type[Packed]]
 """Whose forward uses a weight, and how it is packed for that."""
@@ -46,6 +52,7 @@ class Lent:
         self._replaced: list[tuple[nn.Module, Any]] = []
         self._buffer = torch.empty(0)
         self._recent: OrderedDict[str, list[torch.Tensor]] = OrderedDict()
+        self._reader: ReadAhead | None = None
 
     def reserve(self, numel: int) -> None:
         """Make the one buffer that weights are cast into, unless it is just that large."""
@@ -66,12 +73,17 @@ class Lent:
         layer, kind = packing
         return kind.pack(layer, self._buffer[: stored.numel()].view(stored.shape).copy_(stored))
 
-    def compute_with(self, packing: Packing, packed: list[torch.Tensor], read_bytes: int = 0) -> None:
-        """Have the layer compute with packed weights, reading so many bytes each time."""
+    def compute_with(self, packing: Packing, packed: list[torch.Tensor]) -> None:
+        """Have the layer compute with packed weights."""
+        layer, kind = packing
+        self._run_instead(layer, kind(layer, lambda: packed))
+
+    def compute_mapped(self, name: str, packing: Packing, packed: list[torch.Tensor], nbytes: int) -> None:
+        """The same with weights that are read from a file, so many bytes each time."""
         layer, kind = packing
 
         def give() -> list[torch.Tensor]:
-            self.bytes_read += read_bytes
+            self._reads(name, nbytes)
             return packed
 
         self._run_instead(layer, kind(layer, give))
@@ -87,8 +99,8 @@ class Lent:
             if name not in self._recent:
                 while self._recent and self._remembered() + stored.numel() > self._buffer.numel():
                     self._recent.popitem(last=False)
+                self._reads(name, stored.nbytes)
                 self._recent[name] = self.pack(packing, stored)
-                self.bytes_read += stored.nbytes
             return self._recent[name]
 
         self._run_instead(layer, kind(layer, make))
@@ -96,21 +108,26 @@ class Lent:
     def _remembered(self) -> int:
         return sum(one.numel() for packed in self._recent.values() for one in packed)
 
-    def stream(self, runner: nn.Module, layers: list[tuple[nn.Module, torch.Tensor]]) -> None:
+    def _reads(self, name: str, nbytes: int) -> None:
+        self.bytes_read += nbytes
+        if self._reader is not None:
+            self._reader.reach(name)
+
+    def stream(self, runner: nn.Module, layers: list[tuple[str, nn.Module, torch.Tensor]]) -> None:
         """Leave the weights of `layers` mapped; while `runner` runs, lend them the buffer with cast copies."""
         views, at = [], 0
-        for _, stored in layers:
+        for _, _, stored in layers:
             flat = self._buffer[at : at + stored.numel()]
             views.append(_laid_out(flat, stored.shape, self._device.memory_format))
             at += stored.numel()
 
         def lend(module: nn.Module, args: Any) -> None:
-            for (layer, stored), view in zip(layers, views, strict=True):
+            for (name, layer, stored), view in zip(layers, views, strict=True):
+                self._reads(name, stored.nbytes)
                 _set(layer, "weight", view.copy_(stored))
-                self.bytes_read += stored.nbytes
 
         def take_back(module: nn.Module, args: Any, output: Any) -> None:
-            for layer, stored in layers:
+            for _, layer, stored in layers:
                 _set(layer, "weight", stored)
 
         take_back(runner, None, None)
@@ -128,17 +145,16 @@ class Lent:
         _set(layer, "weight", stored)
         self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
 
-    def read_ahead(self, pieces: list[tuple[nn.Module, list[Place]]]) -> None:
-        """While one of the modules runs, have what the next one will read brought into the page cache."""
-        if not pieces:
-            return
-        reader = ReadAhead()
-        self._hooks.append(reader)
-        for (module, _), (_, places) in zip(pieces, [*pieces[1:], pieces[0]], strict=True):
-            self._hooks.append(module.register_forward_pre_hook(lambda *_, places=places: reader.want(places)))
+    def read_ahead(self, places: dict[str, list[Place]]) -> None:
+        """Have what streams brought into the page cache a little before it is used: names in the order of use."""
+        if places:
+            self._reader = ReadAhead(places)
 
     def return_all(self) -> None:
         """End the loan."""
+        if self._reader is not None:
+            self._reader.remove()
+            self._reader = None
         for hook in self._hooks:
             hook.remove()
         for layer, before in self._replaced:
@@ -167,14 +183,15 @@ def lend_weights(
     as_stored: type[nn.Module] | None = None,
     packed: bool = False,
     prepared: PreparedCopy | None = None,
-    pieces: Sequence[str] = (),
+    pieces: Pieces = NO_PIECES,
 ) -> Iterator[Lent]:
     """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
 
     `resident_bytes` of weight matrices, counted in `dtype`, move to the device; the rest stream, with `prepared` from
-    there. `pieces` are modules in the order of use: what is used first stays, and the next piece is read ahead. Only
-    parameters under `parts` are lent. With `packed`, layers that gain from it compute with packed weights. Layers of
-    the kind `as_stored` get their weights as they are mapped, in the file's type: whoever runs them casts. Raises
+    there. `pieces` are modules in the order of use, with how often the map has been halved by then: the smallest maps'
+    weights stay, since arithmetic hides least of their reading, and the next pieces are read ahead. Only parameters
+    under `parts` are lent. With `packed`, layers that gain from it compute with packed weights. Layers of the kind
+    `as_stored` get their weights as they are mapped, in the file's type: whoever runs them casts. Raises
     SdcliError when the files do not match the module.
     """
     shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
@@ -187,20 +204,21 @@ def lend_weights(
         with Mapped(component) as mapped:
             stored = {name: mapped.tensor(name).view(shape) for name, shape in shapes.items()}
             tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
-            resident, streamed = _split({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes)
+            streamed = _streamed({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes, pieces)
             packings = packings_of(module, shapes, device) if packed else {}
 
-            _lend_packed(lent, {n: packings[n] for n in packings if n in resident}, stored, prepared)
-            kept = sorted(resident - set(packings), key=mapped.place)
+            _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
+            kept = sorted(set(shapes) - {*tables, *streamed, *packings}, key=mapped.place)
             lent.keep([(homes[n], n.rpartition(".")[2], stored[n]) for n in kept])
-            _stream_packed(lent, {n: packings[n] for n in packings if n not in resident}, stored, prepared)
+            _stream_packed(lent, {n: packings[n] for n in packings if n in streamed}, stored, prepared)
             for name in [name for name in streamed if as_stored and isinstance(homes[name], as_stored)]:
                 streamed.remove(name)
                 _set(homes[name], "weight", stored[name])
             _stream_plain(lent, module, [name for name in streamed if name not in packings], homes, stored)
             for name in tables:
                 lent.look_up(homes[name], stored[name])
-            lent.read_ahead(_places(module, pieces, streamed, stored, prepared))
+            if pieces:
+                lent.read_ahead({name: _places(name, stored[name], prepared) for name in streamed})
             device.synchronize()
             yield lent
     finally:
@@ -225,7 +243,7 @@ def packings_of(module: nn.Module, names: Iterable[str], device: Device) -> dict
 
 @contextmanager
 def packer(
-    module: nn.Module, component: Component, device: Device, dtype: torch.dtype, pieces: Sequence[str] = ()
+    module: nn.Module, component: Component, device: Device, dtype: torch.dtype, pieces: Pieces
 ) -> Iterator[tuple[list[str], Callable[[str], list[torch.Tensor]]]]:
     """The names of the weights that are packed for `module`, in the order of use, and what packs one of them."""
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
@@ -272,7 +290,8 @@ def _stream_packed(
         if prepared is None:
             lent.compute_packing(name, packing, stored[name])
         else:
-            lent.compute_with(packing, prepared.weights(name), sum(nbytes for _, nbytes in prepared.places(name)))
+            nbytes = sum(nbytes for _, nbytes in prepared.places(name))
+            lent.compute_mapped(name, packing, prepared.weights(name), nbytes)
 
 
 def _stream_plain(
@@ -283,50 +302,39 @@ def _stream_plain(
     if runs:
         lent.reserve(max(sum(stored[name].numel() for name in group) for _, group in runs))
     for runner, group in runs:
-        lent.stream(module.get_submodule(runner), [(homes[name], stored[name]) for name in group])
+        lent.stream(module.get_submodule(runner), [(name, homes[name], stored[name]) for name in group])
 
 
-def _order(pieces: Sequence[str]) -> Callable[[str], int]:
+def _order(pieces: Pieces) -> Callable[[str], int]:
     """Sorts parameters by the piece that they belong to; those of none come first."""
     places = {piece: index for index, piece in enumerate(pieces)}
-
-    def place(name: str) -> int:
-        while name and name not in places:
-            name = name.rpartition(".")[0]
-        return places.get(name, -1)
-
-    return place
+    return lambda name: places.get(_piece(name, pieces), -1)
 
 
-def _places(
-    module: nn.Module,
-    pieces: Sequence[str],
-    names: list[str],
-    stored: dict[str, torch.Tensor],
-    prepared: PreparedCopy | None,
-) -> list[tuple[nn.Module, list[Place]]]:
-    """What each of the pieces streams, in the order of use."""
-    order = _order(pieces)
-    found: dict[int, list[Place]] = {}
-    for name in names:
-        there = prepared.places(name) if prepared is not None else []
-        found.setdefault(order(name), []).extend(there or [(stored[name].data_ptr(), stored[name].nbytes)])
-    return [(module.get_submodule(pieces[index]), found[index]) for index in sorted(found) if index >= 0]
+def _piece(name: str, pieces: Pieces) -> str:
+    """The piece that a parameter belongs to, empty for none."""
+    while name and name not in pieces:
+        name = name.rpartition(".")[0]
+    return name
 
 
-def _split(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: int) -> tuple[set[str], list[str]]:
-    """Names of resident and of streamed weights: matrices stay while the budget lasts, vectors always."""
-    resident, streamed, left = set(), [], resident_bytes
-    for name, shape in shapes.items():
-        size = shape.numel() * dtype.itemsize
-        if len(shape) < 2:
-            resident.add(name)
-        elif size <= left:
-            resident.add(name)
-            left -= size
+def _places(name: str, stored: torch.Tensor, prepared: PreparedCopy | None) -> list[Place]:
+    """Where a weight that streams is read from."""
+    there = prepared.places(name) if prepared is not None else []
+    return there or [(stored.data_ptr(), stored.nbytes)]
+
+
+def _streamed(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: int, pieces: Pieces) -> list[str]:
+    """Names of the weights that stream: vectors never, matrices once the smallest maps' have spent the budget."""
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    left, streamed = resident_bytes, set()
+    for name in sorted(matrices, key=lambda name: -pieces.get(_piece(name, pieces), 0)):
+        size = shapes[name].numel() * dtype.itemsize
+        if size > left:
+            streamed.add(name)
         else:
-            streamed.append(name)
-    return resident, streamed
+            left -= size
+    return [name for name in matrices if name in streamed]
 
 
 def _runner(name: str) -> str:

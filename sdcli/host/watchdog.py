@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 import psutil
 
 from sdcli.memory.meter import TreeMeter
-from sdcli.units import MIB
+from sdcli.units import GIB
 
-PERIOD_S = 0.010
-NEAR_PERIOD_S = 0.003
-"""Memory can be faulted in at 2 GiB/s a thread: 20 MiB in the one period, 6 in the other."""
+PERIOD_S, NEAR_PERIOD_S = 0.010, 0.003
+"""Between two looks: at most, and at least, near the ceiling. A look takes 0.1 ms of a core that the worker wants."""
 
-NEAR_BYTES = 128 * MIB
-"""This far below the ceiling the watchdog looks more often."""
+PACE_BYTES_PER_S = 8 * GIB
+"""No worker comes nearer to its ceiling faster than this: torch faults memory in at 2 GiB/s a thread."""
 
 WARN_BYTES = 100 * 10**6
 """This far below the ceiling the worker is told to free what it can, as iOS warns an app."""
@@ -101,7 +100,7 @@ class Watchdog(threading.Thread):
         elif footprint > self._limit_bytes - WARN_BYTES and time.monotonic() - self._warned_at > WARN_AGAIN_S:
             self._warned_at = time.monotonic()
             self._warn(footprint)
-        return NEAR_PERIOD_S if footprint > self._limit_bytes - NEAR_BYTES else PERIOD_S
+        return min(PERIOD_S, max(NEAR_PERIOD_S, (self._limit_bytes - footprint) / PACE_BYTES_PER_S))
 
     def _record(self, footprint: int) -> None:
         stage = self.stage

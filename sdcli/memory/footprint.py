@@ -7,7 +7,6 @@ are rounded up, so that a prediction errs to the safe side.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,7 +48,7 @@ computed besides. Two rows of latents make such a band of pixels."""
 class Weights:
     """One component's weights as they will lie in memory: bytes in the arithmetic's type.
 
-    `matrices` are in the order of use; they may stream. `vectors_bytes` are always resident.
+    `matrices` may stream. `vectors_bytes` are always resident.
     """
 
     matrices: tuple[int, ...]
@@ -59,16 +58,6 @@ class Weights:
     def matrices_bytes(self) -> int:
         """All matrices."""
         return sum(self.matrices)
-
-    def streamed(self, resident_bytes: int) -> list[int]:
-        """The matrices that stream when `resident_bytes` of them may stay, as components/weights.py splits them."""
-        streams, left = [], resident_bytes
-        for size in self.matrices:
-            if size <= left:
-                left -= size
-            else:
-                streams.append(size)
-        return streams
 
 
 @lru_cache(maxsize=64)
@@ -116,22 +105,12 @@ def prompt_chunks(request: Request) -> int:
 def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
     """Bytes of the denoise stage over the baseline."""
     weights = weights_of(model.unet, dtype)
-    streamed = weights.streamed(plan.resident_bytes)
-    resident = min(plan.resident_bytes, weights.matrices_bytes)
+    resident, largest = min(plan.resident_bytes, weights.matrices_bytes), max(weights.matrices, default=0)
     # the model's own weights are there twice while they are used, cast and as the kernel lays them out; a prepared
-    # copy costs as much when it is made, and nothing when it is used
-    twice = 2 * max(streamed, default=0)
-    computing = _denoise_activations(model, request, plan, dtype) + (0 if plan.prepared else twice)
-    return weights.vectors_bytes + max(resident + computing, _loading(weights, streamed), twice)
-
-
-def _loading(weights: Weights, streamed: list[int]) -> int:
-    """While resident weights are laid out, the largest first, each is there twice."""
-    most, there = 0, 0
-    for size in sorted((Counter(weights.matrices) - Counter(streamed)).elements(), reverse=True):
-        there += size
-        most = max(most, there + size)
-    return most
+    # copy costs nothing when it is used, and as much and itself when it is made, as resident weights do
+    streaming = 0 if plan.prepared or resident == weights.matrices_bytes else 2 * largest
+    computing = _denoise_activations(model, request, plan, dtype) + streaming
+    return weights.vectors_bytes + max(resident + computing, 3 * largest)
 
 
 def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:

@@ -66,7 +66,7 @@ def _work(model: Model, request: Request, plan: Plan) -> float:
 def streamed_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
     """Bytes of weights that a step streams, in the arithmetic's type: twice in two passes."""
     passes = 2 if request.guided and plan.guidance == "sequential" else 1
-    return passes * sum(weights_of(model.unet, dtype).streamed(plan.resident_bytes))
+    return passes * max(0, weights_of(model.unet, dtype).matrices_bytes - plan.resident_bytes)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from sdcli.components import attention
 from sdcli.components.attention import FEW_KEYS, FUSED_HEAD_LIMIT, KEYS_MULTIPLE, BoundedAttention
 from tests.components.common import DTYPES, numbers
 
@@ -57,6 +58,30 @@ def test_keys_that_fill_up_the_fused_kernel_s_take_no_part(keys: int, dtype: tor
     attn.set_processor(BoundedAttention(1, fused=True))
     close = CLOSE if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(attn(states, context), expected, atol=close, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 8])
+@pytest.mark.parametrize("keys", [None, 12, 80])
+@torch.no_grad()
+def test_a_few_heads_at_a_time_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, keys: int | None, heads: int
+) -> None:
+    attn = layer(heads=8, cross_attention_dim=24 if keys else None)
+    states, context = numbers(1, 33, 16), numbers(1, keys, 24) if keys else None
+    fused = BoundedAttention(1, fused=True)
+    whole, given = fused.mix(attn, states, context), states.clone()
+    longer = max(33, 16 * -(-(keys or 33) // 16))
+    monkeypatch.setattr(attention, "HEADS_BYTES", heads * longer * attn.to_q.out_features // 8 * 4)
+    seen, kernel = [], F.scaled_dot_product_attention
+
+    def noted(query: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        seen.append(query.shape[1])
+        return kernel(query, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    assert torch.equal(fused.mix(attn, states, context), whole)
+    assert seen == {1: [1] * 8, 2: [2] * 4, 3: [3, 3, 2], 8: [8]}[heads]
+    assert torch.equal(states, given)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from sdcli.components.packed import can_map
 from sdcli.components.prepared import PreparedCopy
 from sdcli.components.text_encoder import borrow_text_encoder
 from sdcli.components.unet import pieces
-from sdcli.components.weights import _order
+from sdcli.components.weights import _order, _piece
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import GiveBack, Plan
 from sdcli.models.folder import Component, open_model
@@ -110,7 +110,9 @@ def test_a_batch_has_the_bits_of_its_samples(unet: Component, dtype: torch.dtype
 def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Copies, plan: Plan, copied: bool) -> None:
     dtype, copy, left, streamed = torch.bfloat16, copies[torch.bfloat16], plan.resident_bytes, 0
     sizes = matrices(unet)
-    for name in sorted(sizes, key=_order(pieces(built()))):
+    levels = pieces(built())
+    in_order = sorted(sizes, key=_order(levels))
+    for name in sorted(in_order, key=lambda name: -levels.get(_piece(name, levels), 0)):  # the smallest maps' stay
         nbytes = sizes[name] * dtype.itemsize
         stays = nbytes <= left
         left -= nbytes * stays

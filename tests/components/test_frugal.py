@@ -105,6 +105,7 @@ def test_a_feed_forward_is_the_library_s_however_its_rows_fall(
     monkeypatch: pytest.MonkeyPatch, batch: int, rows: int
 ) -> None:
     monkeypatch.setattr(frugal, "FEED_FORWARD_ROWS", rows)
+    monkeypatch.setattr(frugal, "FEED_FORWARD_WORK", 0)
     plain, thrifty = pair(transformer())
     plain, thrifty = (module.transformer_blocks[0].ff for module in (plain, thrifty))
     normed, states = numbers(batch, 10, 16), numbers(batch, 10, 16, seed=2)
@@ -114,8 +115,9 @@ def test_a_feed_forward_is_the_library_s_however_its_rows_fall(
     assert output.data_ptr() == states.data_ptr() and torch.equal(normed, before)
 
 
+@pytest.mark.parametrize("work", [0, 16**2 * 300, 16**2 * 1000])
 @torch.no_grad()
-def test_hidden_states_exist_for_so_many_rows_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_states_exist_for_so_many_rows_at_most(monkeypatch: pytest.MonkeyPatch, work: int) -> None:
     thrifty = pair(transformer())[1].transformer_blocks[0].ff
     seen, linear = [], torch.nn.functional.linear
 
@@ -124,9 +126,10 @@ def test_hidden_states_exist_for_so_many_rows_at_most(monkeypatch: pytest.Monkey
         return linear(states, *layer)
 
     monkeypatch.setattr(torch.nn.functional, "linear", noted)
-    tokens = 2 * frugal.FEED_FORWARD_ROWS + 1
+    monkeypatch.setattr(frugal, "FEED_FORWARD_WORK", work)
+    widest = max(frugal.FEED_FORWARD_ROWS, work // 16**2)
+    tokens = 2 * widest + 1
     thrifty(numbers(1, tokens, 16), numbers(1, tokens, 16))
-    widest = frugal.FEED_FORWARD_ROWS
     assert seen == [widest, widest, widest, widest, 1, 1]  # into and out of the hidden states
 
 
@@ -157,6 +160,21 @@ def test_a_transformer_is_the_library_s_in_the_place_of_its_input(
     assert output.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize(("side", "side_by_side"), [(3, True), (4, False)])
+@torch.no_grad()
+def test_samples_go_side_by_side_where_weights_are_larger_than_maps(side: int, side_by_side: bool) -> None:
+    thrifty = pair(transformer())[1]
+    used: list[str] = []
+    for name, layer in thrifty.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.register_forward_hook(lambda *_, name=name: used.append(name))
+    states, context = numbers(2, 16, side, side), numbers(2, 9, 12, seed=2)
+    thrifty(states, encoder_hidden_states=context)
+    once = used[: len(used) // 2]
+    assert (used == [*once, *once]) != side_by_side
+    assert used[:2] == ["proj_in", "proj_in"] if side_by_side else used[1] != "proj_in"
+
+
 def test_a_transformer_with_the_library_s_attention_keeps_its_forward() -> None:
     module = transformer()
     make_frugal(module)
@@ -173,7 +191,7 @@ def test_other_feed_forwards_keep_the_library_s_forward(activation: str) -> None
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["norm", "transformer", "norm and silu"])
+@pytest.mark.parametrize("kind", ["norm", "transformer", "transformer of small maps", "norm and silu"])
 @torch.no_grad()
 def test_a_batch_has_the_bits_of_its_samples(kind: str, dtype: torch.dtype, threads: int) -> None:
     """torch's own group norm does not, at this size and in this layout, on two threads."""
@@ -181,6 +199,7 @@ def test_a_batch_has_the_bits_of_its_samples(kind: str, dtype: torch.dtype, thre
     module, states = {
         "norm": (nn.GroupNorm(8, 64), picture),
         "transformer": (transformer(in_channels=64), picture),
+        "transformer of small maps": (transformer(in_channels=64), picture[:, :, :7, :7]),
         "norm and silu": (nn.GroupNorm(8, 64), picture),
     }[kind]
     thrifty: Any = pair(module, dtype)[1]
@@ -190,7 +209,7 @@ def test_a_batch_has_the_bits_of_its_samples(kind: str, dtype: torch.dtype, thre
             return frugal._norm_silu(thrifty, 1, some, torch.empty_like(some))
         return (
             thrifty(some, encoder_hidden_states=some[:, :12].flatten(2).mT)[0]
-            if kind == "transformer"
+            if "transformer" in kind
             else thrifty(some)
         )
 

@@ -24,6 +24,7 @@ from sdcli.components.packed import (
     packing_of,
     plus,
     raw_bytes,
+    shifted,
 )
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
@@ -112,6 +113,21 @@ def test_every_kind_is_the_layer_and_adds_a_residual(dtype: torch.dtype) -> None
         layer.forward = forward
         torch.testing.assert_close(plus(layer, states, residual), total, atol=CLOSE[dtype], rtol=CLOSE[dtype])
         assert torch.equal(residual, before), "it may be a skip connection"
+
+
+@packs
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_a_convolution_s_shift_is_added_to_every_pixel(dtype: torch.dtype) -> None:
+    convolution = nn.Conv2d(16, 24, 3, padding=1).to(dtype)
+    states, shift = numbers(2, 16, 5, 7, dtype=dtype), numbers(24, dtype=dtype)
+    expected = convolution(states) + shift[:, None, None]
+    assert torch.equal(shifted(convolution, states, shift), expected)
+    bias = convolution.bias.clone()
+    convolution.forward, _ = packed(convolution, convolution.weight.clone())
+    output = shifted(convolution, states, shift)
+    torch.testing.assert_close(output, expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+    assert torch.equal(convolution.bias, bias)
 
 
 @packs

@@ -1,4 +1,4 @@
-"""Reading ahead: the last wish first, old ones forgotten, and an end whenever it is asked for."""
+"""Reading ahead: as far as it may and no further, in the order of use, and an end whenever it is asked for."""
 
 from __future__ import annotations
 
@@ -7,31 +7,54 @@ import mmap
 import sys
 import threading
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 from sdcli.components import read_ahead
-from sdcli.components.read_ahead import Place, ReadAhead
+from sdcli.components.read_ahead import AHEAD_BYTES, CHUNK_BYTES, REQUEST_BYTES, Place, ReadAhead
 
 WAIT_S = 60
 """For what happens at once, or never."""
 
+ASK, MAP = read_ahead._MADV_WILLNEED, read_ahead._MADV_POPULATE_READ
+AHEAD = AHEAD_BYTES // CHUNK_BYTES
 
-class Slow:
-    """In place of _populate: notes what it is given, and goes on when it is let."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[list[Place]] = []
-        self.begun, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
-        monkeypatch.setattr(read_ahead, "_populate", self)
+class Told:
+    """In place of _advise: notes what is asked for and what is mapped; mapping waits until it is let."""
 
-    def __call__(self, places: Iterable[Place]) -> None:
-        self.seen.append(list(places))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, let: int = 10**6) -> None:
+        self.asked: list[Place] = []
+        self.mapped: list[Place] = []
+        self.begun, self.let = threading.Semaphore(0), threading.Semaphore(let)
+        monkeypatch.setattr(read_ahead, "_advise", self)
+
+    def __call__(self, place: Place, advice: int) -> None:
+        if advice == ASK:
+            self.asked.append(place)
+            return
+        assert advice == MAP
+        self.mapped.append(place)
         self.begun.release()
-        assert self.go_on.acquire(timeout=WAIT_S)
+        assert self.let.acquire(timeout=WAIT_S)
+
+    def wait(self, chunks: int) -> None:
+        for _ in range(chunks):
+            assert self.begun.acquire(timeout=WAIT_S)
+        assert not self.begun.acquire(timeout=0.05), "it goes no further"
+
+
+def weights(count: int, chunks: int = 1) -> dict[str, list[Place]]:
+    """So many weights of so many chunks each, at addresses that are their numbers."""
+    size = chunks * CHUNK_BYTES
+    return {str(index): [(index * size, size)] for index in range(count)}
+
+
+def numbers(places: list[Place]) -> list[int]:
+    assert all(nbytes == CHUNK_BYTES for _, nbytes in places)
+    return [address // CHUNK_BYTES for address, _ in places]
 
 
 def resident_bytes(address: int) -> int:
@@ -42,68 +65,117 @@ def resident_bytes(address: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_wanted_places_are_mapped_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_mapped_before_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, pages = tmp_path / "file", 64
     path.write_bytes(bytes(pages * mmap.PAGESIZE))
-    populate, done = read_ahead._populate, threading.Event()
+    advise, done = read_ahead._advise, threading.Semaphore(0)
 
-    def noted(places: list[Place]) -> None:
-        populate(places)
-        done.set()
+    def noted(place: Place, advice: int) -> None:
+        advise(place, advice)
+        if advice == MAP:
+            done.release()
 
-    monkeypatch.setattr(read_ahead, "_populate", noted)
+    monkeypatch.setattr(read_ahead, "_advise", noted)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
         mapping.madvise(mmap.MADV_RANDOM)  # or a fault brings its neighbours
         with warnings.catch_warnings(action="ignore"):
             address = torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()
         libc = ctypes.CDLL(None)
-        if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), read_ahead._MADV_POPULATE_READ) != 0:
+        if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), MAP) != 0:
             pytest.skip("before Linux 5.14")
         before = resident_bytes(address)
         assert before < 32 * mmap.PAGESIZE
-        reader = ReadAhead()
-        reader.want([(address + 10, 30), (address + 32 * mmap.PAGESIZE - 1, 32 * mmap.PAGESIZE + 1)])
-        assert done.wait(WAIT_S)
+        reader = ReadAhead({"a": [(address, 10)], "b": [(address + 32 * mmap.PAGESIZE - 1, 32 * mmap.PAGESIZE + 1)]})
+        reader.reach("a")
+        assert done.acquire(timeout=WAIT_S) and done.acquire(timeout=WAIT_S)
         reader.remove()
         assert resident_bytes(address) >= 33 * mmap.PAGESIZE
 
 
 def test_places_that_are_no_memory_harm_nobody() -> None:
-    read_ahead._populate([(0, mmap.PAGESIZE), (2**46, 1)])
+    for place in ((0, mmap.PAGESIZE), (2**46, 1)):
+        read_ahead._advise(place, ASK)
+        read_ahead._advise(place, MAP)
 
 
-def test_a_request_that_has_not_begun_gives_way_to_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, reader = Slow(monkeypatch), ReadAhead()
-    reader.want([(1, 1)])
-    assert slow.begun.acquire(timeout=WAIT_S)
-    for place in (2, 3, 4):
-        reader.want([(place, 1)])
-    slow.go_on.release()
-    assert slow.begun.acquire(timeout=WAIT_S)
-    assert slow.seen == [[(1, 1)], [(4, 1)]]
-    slow.go_on.release()
+def test_it_keeps_its_distance_in_the_order_of_use_and_begins_again_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 4 * AHEAD
+    told, reader = Told(monkeypatch), ReadAhead(weights(count))
+    reader.reach("0")
+    told.wait(1 + AHEAD)
+    assert numbers(told.mapped) == list(range(1 + AHEAD))
+    for index in range(1, 2 * count):
+        reader.reach(str(index % count))
+        assert told.begun.acquire(timeout=WAIT_S)
+    told.wait(0)
     reader.remove()
-    assert slow.seen[2:] == []
+    assert numbers(told.mapped) == [index % count for index in range(2 * count + AHEAD)]
+    assert sum(nbytes for _, nbytes in told.asked) == sum(nbytes for _, nbytes in told.mapped)
+    assert {nbytes for _, nbytes in told.asked} == {REQUEST_BYTES}
 
 
-def test_removal_ends_the_thread_though_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, reader = Slow(monkeypatch), ReadAhead()
-    reader.want([(1, 1)])
-    assert slow.begun.acquire(timeout=WAIT_S)
-    for place in range(100):
-        reader.want([(place, 1)])
+def test_a_large_weight_is_read_as_far_as_the_distance_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = AHEAD + 3
+    told, reader = Told(monkeypatch), ReadAhead(weights(4, large))
+    reader.reach("0")
+    told.wait(large + AHEAD)
+    reader.reach("1")
+    told.wait(large)
+    reader.remove()
+    assert numbers(told.mapped) == list(range(2 * large + AHEAD))
+
+
+def test_going_back_for_the_second_sample_reads_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reader = Told(monkeypatch), ReadAhead(weights(8 * AHEAD))
+    for index, more in ((0, 1 + AHEAD), (1, 1), (2, 1), (3, 1)):
+        reader.reach(str(index))
+        told.wait(more)
+    for index in (0, 1, 2, 3):
+        reader.reach(str(index))
+    told.wait(0)
+    reader.reach("4")
+    told.wait(1)
+    reader.remove()
+    assert numbers(told.mapped) == list(range(5 + AHEAD))
+
+
+def test_one_that_fell_behind_goes_on_from_where_the_kernels_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reader = Told(monkeypatch, let=0), ReadAhead(weights(8 * AHEAD))
+    reader.reach("0")
+    assert told.begun.acquire(timeout=WAIT_S)
+    reader.reach(str(3 * AHEAD))
+    told.let.release(10**6)
+    told.wait(1 + AHEAD)
+    reader.remove()
+    assert numbers(told.mapped) == [0, *range(3 * AHEAD, 4 * AHEAD + 1)]
+
+
+def test_few_weights_are_read_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reader = Told(monkeypatch), ReadAhead(weights(2))
+    reader.reach("0")
+    told.wait(2)
+    reader.reach("1")
+    told.wait(1)
+    reader.remove()
+    assert numbers(told.mapped) == [0, 1, 0]
+
+
+def test_removal_ends_the_thread_though_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reader = Told(monkeypatch, let=0), ReadAhead(weights(8 * AHEAD))
+    reader.reach("0")
+    assert told.begun.acquire(timeout=WAIT_S)
     remover = threading.Thread(target=reader.remove)
     remover.start()
-    while reader._wanted.qsize() < 101:  # until the end has been asked for
+    while reader._reached.empty():  # until the end has been asked for
         assert remover.is_alive()
-    slow.go_on.release()
+    told.let.release(10**6)
     remover.join(WAIT_S)
     assert not remover.is_alive() and not reader._thread.is_alive()
-    assert slow.seen == [[(1, 1)]], "what waited is forgotten, and what had begun was waited for"
+    assert numbers(told.mapped) == [0], "what had begun was waited for, and the rest left"
 
 
 def test_one_that_was_never_asked_ends_too() -> None:
-    reader = ReadAhead()
+    reader = ReadAhead(weights(1))
     assert reader._thread.daemon, "it never keeps a worker from its end"
     reader.remove()
     assert not reader._thread.is_alive()

@@ -13,7 +13,7 @@ from torch import nn
 from sdcli.components.attention import BoundedAttention
 from sdcli.components.denoiser import Denoiser
 from sdcli.components.frugal import make_frugal
-from sdcli.components.unet import is_plain, predict
+from sdcli.components.unet import is_plain, pieces, predict
 from sdcli.components.weights import Lent
 from sdcli.devices.cpu import CpuDevice
 from tests.components.common import built, inputs
@@ -95,6 +95,25 @@ def test_pieces_and_blocks_are_told_of_in_order() -> None:
     predict(ready(built()), latents, timestep, context, told.append)
     piece, block = ["piece"], ["block"]  # one level with transformers and one without, each way
     assert told == piece * 2 + block + piece + block + piece + block + piece * 2 + block + piece * 4 + block
+
+
+@pytest.mark.parametrize("kind", ["tiny", "three levels"])
+@torch.no_grad()
+def test_pieces_are_in_the_order_of_use_with_the_size_of_their_maps(kind: str) -> None:
+    unet = ready(built(**MODELS[kind]))
+    levels, ran = pieces(unet), []
+    for name in levels:
+        module = unet.get_submodule(name)
+        module.register_forward_hook(lambda _, given, output, name=name: ran.append((name, given[0], output)))
+    given = inputs(1, 16, 16)
+    predicted(unet, *given)
+    assert [name for name, _, _ in ran] == list(levels)
+    for name, before, output in ran[1:]:
+        after = output if isinstance(output, torch.Tensor) else output[0]
+        sides = {states.shape[-1] for states in (before, after) if isinstance(states, torch.Tensor)}
+        assert 16 >> levels[name] in sides, name
+    lent = {name for name, _ in unet.named_parameters() if len(_.shape) > 1}
+    assert all(name.startswith(("conv_", "time_", *levels)) for name in lent)
 
 
 class Alive:

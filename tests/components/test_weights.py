@@ -109,7 +109,7 @@ def test_resident_matrices_never_take_more_than_allowed(
 
     def noted(self: Lent, packing: Packing, weights: list[torch.Tensor], read_bytes: int = 0) -> None:
         packed_bytes.append(sum(weight.numel() for weight in weights) * dtype.itemsize)
-        compute_with(self, packing, weights, read_bytes)
+        compute_with(self, packing, weights)
 
     monkeypatch.setattr(Lent, "compute_with", noted)
     unet, component = empty_unet(open_model("m", tiny).unet)
@@ -356,7 +356,7 @@ begun, found = anonymous(), {}
 ways = {"cast": {}, "resident": {"resident_bytes": 2**40}, "packed": {"packed": True}}
 ways["packed, resident"] = {"packed": True, "resident_bytes": 2**40}
 if can_map():
-    with packer(module, component, device, torch.bfloat16) as (names, pack):
+    with packer(module, component, device, torch.bfloat16, {}) as (names, pack):
         copy = make_copy(path.parent / "bf16-key", names, pack)
     del pack
     ways["prepared"] = {"packed": True, "prepared": copy}

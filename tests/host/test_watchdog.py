@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -210,6 +211,16 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("room", "period"), [(500, 10), (64, 8), (40, 5), (8, 3), (0, 3)])
+def test_it_looks_the_more_often_the_nearer_the_ceiling_is(
+    monkeypatch: pytest.MonkeyPatch, room: int, period: float
+) -> None:
+    monkeypatch.setattr(TreeMeter, "footprint_bytes", lambda self: 1000 * MIB)
+    dog = Watchdog(os.getpid(), os.getpid(), (1000 + room) * MIB, lambda _: None)
+    assert dog._look() * 1000 == pytest.approx(period, abs=0.2)
+    assert dog.crossing is None
 
 
 @pytest.mark.parametrize("limit_bytes", [None, 2**50])

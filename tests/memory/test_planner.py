@@ -246,4 +246,3 @@ def test_embedding_tables_stay_mapped_and_vectors_are_always_there(model: Model)
     assert 49408 * 768 * 4 not in weights.matrices and len(weights.matrices) == 72
     assert weights.vectors_bytes == 4 * (48 * 768 + 12 * 3072 + 12 * 768)
     assert weights_of(model.text_encoder, "bf16").matrices_bytes * 2 == weights.matrices_bytes
-    assert weights.streamed(0) == list(weights.matrices) and weights.streamed(weights.matrices_bytes) == []
