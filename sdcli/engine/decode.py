@@ -29,6 +29,7 @@ def decode(
                 yield _picture(image, seed, pixels)
             else:
                 again.append((image, seed))
+            device.between_blocks()
     if again:
         yield Notice("the decode was not finite: done again in fp32")
         with borrow_decoder(model.vae, device, torch.float32, keep_maps=False) as run:

@@ -52,6 +52,7 @@ def denoise(
             latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
             require_finite(latents, stage.name, "the weights are damaged, or try --dtype fp32")
             finished.append(latents)
+            device.between_blocks()  # each picture begins with what the first one began with
     yield stage.ended()
     return finished
 

@@ -9,29 +9,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from sdcli.domain import DTYPE_BYTES, DtypeName, GiveBack, Plan, Request, StageName, StageNeed
 from sdcli.models.folder import Component, Model
 from sdcli.units import MIB
 
-DENOISE_FIXED_BYTES: dict[GiveBack, int] = {"stage": 46 * MIB, "block": 62 * MIB, "piece": 46 * MIB}
-"""What a denoise step takes besides tensors: oneDNN's compiled kernels and scratch, and the heap's gaps."""
+Curve = tuple[tuple[float, float], ...]
+"""Points (size, bytes taken), both in MiB: straight lines between them, and on beyond the last."""
 
-DENOISE_TENSORS: dict[GiveBack, tuple[int, int]] = {"stage": (34, 17), "block": (13, 9), "piece": (12, 5)}
-"""Peak activations as a multiple of the first level's tensor (base channels x latents), once and for each sample.
+DENOISE_CURVES: dict[GiveBack, Curve] = {
+    "stage": ((0, 58), (10, 608)),
+    "block": ((0, 55), (0.625, 79), (1.5, 116), (6, 247), (10, 321)),
+    "piece": ((0, 46), (2.5, 100), (10, 220)),
+}
+"""What a step of two samples takes besides weights, over the first level's tensor (base channels x latents) of one.
 
-With the heap's gaps: the rarer freed memory goes back, the more there are.
+Maps, oneDNN's compiled kernels and scratch, and the heap's gaps: the rarer freed memory goes back, the more there are.
+Allocations of 32 MiB and more leave none, so the curves become flatter.
 """
+
+ONE_SAMPLE = 0.75
+"""One sample at a time is as two of so much the size."""
 
 TOKENIZER_BYTES = 24 * MIB
 """CLIP's vocabulary and merges in memory."""
 
-ENCODER_KERNELS_BYTES, DECODER_KERNELS_BYTES = 14 * MIB, 64 * MIB
-"""What the autoencoder takes besides weights and whole maps: bands, oneDNN's kernels and scratch, the heap's gaps. The
-decoder finds there what the denoiser has left behind, 50 MiB."""
+ENCODER_KERNELS_BYTES = 14 * MIB
+"""What the encoder takes besides weights and whole maps: bands, oneDNN's kernels and scratch, the heap's gaps."""
 
-DECODER_GAPS = 25
-"""Channels of the picture's own size that the gaps come to besides."""
+DECODER_CURVE: Curve = ((0, 33), (0.28, 71), (1, 89), (2, 89))
+"""The same of the decoder, over one channel of the picture's own size. It finds there what the denoiser left behind."""
 
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 """Its attention's scratch, the same in every plan."""
@@ -58,6 +66,11 @@ class Weights:
     def matrices_bytes(self) -> int:
         """All matrices."""
         return sum(self.matrices)
+
+    @property
+    def largest_bytes(self) -> int:
+        """The largest matrix, 0 if there is none."""
+        return max(self.matrices, default=0)
 
 
 @lru_cache(maxsize=64)
@@ -93,7 +106,7 @@ def _encode_prompt(model: Model, request: Request, dtype: DtypeName) -> int:
     tokens = 2 * config.get("max_position_embeddings", 77) * prompt_chunks(request)
     channels = 3 * config.get("intermediate_size", 3072) + 8 * config.get("hidden_size", 768)
     activations = tokens * channels * DTYPE_BYTES[dtype]
-    return TOKENIZER_BYTES + weights.vectors_bytes + max(weights.matrices, default=0) + activations
+    return TOKENIZER_BYTES + weights.vectors_bytes + weights.largest_bytes + activations
 
 
 def prompt_chunks(request: Request) -> int:
@@ -105,20 +118,31 @@ def prompt_chunks(request: Request) -> int:
 def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
     """Bytes of the denoise stage over the baseline."""
     weights = weights_of(model.unet, dtype)
-    resident, largest = min(plan.resident_bytes, weights.matrices_bytes), max(weights.matrices, default=0)
-    # the model's own weights are there twice while they are used, cast and as the kernel lays them out; a prepared
-    # copy costs nothing when it is used, and as much and itself when it is made, as resident weights do
-    streaming = 0 if plan.prepared or resident == weights.matrices_bytes else 2 * largest
-    computing = _denoise_activations(model, request, plan, dtype) + streaming
-    return weights.vectors_bytes + max(resident + computing, 3 * largest)
+    resident = min(plan.resident_bytes, weights.matrices_bytes)
+    # making a prepared copy, or laying out what stays, has the largest weight there twice
+    return max(resident + step_bytes(model, request, plan, dtype), weights.vectors_bytes + 2 * weights.largest_bytes)
+
+
+def step_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+    """Bytes that a denoise step takes over the baseline and resident weights."""
+    weights = weights_of(model.unet, dtype)
+    # the model's own weights are there twice while they are used, cast and as the kernel lays them out
+    streaming = 0 if plan.prepared or plan.residency == "resident" else 2 * weights.largest_bytes
+    return weights.vectors_bytes + streaming + _denoise_activations(model, request, plan, dtype)
 
 
 def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
     """And whatever else a step takes besides weights."""
-    samples = 2 if request.guided and plan.guidance == "batched" else 1
-    once, each = DENOISE_TENSORS[plan.give_back]
-    tensors = (once + samples * each) * first_tensor_bytes(model, request, dtype)
-    return DENOISE_FIXED_BYTES[plan.give_back] + plan.attention_scratch_bytes + tensors
+    share = 1.0 if request.guided and plan.guidance == "batched" else ONE_SAMPLE
+    tensor = first_tensor_bytes(model, request, dtype)
+    return plan.attention_scratch_bytes + along(DENOISE_CURVES[plan.give_back], share * tensor)
+
+
+def along(curve: Curve, size_bytes: float) -> int:
+    """Bytes that the curve has for this size."""
+    size = size_bytes / MIB
+    (left, low), (right, high) = next((pair for pair in pairwise(curve) if size <= pair[1][0]), curve[-2:])
+    return int((low + (high - low) * (size - left) / (right - left)) * MIB)
 
 
 def first_tensor_bytes(model: Model, request: Request, dtype: DtypeName) -> int:
@@ -139,10 +163,10 @@ def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, h
     attention = AUTOENCODER_SCRATCH_BYTES + 6 * widths[-1] * smallest * item
     row = max(widths[:2]) * request.width * item
     wide = BAND_TENSORS * max(0, BAND_ROWS * row - BAND_BYTES)
-    lent = weights.vectors_bytes + 3 * max(weights.matrices, default=0)  # two convolutions, and one being cast
+    lent = weights.vectors_bytes + 3 * weights.largest_bytes  # two convolutions, and one being cast
     kernels = ENCODER_KERNELS_BYTES
     if half == "decoder.":
-        kernels = DECODER_KERNELS_BYTES + DECODER_GAPS * pixels * item
+        kernels = along(DECODER_CURVE, pixels * item)
     return kernels + lent + max(attention, int(maps * pixels) * item + picture + wide)
 
 

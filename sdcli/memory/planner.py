@@ -8,7 +8,7 @@ from itertools import product
 
 from sdcli.domain import DtypeName, GiveBack, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
-from sdcli.memory.footprint import denoise_bytes, first_tensor_bytes, stage_needs, weights_of
+from sdcli.memory.footprint import first_tensor_bytes, stage_needs, step_bytes, weights_of
 from sdcli.memory.speed import TYPICAL_SPEED, Speed, step_seconds
 from sdcli.models.folder import Model
 from sdcli.units import MIB, format_limit, format_size
@@ -122,7 +122,7 @@ def _candidates(
         if limit_bytes is None:
             continue
         streamed = replace(tactic, prepared=means.prepared)
-        room = limit_bytes - MARGIN_BYTES - baseline_bytes - denoise_bytes(model, request, streamed, dtype)
+        room = limit_bytes - MARGIN_BYTES - baseline_bytes - step_bytes(model, request, streamed, dtype)
         share = min(room, everything)
         if share > 0:
             reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
