@@ -21,10 +21,6 @@ Place = tuple[int, int]
 
 _MADV_WILLNEED, _MADV_POPULATE_READ = 3, 22
 
-
-AHEAD_BYTES = 16 * MIB
-"""Read ahead of the weight in use."""
-
 CHUNK_BYTES = 4 * MIB
 """Read at a time, so that a large weight does not count as ahead before it is its turn."""
 
@@ -33,10 +29,11 @@ REQUEST_BYTES = 512 * KIB
 
 
 class ReadAhead:
-    """Reads weights in the order of use, over and over, at AHEAD_BYTES' distance before the one in use."""
+    """Reads weights in the order of use, over and over, so many bytes before the one in use."""
 
-    def __init__(self, places: Mapping[str, list[Place]]) -> None:
+    def __init__(self, places: Mapping[str, list[Place]], ahead_bytes: int) -> None:
         """Where each weight lies, in the order of use."""
+        self._ahead = ahead_bytes // CHUNK_BYTES
         self._chunks: list[Place] = []
         self._weights: dict[str, tuple[int, int]] = {}
         for name, some in places.items():
@@ -63,7 +60,7 @@ class ReadAhead:
             first, after = self._weights[name]
             on = (first - at) % count
             at += on if on <= count // 2 else on - count  # a transformer goes back for the second sample
-            end = at + min(after - first + AHEAD_BYTES // CHUNK_BYTES, count)
+            end = at + min(after - first + self._ahead, count)
             asked, mapped = max(asked, at), max(mapped, at)
             for chunk in range(asked, end):
                 for part in _cut(self._chunks[chunk % count], REQUEST_BYTES):

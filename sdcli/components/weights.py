@@ -148,7 +148,7 @@ class Lent:
     def read_ahead(self, places: dict[str, list[Place]]) -> None:
         """Have what streams brought into the page cache a little before it is used: names in the order of use."""
         if places:
-            self._reader = ReadAhead(places)
+            self._reader = ReadAhead(places, self._device.ahead_bytes)
 
     def return_all(self) -> None:
         """End the loan."""

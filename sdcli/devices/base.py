@@ -8,8 +8,12 @@ from typing import Protocol
 import torch
 
 from sdcli.domain import DeviceName
+from sdcli.units import MIB
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+AHEAD_BYTES = 48 * MIB
+"""Of streamed weights to read before they are needed."""
 
 
 class Device(Protocol):
@@ -19,6 +23,8 @@ class Device(Protocol):
     torch_device: torch.device
     memory_format: torch.memory_format
     """Layout of activations that the device's convolutions like best."""
+    ahead_bytes: int
+    """How far ahead of the kernels streamed weights are read."""
 
     def describe(self) -> str:
         """The hardware, in words."""

@@ -11,15 +11,19 @@ from contextlib import contextmanager
 
 import torch
 
-from sdcli.devices.base import PooledWeights, WeightStore
+from sdcli.devices.base import AHEAD_BYTES, PooledWeights, WeightStore
 from sdcli.domain import DeviceName
-from sdcli.machine import attends_fused
+from sdcli.machine import attends_fused, container_limit_bytes
 from sdcli.units import KIB, MIB
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 EXACT_BYTES = 64 * KIB
 """From this size on an allocation is a mapping of its own: it costs page faults, and is gone when it is freed."""
+
+CACHE_BYTES, LITTLE_AHEAD_BYTES = 96 * MIB, 16 * MIB
+"""A container's limit counts cached files: with less than this between it and the ceiling, what is read early drives
+out what is needed first."""
 
 REUSE_BYTES = 32 * MIB
 """The largest threshold glibc takes. Below it, freed memory stays in the heap for the next allocation."""
@@ -36,6 +40,7 @@ class CpuDevice:
     name: DeviceName = "cpu"
     torch_device = torch.device("cpu")
     memory_format = torch.channels_last
+    ahead_bytes = AHEAD_BYTES
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
@@ -47,8 +52,11 @@ class CpuDevice:
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
     def prepare(self, limit_bytes: int | None) -> None:
-        """Make the heap exact. The host watches the ceiling."""
+        """Make the heap exact, and see what room a container has for cached files. The host watches the ceiling."""
         self._set_threshold(EXACT_BYTES)
+        container = container_limit_bytes()
+        if container is not None and container - (limit_bytes or container) < CACHE_BYTES:
+            self.ahead_bytes = LITTLE_AHEAD_BYTES
 
     def fused_attention(self, dtype: torch.dtype) -> bool:
         """With Intel's matrix unit, by a fifth of a step's time; without it, chunks into one scratch are faster."""

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from sdcli.devices.base import PooledWeights, WeightStore
+from sdcli.devices.base import AHEAD_BYTES, PooledWeights, WeightStore
 from sdcli.domain import DeviceName
 from sdcli.errors import SdcliError
 from sdcli.machine import gpu_used_bytes
@@ -27,6 +27,7 @@ class CudaDevice:
     name: DeviceName = "cuda"
     torch_device = torch.device("cuda", 0)
     memory_format = torch.channels_last
+    ahead_bytes = AHEAD_BYTES
 
     def __init__(self) -> None:
         self._others_bytes = 0

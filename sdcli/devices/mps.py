@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from sdcli.devices.base import SeparateWeights, WeightStore
+from sdcli.devices.base import AHEAD_BYTES, SeparateWeights, WeightStore
 from sdcli.domain import DeviceName
 from sdcli.errors import SdcliError, echo
 
@@ -41,6 +41,7 @@ class MpsDevice:
     name: DeviceName = "mps"
     torch_device = torch.device("mps")
     memory_format = torch.contiguous_format  # convolutions with channels_last weights are wrong in torch 2.13
+    ahead_bytes = AHEAD_BYTES
 
     def describe(self) -> str:
         """The GPU, in words."""

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from sdcli.components import read_ahead
-from sdcli.components.read_ahead import AHEAD_BYTES, CHUNK_BYTES, REQUEST_BYTES, Place, ReadAhead
+from sdcli.components.read_ahead import CHUNK_BYTES, REQUEST_BYTES, Place, ReadAhead
 
 WAIT_S = 60
 """For what happens at once, or never."""
 
 ASK, MAP = read_ahead._MADV_WILLNEED, read_ahead._MADV_POPULATE_READ
-AHEAD = AHEAD_BYTES // CHUNK_BYTES
+AHEAD = 4
 
 
 class Told:
@@ -85,7 +85,10 @@ def test_weights_are_mapped_before_they_are_needed(tmp_path: Path, monkeypatch: 
             pytest.skip("before Linux 5.14")
         before = resident_bytes(address)
         assert before < 32 * mmap.PAGESIZE
-        reader = ReadAhead({"a": [(address, 10)], "b": [(address + 32 * mmap.PAGESIZE - 1, 32 * mmap.PAGESIZE + 1)]})
+        reader = ReadAhead(
+            {"a": [(address, 10)], "b": [(address + 32 * mmap.PAGESIZE - 1, 32 * mmap.PAGESIZE + 1)]},
+            AHEAD * CHUNK_BYTES,
+        )
         reader.reach("a")
         assert done.acquire(timeout=WAIT_S) and done.acquire(timeout=WAIT_S)
         reader.remove()
@@ -100,7 +103,7 @@ def test_places_that_are_no_memory_harm_nobody() -> None:
 
 def test_it_keeps_its_distance_in_the_order_of_use_and_begins_again_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 4 * AHEAD
-    told, reader = Told(monkeypatch), ReadAhead(weights(count))
+    told, reader = Told(monkeypatch), ReadAhead(weights(count), AHEAD * CHUNK_BYTES)
     reader.reach("0")
     told.wait(1 + AHEAD)
     assert numbers(told.mapped) == list(range(1 + AHEAD))
@@ -116,7 +119,7 @@ def test_it_keeps_its_distance_in_the_order_of_use_and_begins_again_at_the_end(m
 
 def test_a_large_weight_is_read_as_far_as_the_distance_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     large = AHEAD + 3
-    told, reader = Told(monkeypatch), ReadAhead(weights(4, large))
+    told, reader = Told(monkeypatch), ReadAhead(weights(4, large), AHEAD * CHUNK_BYTES)
     reader.reach("0")
     told.wait(large + AHEAD)
     reader.reach("1")
@@ -126,7 +129,7 @@ def test_a_large_weight_is_read_as_far_as_the_distance_goes(monkeypatch: pytest.
 
 
 def test_going_back_for_the_second_sample_reads_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, reader = Told(monkeypatch), ReadAhead(weights(8 * AHEAD))
+    told, reader = Told(monkeypatch), ReadAhead(weights(8 * AHEAD), AHEAD * CHUNK_BYTES)
     for index, more in ((0, 1 + AHEAD), (1, 1), (2, 1), (3, 1)):
         reader.reach(str(index))
         told.wait(more)
@@ -140,7 +143,7 @@ def test_going_back_for_the_second_sample_reads_nothing_again(monkeypatch: pytes
 
 
 def test_one_that_fell_behind_goes_on_from_where_the_kernels_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, reader = Told(monkeypatch, let=0), ReadAhead(weights(8 * AHEAD))
+    told, reader = Told(monkeypatch, let=0), ReadAhead(weights(8 * AHEAD), AHEAD * CHUNK_BYTES)
     reader.reach("0")
     assert told.begun.acquire(timeout=WAIT_S)
     reader.reach(str(3 * AHEAD))
@@ -151,7 +154,7 @@ def test_one_that_fell_behind_goes_on_from_where_the_kernels_are(monkeypatch: py
 
 
 def test_few_weights_are_read_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, reader = Told(monkeypatch), ReadAhead(weights(2))
+    told, reader = Told(monkeypatch), ReadAhead(weights(2), AHEAD * CHUNK_BYTES)
     reader.reach("0")
     told.wait(2)
     reader.reach("1")
@@ -161,7 +164,7 @@ def test_few_weights_are_read_once_a_round(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_removal_ends_the_thread_though_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, reader = Told(monkeypatch, let=0), ReadAhead(weights(8 * AHEAD))
+    told, reader = Told(monkeypatch, let=0), ReadAhead(weights(8 * AHEAD), AHEAD * CHUNK_BYTES)
     reader.reach("0")
     assert told.begun.acquire(timeout=WAIT_S)
     remover = threading.Thread(target=reader.remove)
@@ -175,7 +178,7 @@ def test_removal_ends_the_thread_though_much_waits(monkeypatch: pytest.MonkeyPat
 
 
 def test_one_that_was_never_asked_ends_too() -> None:
-    reader = ReadAhead(weights(1))
+    reader = ReadAhead(weights(1), AHEAD * CHUNK_BYTES)
     assert reader._thread.daemon, "it never keeps a worker from its end"
     reader.remove()
     assert not reader._thread.is_alive()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sdcli.devices import cpu, open_device
-from sdcli.devices.base import PooledWeights, SeparateWeights
+from sdcli.devices.base import AHEAD_BYTES, PooledWeights, SeparateWeights
 from sdcli.devices.cpu import EXACT_BYTES, REUSE_BYTES, CpuDevice
 from sdcli.units import MIB
 
@@ -154,3 +154,16 @@ def test_separate_weights_are_each_an_allocation() -> None:
     one, other = store.take((2, 3)), store.take((4,))
     assert one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
     assert one.untyped_storage().nbytes() == 12 and one.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("container", "limit", "little"),
+    [(None, None, False), (None, 600, False), (700, 600, False), (640, 600, True), (700, None, True), (500, 500, True)],
+)
+def test_in_a_container_without_room_for_files_little_is_read_ahead(
+    monkeypatch: pytest.MonkeyPatch, container: int | None, limit: int | None, little: bool
+) -> None:
+    monkeypatch.setattr(cpu, "container_limit_bytes", lambda: container and container * MIB)
+    device = CpuDevice()
+    device.prepare(limit and limit * MIB)
+    assert device.ahead_bytes == (cpu.LITTLE_AHEAD_BYTES if little else AHEAD_BYTES)
