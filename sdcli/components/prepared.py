@@ -40,7 +40,7 @@ class PreparedCopy:
         self._path = folder / WEIGHTS
         with self._path.open("rb") as file:
             self._mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        self._mapping.madvise(mmap.MADV_SEQUENTIAL)
+        self._mapping.madvise(mmap.MADV_SEQUENTIAL)  # used in turn: what was used longest ago is to go first
         with warnings.catch_warnings(action="ignore"):  # torch would rather have memory that it may write to
             self._address = torch.frombuffer(self._mapping, dtype=torch.uint8).data_ptr()
 

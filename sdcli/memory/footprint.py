@@ -20,7 +20,7 @@ Curve = tuple[tuple[float, float], ...]
 
 DENOISE_CURVES: dict[GiveBack, Curve] = {
     "stage": ((0, 58), (10, 608)),
-    "block": ((0, 55), (0.625, 79), (1.5, 116), (6, 247), (10, 321)),
+    "block": ((0, 55), (0.625, 79), (1.5, 118), (6, 256), (10, 345)),
     "piece": ((0, 46), (2.5, 100), (10, 220)),
 }
 """What a step of two samples takes besides weights, over the first level's tensor (base channels x latents) of one.
