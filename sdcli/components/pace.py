@@ -32,12 +32,13 @@ def operations_a_second(device: Device, dtype: torch.dtype) -> float:
     states = states.contiguous(memory_format=device.memory_format)
     tokens = states.permute(0, 2, 3, 1).reshape(1, TOKENS, CHANNELS)
     heads = tokens.view(1, TOKENS, HEADS, -1).transpose(1, 2)
-    seconds = {
-        "convolution": _seconds(lambda: convolution(states), device) / (2 * 9 * CHANNELS**2 * TOKENS),
-        "linear": _seconds(lambda: linear(tokens), device) / (2 * 4 * CHANNELS**2 * TOKENS),
-        "attention": _seconds(lambda: F.scaled_dot_product_attention(heads, heads, heads), device)
-        / (4 * CHANNELS * TOKENS**2),
-    }
+    with device.repeating():  # as the denoise loop does
+        seconds = {
+            "convolution": _seconds(lambda: convolution(states), device) / (2 * 9 * CHANNELS**2 * TOKENS),
+            "linear": _seconds(lambda: linear(tokens), device) / (2 * 4 * CHANNELS**2 * TOKENS),
+            "attention": _seconds(lambda: F.scaled_dot_product_attention(heads, heads, heads), device)
+            / (4 * CHANNELS * TOKENS**2),
+        }
     return 1 / (OTHER * sum(share * seconds[what] for what, share in SHARES.items()))
 
 
