@@ -127,7 +127,7 @@ def _residual_block(
     given: torch.Tensor | list[torch.Tensor],
     time: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))) (He et al. 2016): (batch, channels, h, w) and (1, channels).
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))) (He et al. 2016): (batch, channels, h, w), one time for all.
 
     A map that comes in a list is given away: it is written over, and goes when it is last used.
     """
