@@ -14,6 +14,7 @@ DeviceName = Literal["cpu", "mps", "cuda"]
 Guidance = Literal["batched", "sequential"]
 Residency = Literal["resident", "partial", "streamed"]
 GiveBack = Literal["stage", "block", "piece"]
+Part = Literal["whole", "latents", "pictures"]
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -65,6 +66,8 @@ class Plan:
     """After what the heap's free pages go back to the system: the sooner, the smaller and slower."""
     prepared: bool = False
     """Whether what streams comes from a prepared copy, which is made if it is not there."""
+    fresh_decode: bool = False
+    """Whether a worker of its own decodes, where nothing is left of what the denoiser had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from sdcli.domain import DeviceName, DtypeName, Plan, Request, StageName
+from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, StageName
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,10 @@ class Synthesize:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Host → worker: draw. The payload is the init image, if any: RGB, height x width x 3 bytes.
+    """Host → worker: draw, all of it or up to the latents or from them on.
 
-    After it come checkpoints to go on from, of the lengths given: the last one of each image begun.
+    The payload is the init image, if any: RGB, height x width x 3 bytes. After it come checkpoints to go on from, of
+    the lengths given: the last one of each image begun. Those of finished latents are what pictures are made from.
     """
 
     request: Request
@@ -48,6 +49,7 @@ class Job:
     payload: bytes = b""
     prepared: str | None = None
     """Folder of the prepared copy of the denoiser, there or to be made."""
+    part: Part = "whole"
 
 
 @dataclass(frozen=True, slots=True)

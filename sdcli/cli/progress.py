@@ -29,7 +29,7 @@ class ProgressLines:
         if self._quiet:
             return
         match message:
-            case Ready():
+            case Ready() if not self._record.stages:  # not of a worker that only decodes
                 self._plan()
             case StageBegan(name):
                 self._redraw(f"{name:<14} ...")

@@ -12,7 +12,7 @@ from sdcli.units import MIB
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-AHEAD_BYTES = 48 * MIB
+AHEAD_BYTES = 32 * MIB
 """Of streamed weights to read before they are needed."""
 
 

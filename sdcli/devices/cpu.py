@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 EXACT_BYTES = 64 * KIB
 """From this size on an allocation is a mapping of its own: it costs page faults, and is gone when it is freed."""
 
-CACHE_BYTES, LITTLE_AHEAD_BYTES = 96 * MIB, 16 * MIB
+CACHE_BYTES, LITTLE_AHEAD_BYTES = 96 * MIB, 8 * MIB
 """A container's limit counts cached files: with less than this between it and the ceiling, what is read early drives
 out what is needed first."""
 

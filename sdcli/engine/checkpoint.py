@@ -28,10 +28,11 @@ class Checkpoint:
 
     @classmethod
     def take(
-        cls, image: int, step: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any
+        cls, image: int, step: int, count: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any
     ) -> Checkpoint:
-        """Look at a run between two steps."""
-        return cls(image, step, latents, generator.get_state(), *scheduler_state(scheduler))
+        """Look at a run after `step` of `count` steps. After the last one nobody asks for the scheduler any more."""
+        history: tuple[Any, Any] = scheduler_state(scheduler) if step < count else ({}, {})
+        return cls(image, step, latents, generator.get_state(), *history)
 
     def restore(self, generator: torch.Generator, scheduler: Any) -> torch.Tensor:
         """Bring generator and scheduler to where they were; returns the latents."""

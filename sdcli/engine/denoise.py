@@ -88,7 +88,7 @@ def _draw(
         output = _guided(denoiser, sample, timestep, context, request.guidance, plan)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
-        checkpoint = Checkpoint.take(image, step + 1, latents, generator, scheduler)
+        checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler)
         yield StepDone(image, step + 1, len(timesteps), seconds, read, checkpoint.to_bytes())
     return latents
 

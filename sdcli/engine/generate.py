@@ -23,14 +23,19 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
     model = open_model(job.model, Path(job.model))
     pixels, resume = _unpack(job)
 
-    context = yield from encode_prompt(request, model, device, dtype)
-    init = None
-    if pixels is not None:
-        init = yield from encode_image(pixels, model, plan, device, dtype)
-    prepared = Path(job.prepared) if job.prepared else None
-    latents = yield from denoise(request, model, plan, context, init, device, dtype, resume, prepared)
-    del context, init, pixels
-    yield from decode(latents, request, model, plan, device, dtype)
+    if job.part == "pictures":
+        latents = [resume[image].latents for image in range(request.count)]
+    else:
+        context = yield from encode_prompt(request, model, device, dtype)
+        init = None
+        if pixels is not None:
+            init = yield from encode_image(pixels, model, plan, device, dtype)
+        prepared = Path(job.prepared) if job.prepared else None
+        latents = yield from denoise(request, model, plan, context, init, device, dtype, resume, prepared)
+        del context, init
+    del pixels, resume
+    if job.part != "latents":
+        yield from decode(latents, request, model, plan, device, dtype)
     yield Finished()
 
 

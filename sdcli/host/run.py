@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdcli import machine
-from sdcli.domain import DeviceName, DtypeName, Request
+from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request
 from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
 from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
 from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
-from sdcli.memory.limit import Ceiling
+from sdcli.memory.limit import Ceiling, kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
-from sdcli.memory.planner import Means, Planned, make_plan
+from sdcli.memory.planner import MARGIN_BYTES, Means, Planned, make_plan
 from sdcli.memory.prepared import place_of_copy, unfinished
-from sdcli.memory.speed import Speed, learned
+from sdcli.memory.speed import learned
 from sdcli.messages import (
     Finished,
     Job,
@@ -109,33 +109,46 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
     """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left."""
     started = time.monotonic()
     limit = task.ceiling.limit_bytes
-    known, means = remembered_baseline(task.device), means_of(task)
+    known = remembered_baseline(task.device)
     place = place_of_copy(task.model, task.device, task.dtype)
     if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
-        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, means)
+        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, means_of(task))
+
+    def plan_job(ready: Ready) -> Job:
+        record.device, record.torch_version = ready.device, ready.torch_version
+        if ready.flops is not None:
+            remember_speed(task.device, task.dtype, replace(means_of(task).speed, flops=ready.flops))
+        record.baseline_bytes = _baseline(task, ready)
+        remember_baseline(task.device, record.baseline_bytes)
+        planned_for = _as_planned(known, record.baseline_bytes)
+        record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, means_of(task))
+        part: Part = "latents" if record.planned.plan.fresh_decode else "whole"
+        return _job(task, record.planned.plan, resume or {}, place, part)
+
     try:
-        with watched_worker(task, record) as (worker, watchdog):
-            for message in _relay(worker, watchdog, record):
-                if isinstance(message, Ready):
-                    record.device, record.torch_version = message.device, message.torch_version
-                    if message.flops is not None:
-                        remember_speed(task.device, task.dtype, replace(means.speed, flops=message.flops))
-                        means = means_of(task)
-                    record.baseline_bytes = _baseline(task, message)
-                    remember_baseline(task.device, record.baseline_bytes)
-                    planned_for = _as_planned(known, record.baseline_bytes)
-                    record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, means)
-                    worker.send(_job(task, record.planned, resume or {}, place))
-                elif isinstance(message, PictureDone):
-                    record.pictures.append((save(message, record), message))
-                show(message, watchdog)
-                if isinstance(message, Finished):
-                    _learn(record, means.speed)
-                    return
+        _work(task, record, plan_job, save, show)
+        plan = record.planned.plan if record.planned else None
+        if plan is not None and plan.fresh_decode:
+            latents = (resume or {}) | record.checkpoints
+            _work(task, record, lambda _: _job(task, plan, latents, place, "pictures"), save, show)
+        _learn(record)
     finally:
         record.total_s = time.monotonic() - started
         if record.worker_pid and place is not None:
             shutil.rmtree(unfinished(place, record.worker_pid), ignore_errors=True)  # of a worker that was stopped
+
+
+def _work(task: Task, record: RunRecord, job_for: Callable[[Ready], Job], save: Save, show: Show) -> None:
+    """Have a worker do one job."""
+    with watched_worker(task, record) as (worker, watchdog):
+        for message in _relay(worker, watchdog, record):
+            if isinstance(message, Ready):
+                worker.send(job_for(message))
+            elif isinstance(message, PictureDone):
+                record.pictures.append((save(message, record), replace(message, payload=b"")))
+            show(message, watchdog)
+            if isinstance(message, Finished):
+                return
 
 
 def means_of(task: Task) -> Means:
@@ -145,6 +158,7 @@ def means_of(task: Task) -> Means:
         prepared=place_of_copy(task.model, task.device, task.dtype) is not None,
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
+        margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
 
 
@@ -196,7 +210,7 @@ def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Me
                 record.stages[-1].load_s = load_s
             case StepDone():
                 watchdog.step = message.step
-                record.steps.append(message)
+                record.steps.append(replace(message, payload=b""))  # of a thousand pictures they would be many
                 record.checkpoints[message.image] = message.payload
             case StageEnded(_, run_s, device_peak_bytes):
                 record.stages[-1].run_s = run_s
@@ -207,11 +221,11 @@ def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Me
     raise worker.end()
 
 
-def _learn(record: RunRecord, speed: Speed) -> None:
+def _learn(record: RunRecord) -> None:
     """Correct the speeds that plans go by. The first step compiles kernels, and tells of them."""
     task, seconds = record.task, [step.seconds for step in record.steps[1:]]
     if record.planned is not None and seconds:
-        took = statistics.median(seconds)
+        took, speed = statistics.median(seconds), means_of(task).speed
         now = learned(speed, task.model, task.request, record.planned.plan, task.dtype, took)
         if now != speed:
             remember_speed(task.device, task.dtype, now)
@@ -231,24 +245,23 @@ def _baseline(task: Task, ready: Ready) -> int:
     )
 
 
-def _job(task: Task, planned: Planned, resume: dict[int, bytes], place: Path | None) -> Job:
+def _job(task: Task, plan: Plan, resume: dict[int, bytes], place: Path | None, part: Part) -> Job:
     blobs = [resume[image] for image in sorted(resume)]
     payload = task.pixels + b"".join(blobs)
-    copy = None if place is None else str(place)
-    return Job(task.request, planned.plan, str(task.model.folder), task.dtype, tuple(map(len, blobs)), payload, copy)
+    copy, folder = None if place is None else str(place), str(task.model.folder)
+    return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part)
 
 
 def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
     """Into the record: the footprint's peaks, or on CUDA the device's beside the host's."""
     peaks, on_cuda = watchdog.peaks, record.task.device == "cuda"
-    record.samples = peaks.samples
-    record.host_peak_bytes = peaks.overall_bytes
+    record.samples += peaks.samples
+    record.host_peak_bytes = max(record.host_peak_bytes, peaks.overall_bytes)
     if not on_cuda:
         for stage in record.stages:
-            stage.peak_bytes = peaks.by_stage.get(stage.name, 0)
-    record.peak_bytes = (
-        max((stage.peak_bytes for stage in record.stages), default=0) if on_cuda else peaks.overall_bytes
-    )
+            stage.peak_bytes = max(stage.peak_bytes, peaks.by_stage.get(stage.name, 0))
+    on_device = max((stage.peak_bytes for stage in record.stages), default=0)
+    record.peak_bytes = on_device if on_cuda else record.host_peak_bytes
 
 
 def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:

@@ -41,6 +41,9 @@ ENCODER_KERNELS_BYTES = 14 * MIB
 DECODER_CURVE: Curve = ((0, 33), (0.28, 71), (1, 89), (2, 89))
 """The same of the decoder, over one channel of the picture's own size. It finds there what the denoiser left behind."""
 
+FRESH_DECODER_CURVE: Curve = ((0, 8), (0.5, 20), (1, 20))
+"""In a worker of its own it finds nothing."""
+
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 """Its attention's scratch, the same in every plan."""
 
@@ -96,8 +99,15 @@ def stage_needs(
     if request.strength is not None:
         needs.append(("encode_image", _autoencoder(model, request, plan, dtype, "encoder.")))
     needs.append(("denoise", denoise_bytes(model, request, plan, dtype)))
-    needs.append(("decode", _autoencoder(model, request, plan, dtype, "decoder.")))
+    decoding = kept_bytes(model, request, 4 if plan.fresh_decode else 2)
+    needs.append(("decode", decoding + _autoencoder(model, request, plan, dtype, "decoder.")))
     return tuple(StageNeed(name, baseline_bytes + extra) for name, extra in needs)
+
+
+def kept_bytes(model: Model, request: Request, times: int) -> int:
+    """All pictures' latents in FP32, so many times: in the worker and in the host's checkpoints, or on their way."""
+    height, width = request.latent_shape
+    return times * request.count * model.latent_channels * height * width * DTYPE_BYTES["fp32"]
 
 
 def _encode_prompt(model: Model, request: Request, dtype: DtypeName) -> int:
@@ -128,7 +138,8 @@ def step_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> 
     weights = weights_of(model.unet, dtype)
     # the model's own weights are there twice while they are used, cast and as the kernel lays them out
     streaming = 0 if plan.prepared or plan.residency == "resident" else 2 * weights.largest_bytes
-    return weights.vectors_bytes + streaming + _denoise_activations(model, request, plan, dtype)
+    kept = kept_bytes(model, request, 2)
+    return weights.vectors_bytes + streaming + kept + _denoise_activations(model, request, plan, dtype)
 
 
 def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
@@ -166,7 +177,7 @@ def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, h
     lent = weights.vectors_bytes + 3 * weights.largest_bytes  # two convolutions, and one being cast
     kernels = ENCODER_KERNELS_BYTES
     if half == "decoder.":
-        kernels = along(DECODER_CURVE, pixels * item)
+        kernels = along(FRESH_DECODER_CURVE if plan.fresh_decode else DECODER_CURVE, pixels * item)
     return kernels + lent + max(attention, int(maps * pixels) * item + picture + wide)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdcli import machine
-from sdcli.units import format_size, parse_size
+from sdcli.units import MIB, format_size, parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,16 @@ class Ceiling:
     limit_bytes: int | None
     reason: str
     warning: str | None = None
+
+
+KERNEL_BYTES = 32 * MIB
+"""A container's limit covers what a footprint has not: page tables, stacks, the pages of files that are in use."""
+
+
+def kernel_share_bytes(limit_bytes: int | None) -> int:
+    """What must stay free under this ceiling, because the container's limit is not far above it."""
+    container = machine.container_limit_bytes()
+    return 0 if container is None or limit_bytes is None else max(0, KERNEL_BYTES - max(0, container - limit_bytes))
 
 
 def decide_ceiling(text: str, device: str) -> Ceiling:

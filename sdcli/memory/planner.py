@@ -9,12 +9,12 @@ from itertools import product
 from sdcli.domain import DtypeName, GiveBack, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
 from sdcli.memory.footprint import first_tensor_bytes, stage_needs, step_bytes, weights_of
-from sdcli.memory.speed import TYPICAL_SPEED, Speed, step_seconds
+from sdcli.memory.speed import TYPICAL_SPEED, Speed, decode_extra_seconds, step_seconds
 from sdcli.models.folder import Model
 from sdcli.units import MIB, format_limit, format_size
 
 MARGIN_BYTES = 16 * MIB
-"""Kept free between the prediction and the ceiling: the heap's gaps vary by as much from run to run."""
+"""Kept free under the ceiling: the heap's gaps vary by as much from run to run."""
 
 SCRATCH_BYTES, SMALL_SCRATCH_BYTES = 16 * MIB, 8 * MIB
 
@@ -30,6 +30,7 @@ VAE_TILE = 2
 
 SMALL_SCRATCH = "a small attention scratch"
 RECOMPUTE = "the autoencoder computes some maps twice rather than keep them"
+FRESH = "a worker of its own decodes, where nothing of the denoiser is left"
 
 GIVE_BACK: dict[GiveBack, str] = {
     "stage": "",
@@ -50,6 +51,8 @@ class Means:
     fused: bool = False
     heap: bool = True
     """Whether giving freed memory back to the system in the midst of a step does anything."""
+    margin_bytes: int = MARGIN_BYTES
+    """Kept free between the prediction and the ceiling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,10 @@ def make_plan(
             continue
         needs = stage_needs(model, request, plan, dtype, baseline_bytes)
         planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, means.speed))
-        if limit_bytes is None or planned.peak_bytes + MARGIN_BYTES <= limit_bytes:
+        if limit_bytes is None or planned.peak_bytes + means.margin_bytes <= limit_bytes:
             fitting.append(planned)
     if fitting:
-        return min(fitting, key=lambda planned: (planned.step_s, planned.plan.vae_tile is not None))
+        return min(fitting, key=lambda one: (one.step_s, decode_extra_seconds(request, one.plan, means.speed)))
     raise WillNotFit(_what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes, means))
 
 
@@ -106,7 +109,7 @@ def smallest_limit_bytes(
     """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
     needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes)
     peak = max(need.peak_bytes for need in needs)
-    return -(-(peak + MARGIN_BYTES) // OFFER_BYTES) * OFFER_BYTES
+    return -(-(peak + means.margin_bytes) // OFFER_BYTES) * OFFER_BYTES
 
 
 def _candidates(
@@ -122,7 +125,7 @@ def _candidates(
         if limit_bytes is None:
             continue
         streamed = replace(tactic, prepared=means.prepared)
-        room = limit_bytes - MARGIN_BYTES - baseline_bytes - step_bytes(model, request, streamed, dtype)
+        room = limit_bytes - means.margin_bytes - baseline_bytes - step_bytes(model, request, streamed, dtype)
         share = min(room, everything)
         if share > 0:
             reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
@@ -141,9 +144,10 @@ def _tactics(request: Request, means: Means) -> Iterator[Plan]:
     scratches = ((0, ""),) if means.fused else ((SCRATCH_BYTES, ""), (SMALL_SCRATCH_BYTES, SMALL_SCRATCH))
     tiles = ((None, ""), (VAE_TILE, RECOMPUTE))
     giving: tuple[GiveBack, ...] = tuple(GIVE_BACK) if means.heap else ("stage",)
-    for (guidance, why), give_back, scratch, tile in product(passes, giving, scratches, tiles):
-        reasons = (why, *filter(None, (scratch[1], GIVE_BACK[give_back], tile[1])))
-        yield Plan("streamed", 0, guidance, scratch[0], tile[0], reasons, give_back)
+    workers = ((False, ""), (True, FRESH)) if means.heap and request.strength != 0 else ((False, ""),)
+    for (guidance, why), give_back, scratch, tile, fresh in product(passes, giving, scratches, tiles, workers):
+        reasons = (why, *filter(None, (scratch[1], GIVE_BACK[give_back], tile[1], fresh[1])))
+        yield Plan("streamed", 0, guidance, scratch[0], tile[0], reasons, give_back, fresh_decode=fresh[0])
 
 
 def _smallest(request: Request, means: Means) -> Plan:
@@ -167,7 +171,7 @@ def _what_would_fit(
     worst = max(needs, key=lambda need: need.peak_bytes)
     at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
     message = (
-        f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + MARGIN_BYTES)}"
+        f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + means.margin_bytes)}"
         f" at {request.width}x{request.height}, the ceiling is {ceiling}; give --mem-limit {format_limit(at_least)}"
     )
     smaller = _largest_that_fits(model, request, dtype, limit_bytes, baseline_bytes, means)

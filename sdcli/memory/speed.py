@@ -28,6 +28,12 @@ TELLING_FLOPS = 2e11
 TELLING_SHARE = 0.25
 """Of a step's time."""
 
+RECOMPUTED_FLOPS = 8e6
+"""A decoder that computes maps twice does so many operations more for each pixel."""
+
+NEW_WORKER_S = 2.5
+"""Until a new worker has imported what it needs."""
+
 _LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)")
 
 
@@ -55,6 +61,12 @@ def step_seconds(model: Model, request: Request, plan: Plan, dtype: DtypeName, s
     """One denoise step."""
     streaming = streamed_bytes(model, request, plan, dtype) / speed.stream_bytes(plan)
     return _work(model, request, plan) / speed.flops + streaming
+
+
+def decode_extra_seconds(request: Request, plan: Plan, speed: Speed) -> float:
+    """What saving memory in the decoder costs a run of all pictures."""
+    recomputed = request.count * request.height * request.width * RECOMPUTED_FLOPS / speed.flops
+    return (recomputed if plan.vae_tile is not None else 0.0) + (NEW_WORKER_S if plan.fresh_decode else 0.0)
 
 
 def _work(model: Model, request: Request, plan: Plan) -> float:

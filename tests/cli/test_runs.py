@@ -62,7 +62,7 @@ def test_the_report_has_the_keys_of_the_contract(report: dict[str, Any]) -> None
     }  # fmt: skip
     assert set(report["plan"]) == {
         "residency", "resident_bytes", "guidance", "attention_scratch_bytes", "vae_tile", "reasons",
-        "give_back", "prepared",
+        "give_back", "prepared", "fresh_decode",
     }  # fmt: skip
     for stage in report["stages"]:
         assert set(stage) == {"name", "load_s", "run_s", "predicted_peak_bytes", "peak_bytes"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 import sys
 import threading
 import warnings
@@ -13,32 +14,35 @@ import pytest
 import torch
 
 from sdcli.components import read_ahead
-from sdcli.components.read_ahead import CHUNK_BYTES, REQUEST_BYTES, Place, ReadAhead
+from sdcli.components.read_ahead import CHUNK_BYTES, Place, ReadAhead
 
 WAIT_S = 60
 """For what happens at once, or never."""
 
-ASK, MAP = read_ahead._MADV_WILLNEED, read_ahead._MADV_POPULATE_READ
+ASK, LARGE, MAP = read_ahead._MADV_WILLNEED, read_ahead._MADV_HUGEPAGE, read_ahead._MADV_POPULATE_READ
 AHEAD = 4
 
 
 class Told:
     """In place of _advise: notes what is asked for and what is mapped; mapping waits until it is let."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, let: int = 10**6) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, let: int = 10**6, maps: bool = True) -> None:
         self.asked: list[Place] = []
+        self.large: list[Place] = []
         self.mapped: list[Place] = []
+        self.maps = maps
         self.begun, self.let = threading.Semaphore(0), threading.Semaphore(let)
         monkeypatch.setattr(read_ahead, "_advise", self)
 
-    def __call__(self, place: Place, advice: int) -> None:
-        if advice == ASK:
-            self.asked.append(place)
-            return
+    def __call__(self, place: Place, advice: int) -> bool:
+        if advice in (ASK, LARGE):
+            (self.asked if advice == ASK else self.large).append(place)
+            return True
         assert advice == MAP
         self.mapped.append(place)
         self.begun.release()
         assert self.let.acquire(timeout=WAIT_S)
+        return self.maps
 
     def wait(self, chunks: int) -> None:
         for _ in range(chunks):
@@ -57,11 +61,15 @@ def numbers(places: list[Place]) -> list[int]:
     return [address // CHUNK_BYTES for address, _ in places]
 
 
-def resident_bytes(address: int) -> int:
-    """How much of the mapping at this address is mapped into this process."""
-    lines = Path("/proc/self/smaps").read_text().splitlines()
-    first = next(n for n, line in enumerate(lines) if line.startswith(f"{address:x}-"))
-    return int(next(line for line in lines[first:] if line.startswith("Rss:")).split()[1]) * 1024
+def resident_bytes(begin: int, nbytes: int) -> int:
+    """How much of this memory is mapped into this process."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-[0-9a-f]+ ", line):
+            inside = begin <= int(found[1], 16) < begin + nbytes
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -70,10 +78,11 @@ def test_weights_are_mapped_before_they_are_needed(tmp_path: Path, monkeypatch: 
     path.write_bytes(bytes(pages * mmap.PAGESIZE))
     advise, done = read_ahead._advise, threading.Semaphore(0)
 
-    def noted(place: Place, advice: int) -> None:
-        advise(place, advice)
+    def noted(place: Place, advice: int) -> bool:
+        taken = advise(place, advice)
         if advice == MAP:
             done.release()
+        return taken
 
     monkeypatch.setattr(read_ahead, "_advise", noted)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
@@ -83,7 +92,7 @@ def test_weights_are_mapped_before_they_are_needed(tmp_path: Path, monkeypatch: 
         libc = ctypes.CDLL(None)
         if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), MAP) != 0:
             pytest.skip("before Linux 5.14")
-        before = resident_bytes(address)
+        before = resident_bytes(address, pages * mmap.PAGESIZE)
         assert before < 32 * mmap.PAGESIZE
         reader = ReadAhead(
             {"a": [(address, 10)], "b": [(address + 32 * mmap.PAGESIZE - 1, 32 * mmap.PAGESIZE + 1)]},
@@ -92,13 +101,13 @@ def test_weights_are_mapped_before_they_are_needed(tmp_path: Path, monkeypatch: 
         reader.reach("a")
         assert done.acquire(timeout=WAIT_S) and done.acquire(timeout=WAIT_S)
         reader.remove()
-        assert resident_bytes(address) >= 33 * mmap.PAGESIZE
+        assert resident_bytes(address, pages * mmap.PAGESIZE) >= 33 * mmap.PAGESIZE
 
 
 def test_places_that_are_no_memory_harm_nobody() -> None:
     for place in ((0, mmap.PAGESIZE), (2**46, 1)):
+        assert not any(read_ahead._advise(place, advice) for advice in (LARGE, MAP))
         read_ahead._advise(place, ASK)
-        read_ahead._advise(place, MAP)
 
 
 def test_it_keeps_its_distance_in_the_order_of_use_and_begins_again_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +122,16 @@ def test_it_keeps_its_distance_in_the_order_of_use_and_begins_again_at_the_end(m
     told.wait(0)
     reader.remove()
     assert numbers(told.mapped) == [index % count for index in range(2 * count + AHEAD)]
-    assert sum(nbytes for _, nbytes in told.asked) == sum(nbytes for _, nbytes in told.mapped)
-    assert {nbytes for _, nbytes in told.asked} == {REQUEST_BYTES}
+    assert told.asked == []
+    assert told.large == [place for some in weights(count).values() for place in some]
+
+
+def test_a_system_that_cannot_map_them_is_asked_to_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reader = Told(monkeypatch, maps=False), ReadAhead(weights(2 * AHEAD), AHEAD * CHUNK_BYTES)
+    reader.reach("0")
+    told.wait(1 + AHEAD)
+    reader.remove()
+    assert told.asked == told.mapped
 
 
 def test_a_large_weight_is_read_as_far_as_the_distance_goes(monkeypatch: pytest.MonkeyPatch) -> None:

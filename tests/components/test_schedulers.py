@@ -86,7 +86,7 @@ def test_a_scheduler_goes_on_from_its_state_as_if_it_had_not_stopped(name: str, 
     states = latents() * scheduler.init_noise_sigma
     for index in range(stop):
         states = step(scheduler, states, index, generator)
-    blob = Checkpoint.take(3, stop, states, generator, scheduler).to_bytes()
+    blob = Checkpoint.take(3, stop, 5, states, generator, scheduler).to_bytes()
     for index in range(stop, len(scheduler.timesteps)):
         states = step(scheduler, states, index, generator)
 
@@ -104,7 +104,7 @@ def test_a_scheduler_goes_on_from_its_state_as_if_it_had_not_stopped(name: str, 
 def test_a_checkpoint_is_the_same_after_a_round_trip(name: str) -> None:
     scheduler, generator = build_scheduler(component(name), 5), torch.Generator().manual_seed(2)
     step(scheduler, latents(), 0, generator)
-    taken = Checkpoint.take(0, 1, latents(), generator, scheduler)
+    taken = Checkpoint.take(0, 1, 2, latents(), generator, scheduler)
     back = Checkpoint.from_bytes(taken.to_bytes())
     assert torch.equal(back.latents, taken.latents) and torch.equal(back.generator, taken.generator)
     assert back.scheduler_plain == taken.scheduler_plain
@@ -133,7 +133,7 @@ def test_a_history_with_gaps_keeps_its_places() -> None:
 def test_a_checkpoint_does_not_change_with_the_run() -> None:
     scheduler, generator = build_scheduler(component("PNDMScheduler"), 5), torch.Generator().manual_seed(2)
     states = step(scheduler, latents(), 0, generator)
-    blob = Checkpoint.take(0, 1, states, generator, scheduler).to_bytes()
+    blob = Checkpoint.take(0, 1, 2, states, generator, scheduler).to_bytes()
     kept = Checkpoint.from_bytes(blob)
     states.zero_()
     step(scheduler, states, 1, generator)

@@ -20,9 +20,10 @@ from sdcli.errors import BY_NAME, BadRequest, CeilingCrossed, Interrupted, Sdcli
 from sdcli.host.baseline import remember_baseline, remembered_baseline
 from sdcli.host.report import report
 from sdcli.host.run import RunRecord, Task, make_synthetic, run_task
-from sdcli.host.watchdog import WARN_BYTES
+from sdcli.host.watchdog import WARN_BYTES, Watchdog
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.meter import TreeMeter
+from sdcli.memory.planner import Planned, make_plan
 from sdcli.messages import Message, PictureDone, StepDone
 from sdcli.models.folder import open_model
 from sdcli.units import MIB
@@ -46,6 +47,17 @@ IN_STEP_1 = (
 PICTURE = 'say(StageEnded("denoise", 1.5))\nsay(PictureDone(0, 11, 64, 64, b"p"))\nsay(Finished())\ntime.sleep(600)\n'
 
 Save = Callable[[PictureDone, RunRecord], str | None]
+
+
+class Saved:
+    """Saves pictures in memory."""
+
+    def __init__(self) -> None:
+        self.pixels: list[bytes] = []
+
+    def __call__(self, picture: PictureDone, record: RunRecord) -> str:
+        self.pixels.append(picture.payload)
+        return "fox.png"
 
 
 @pytest.fixture(autouse=True)
@@ -306,11 +318,52 @@ def test_a_run_that_goes_on_from_a_checkpoint_draws_the_same_picture(tiny: Path)
         if isinstance(message, StepDone):
             steps.append(message)
 
-    whole = run(task(tiny), show=show)
-    halfway = run(task(tiny), resume={0: steps[1].payload})
+    saved = Saved()
+    run(task(tiny), saved, show)
+    halfway = run(task(tiny), saved, resume={0: steps[1].payload})
     assert [step.step for step in steps] == [1, 2, 3, 4] and [step.step for step in halfway.steps] == [3, 4]
-    assert halfway.pictures[0][1].payload == whole.pictures[0][1].payload
-    assert len(whole.pictures[0][1].payload) == 64 * 64 * 3
+    whole, resumed = saved.pixels
+    assert whole == resumed and len(whole) == 64 * 64 * 3
+
+
+def test_what_is_kept_of_a_run_has_no_pixels_and_of_each_picture_one_checkpoint(tiny: Path) -> None:
+    record = run(task(tiny, request=replace(REQUEST, count=2)))
+    assert [picture.payload for _, picture in record.pictures] == [b"", b""]
+    assert {step.payload for step in record.steps} == {b""} and len(record.steps) == 8
+    assert sorted(record.checkpoints) == [0, 1]
+    latents_bytes, generator_bytes = 4 * 8 * 8 * 4, 5056
+    for blob in record.checkpoints.values():
+        assert len(blob) < latents_bytes + generator_bytes + 1024, "of a finished picture the latents, no history"
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_worker_of_its_own_decodes_the_same_pictures(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, strength: float | None
+) -> None:
+    request = replace(REQUEST, count=3, strength=strength)
+    asked = task(tiny, request=request, pixels=b"" if strength is None else bytes(range(256)) * 48)
+    together, apart, pids, shown = Saved(), Saved(), set(), []
+    first: list[StepDone] = []
+    whole = run(asked, together, lambda message: first.append(message) if isinstance(message, StepDone) else None)
+
+    def plan(*arguments: Any) -> Planned:
+        planned = make_plan(*arguments)
+        return replace(planned, plan=replace(planned.plan, fresh_decode=True))
+
+    monkeypatch.setattr("sdcli.host.run.make_plan", plan)
+    record = RunRecord(asked)
+
+    def show(message: Message, watchdog: Watchdog) -> None:
+        shown.append(type(message).__name__)
+        pids.add(record.worker_pid)
+
+    half = next(step for step in first if step.image == 0)
+    run_task(asked, record, apart, show, {0: half.payload})
+    assert apart.pixels == together.pixels and len(apart.pixels) == 3
+    assert len(pids) == 2 and shown.count("Finished") == 2
+    assert [stage.name for stage in record.stages] == [stage.name for stage in whole.stages]
+    assert all(stage.peak_bytes > record.baseline_bytes / 2 and stage.run_s > 0 for stage in record.stages)
+    assert record.peak_bytes >= max(stage.peak_bytes for stage in record.stages)
 
 
 def test_the_real_worker_s_failure_comes_with_its_traceback(tiny: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sdcli import machine
 from sdcli.errors import BadRequest
-from sdcli.memory.limit import Ceiling, decide_ceiling
+from sdcli.memory.limit import KERNEL_BYTES, Ceiling, decide_ceiling, kernel_share_bytes
 from sdcli.units import GIB, MIB
 
 
@@ -90,3 +90,17 @@ def test_m11_on_cuda_the_ceiling_is_the_gpu_s(computer: pytest.MonkeyPatch) -> N
 def test_anything_else_is_wrong_usage(computer: pytest.MonkeyPatch, text: str) -> None:
     with pytest.raises(BadRequest):
         decide_ceiling(text, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("container", "limit", "share"),
+    [
+        (None, GIB, 0), (GIB, None, 0), (GIB, GIB, KERNEL_BYTES), (GIB, GIB - MIB, KERNEL_BYTES - MIB),
+        (GIB, GIB - KERNEL_BYTES, 0), (GIB, MIB, 0), (GIB, 2 * GIB, KERNEL_BYTES),
+    ],
+)  # fmt: skip
+def test_near_a_container_s_limit_room_is_left_for_what_a_footprint_has_not(
+    computer: pytest.MonkeyPatch, container: int | None, limit: int | None, share: int
+) -> None:
+    have(computer, 6 * GIB, container)
+    assert kernel_share_bytes(limit) == share

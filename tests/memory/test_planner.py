@@ -145,8 +145,39 @@ def test_the_words_of_a_plan_are_true(model: Model, request_: Request, dtype: Dt
         assert ("small attention scratch" in words) == (plan.attention_scratch_bytes == SMALL_SCRATCH_BYTES)
         assert ("each level" in words, "each piece" in words) == (plan.give_back == "block", plan.give_back == "piece")
         assert ("maps twice" in words) == (plan.vae_tile is not None)
+        assert ("a worker of its own" in words) == plan.fresh_decode
         assert request_.guided or plan.guidance == "batched"
     assert {"partial", "resident"} <= seen
+
+
+def test_a_worker_of_its_own_decodes_where_the_picture_would_not_fit_else(model: Model) -> None:
+    means = Means(prepared=True, fused=True)
+    limit = least(model, REQUEST, "bf16", means=means)
+    plan = make_plan(model, REQUEST, "bf16", limit, BASELINE, means).plan
+    assert plan.fresh_decode and plan.vae_tile is not None
+    assert not make_plan(model, REQUEST, "bf16", 4 * GIB, BASELINE, means).plan.fresh_decode
+    same = stage_needs(model, REQUEST, replace(plan, fresh_decode=False), "bf16", BASELINE)
+    assert same[:-1] == stage_needs(model, REQUEST, plan, "bf16", BASELINE)[:-1] and same[-1].peak_bytes > limit
+    # nothing is denoised, so there is nothing to leave behind; and elsewhere than on a CPU it is not in the heap
+    for other, way in ((replace(REQUEST, strength=0.0), means), (REQUEST, replace(means, heap=False))):
+        exactly = least(model, other, "bf16", means=way)
+        assert not make_plan(model, other, "bf16", exactly, BASELINE, way).plan.fresh_decode
+
+
+def test_a_larger_margin_is_kept(model: Model) -> None:
+    more = Means(margin_bytes=MARGIN_BYTES + 32 * MIB)
+    assert least(model, REQUEST, "bf16", means=more) == least(model, REQUEST, "bf16") + 32 * MIB
+    offered = smallest_limit_bytes(model, REQUEST, "bf16", BASELINE, more)
+    make_plan(model, REQUEST, "bf16", offered, BASELINE, more)
+
+
+def test_a_thousand_pictures_latents_count(model: Model) -> None:
+    many, latents = replace(REQUEST, count=1000), 4 * 64 * 64 * 4
+    plan = make_plan(model, REQUEST, "bf16", None, BASELINE).plan
+    one, all_of_them = (stage_needs(model, asked, plan, "bf16", BASELINE) for asked in (REQUEST, many))
+    more = {b.name: b.peak_bytes - a.peak_bytes for a, b in zip(one, all_of_them, strict=True)}
+    assert more == {"encode_prompt": 0, "denoise": 2 * 999 * latents, "decode": 2 * 999 * latents}
+    assert make_plan(model, many, "bf16", 1400 * MIB, BASELINE).plan.residency == "partial"
 
 
 def test_without_a_ceiling_everything_stays_and_goes_at_once(model: Model) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from sdcli.domain import Plan, Request
-from sdcli.memory.speed import TYPICAL_SPEED, Speed, learned, step_flops, step_seconds, streamed_bytes
+from sdcli.memory.speed import (
+    TYPICAL_SPEED,
+    Speed,
+    decode_extra_seconds,
+    learned,
+    step_flops,
+    step_seconds,
+    streamed_bytes,
+)
 from sdcli.models.folder import Model, open_model
 
 REQUEST = Request("a red fox", "", 4096, 4096, 20, 7.5, 1, 1)  # so that even a tiny model has much to do
@@ -45,6 +53,22 @@ def test_steps_that_read_for_long_tell_of_the_reading(model: Model) -> None:
         rate = streamed_bytes(model, REQUEST, plan, "fp32") / (9 * computing)
         assert getattr(now, name) == pytest.approx((getattr(TYPICAL_SPEED, name) + rate) / 2)
         assert replace(now, **{name: getattr(TYPICAL_SPEED, name)}) == TYPICAL_SPEED
+
+
+def test_saving_memory_in_the_decoder_costs_time_once_or_for_each_picture() -> None:
+    plain, tiled, fresh, both = (
+        decode_extra_seconds(asked, replace(RESIDENT, vae_tile=tile, fresh_decode=apart), TYPICAL_SPEED)
+        for asked, tile, apart in (
+            (REQUEST, None, False),
+            (REQUEST, 2, False),
+            (REQUEST, None, True),
+            (REQUEST, 2, True),
+        )
+    )
+    assert 0.0 == plain < tiled < both == tiled + fresh
+    many = replace(REQUEST, count=7)
+    assert decode_extra_seconds(many, replace(RESIDENT, vae_tile=2), TYPICAL_SPEED) == pytest.approx(7 * tiled)
+    assert decode_extra_seconds(many, replace(RESIDENT, fresh_decode=True), TYPICAL_SPEED) == fresh
 
 
 def test_small_steps_and_no_time_say_nothing(model: Model) -> None:
