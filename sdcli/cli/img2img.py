@@ -10,21 +10,7 @@ import click
 
 from sdcli.cli import types
 from sdcli.cli.draw import build_request, build_task, draw, find_model
-from sdcli.cli.options import (
-    JOB,
-    LIMIT,
-    MACHINE,
-    OUTPUT,
-    PROMPT,
-    REPORT,
-    STRENGTH_DEFAULT,
-    TALK,
-    Command,
-    model_option,
-    options,
-    require_one_product,
-    require_prompt,
-)
+from sdcli.cli.options import STRENGTH_DEFAULT, Command, drawing_options, require_one_product, require_prompt
 
 INIT = (
     click.option("-i", "--init", type=click.Path(), required=True, help="The picture to edit: PNG, JPEG or WEBP."),
@@ -40,7 +26,7 @@ INIT = (
 
 
 @click.command(cls=Command)
-@options(PROMPT, INIT, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@drawing_options(INIT)
 def command(prompt: str | None, prompt_file: str | None, init: str, strength: float, **chosen: Any) -> None:
     """Edit a picture with words.
 

@@ -1,4 +1,4 @@
-"""The options of txt2img, img2img and bench: one list, in the order in which --help shows them.
+"""The options of txt2img, img2img, plan and bench: one list, in the order in which --help shows them.
 
 Precedence: option, then environment (SDCLI_NAME), then the user's config file, then the profile, then code.
 """
@@ -108,6 +108,11 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
         return function
 
     return decorate
+
+
+def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
+    """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
+    return options(PROMPT, init, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 
 
 class Command(click.Command):

@@ -10,20 +10,7 @@ import click
 
 from sdcli.cli import types
 from sdcli.cli.draw import build_request, build_task, find_model
-from sdcli.cli.options import (
-    JOB,
-    LIMIT,
-    MACHINE,
-    OUTPUT,
-    PROMPT,
-    REPORT,
-    STRENGTH_DEFAULT,
-    TALK,
-    Command,
-    model_option,
-    options,
-    require_prompt,
-)
+from sdcli.cli.options import STRENGTH_DEFAULT, Command, drawing_options, require_prompt
 from sdcli.cli.say import hand_out
 from sdcli.host.forecast import Forecast, forecast, forecast_report
 from sdcli.units import format_pace, format_size
@@ -37,7 +24,7 @@ INIT = (
 
 
 @click.command(cls=Command)
-@options(PROMPT, INIT, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@drawing_options(INIT)
 def command(prompt: str | None, prompt_file: str | None, init: str | None, strength: float, **chosen: Any) -> None:
     """Say whether a picture fits under the ceiling, how, and why; load no weights.
 

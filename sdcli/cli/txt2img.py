@@ -7,24 +7,11 @@ from typing import Any
 import click
 
 from sdcli.cli.draw import build_request, build_task, draw, find_model
-from sdcli.cli.options import (
-    JOB,
-    LIMIT,
-    MACHINE,
-    OUTPUT,
-    PROMPT,
-    REPORT,
-    TALK,
-    Command,
-    model_option,
-    options,
-    require_one_product,
-    require_prompt,
-)
+from sdcli.cli.options import Command, drawing_options, require_one_product, require_prompt
 
 
 @click.command(cls=Command)
-@options(PROMPT, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@drawing_options()
 def command(prompt: str | None, prompt_file: str | None, **chosen: Any) -> None:
     """Draw a picture from words.
 

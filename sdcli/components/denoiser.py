@@ -13,10 +13,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from sdcli.components.attention import BoundedAttention
 from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
+from sdcli.components.lent import Lent
 from sdcli.components.packed import can_map
 from sdcli.components.prepared import PreparedCopy, make_copy
 from sdcli.components.unet import is_plain, pieces, predict
-from sdcli.components.weights import Lent, lend_weights, packer
+from sdcli.components.weights import lend_weights, packer
 from sdcli.devices.base import Device
 from sdcli.domain import GiveBack, Plan
 from sdcli.models.folder import Component

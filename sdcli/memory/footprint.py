@@ -19,9 +19,9 @@ Curve = tuple[tuple[float, float], ...]
 """Points (size, bytes taken), both in MiB: straight lines between them, and on beyond the last."""
 
 DENOISE_CURVES: dict[GiveBack, Curve] = {
-    "stage": ((0, 58), (10, 608)),
-    "block": ((0, 55), (0.625, 79), (1.5, 118), (6, 256), (10, 345)),
-    "piece": ((0, 46), (2.5, 100), (10, 220)),
+    "stage": ((0, 58), (0.625, 94), (2.5, 214), (5.63, 380), (10, 490)),
+    "block": ((0, 55), (0.625, 79), (1.5, 122), (2.4, 137), (3.75, 189), (6, 256), (10, 345)),
+    "piece": ((0, 46), (0.625, 66), (1.4, 94), (2.34, 122), (10, 240)),
 }
 """What a step of two samples takes besides weights, over the first level's tensor (base channels x latents) of one.
 
@@ -29,10 +29,10 @@ Maps, oneDNN's compiled kernels and scratch, and the heap's gaps: the rarer free
 Allocations of 32 MiB and more leave none, so the curves become flatter.
 """
 
-ONE_SAMPLE = 0.75
+ONE_SAMPLE = 0.6
 """One sample at a time is as two of so much the size."""
 
-TOKENIZER_BYTES = 24 * MIB
+TOKENIZER_BYTES = 12 * MIB
 """CLIP's vocabulary and merges in memory."""
 
 ENCODER_KERNELS_BYTES = 14 * MIB
@@ -41,7 +41,7 @@ ENCODER_KERNELS_BYTES = 14 * MIB
 DECODER_CURVE: Curve = ((0, 33), (0.28, 71), (1, 89), (2, 89))
 """The same of the decoder, over one channel of the picture's own size. It finds there what the denoiser left behind."""
 
-FRESH_DECODER_CURVE: Curve = ((0, 8), (0.5, 20), (1, 20))
+FRESH_DECODER_CURVE: Curve = ((0, 8), (0.28, 19), (0.5, 22), (1, 22))
 """In a worker of its own it finds nothing."""
 
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB

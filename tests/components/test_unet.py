@@ -13,8 +13,8 @@ from torch import nn
 from sdcli.components.attention import BoundedAttention
 from sdcli.components.denoiser import Denoiser
 from sdcli.components.frugal import make_frugal
+from sdcli.components.lent import Lent
 from sdcli.components.unet import is_plain, pieces, predict
-from sdcli.components.weights import Lent
 from sdcli.devices.cpu import CpuDevice
 from tests.components.common import built, inputs
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from sdcli.components.autoencoder import borrow_decoder
 from sdcli.components.empty import without_memory
+from sdcli.components.lent import Lent, Packing
 from sdcli.components.text_encoder import borrow_text_encoder
-from sdcli.components.weights import Lent, Packing, lend_weights
+from sdcli.components.weights import lend_weights
 from sdcli.devices.base import PooledWeights
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
