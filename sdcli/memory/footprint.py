@@ -19,7 +19,7 @@ Curve = tuple[tuple[float, float], ...]
 """Points (size, bytes taken), both in MiB: straight lines between them, and on beyond the last."""
 
 DENOISE_CURVES: dict[GiveBack, Curve] = {
-    "stage": ((0, 58), (0.625, 94), (2.5, 214), (5.63, 380), (10, 490)),
+    "stage": ((0, 58), (0.625, 94), (2.5, 214), (5.63, 380), (10, 555)),
     "block": ((0, 55), (0.625, 79), (1.5, 122), (2.4, 137), (3.75, 189), (6, 256), (10, 345)),
     "piece": ((0, 46), (0.625, 66), (1.4, 94), (2.34, 122), (10, 240)),
 }
