@@ -33,9 +33,10 @@ def curve(runs: dict[str, tuple[int, float]]) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.2), dpi=130)
     ours = {name: (peak / MIB, step_s) for name, (peak, step_s) in runs.items() if name not in TITLES}
     axes.plot(*zip(*sorted(ours.values()), strict=True), "o-", color="tab:blue", label="sdcli, by ceiling")
-    for index, (name, at) in enumerate(ours.items()):
-        place = {"xytext": (0, 8) if index % 2 else (0, -16), "ha": "left" if index % 2 else "center"}
-        axes.annotate(name, at, textcoords="offset points", fontsize=8, **place)
+    for name, at in ours.items():
+        above = {"xytext": (0, 6), "rotation": 40, "ha": "left"}
+        below = {"xytext": (0, -28), "rotation": -40, "ha": "left"}
+        axes.annotate(name, at, textcoords="offset points", fontsize=8, **(below if name == "2.8GiB" else above))
     for name in TITLES.keys() & runs.keys():
         at = (runs[name][0] / MIB, runs[name][1])
         axes.plot(*at, "s", color="tab:red")

@@ -25,8 +25,8 @@ PROMPT_TOKENS = 77
 TELLING_FLOPS = 2e11
 """A step of so many operations or more tells how fast the machine is."""
 
-TELLING_SHARE = 0.25
-"""Of a step's time."""
+MOST_BYTES = 32e9
+"""A second, that streaming is ever believed to reach: what seems faster is arithmetic that was faster than thought."""
 
 RECOMPUTED_FLOPS = 8e6
 """A decoder that computes maps twice does so many operations more for each pixel."""
@@ -115,17 +115,17 @@ def _places(name: str, latents: int, levels: int) -> float:
 
 
 def learned(before: Speed, model: Model, request: Request, plan: Plan, dtype: DtypeName, seconds: float) -> Speed:
-    """The speeds after a run whose steps took `seconds`: the one that it tells most of moves half-way to what it was.
+    """The speeds after a run whose steps took `seconds`: the one that it tells of moves half-way to what it was.
 
-    Small models say nothing: their steps go by in other things than arithmetic. Streaming tells of itself where it
-    takes a good part of the time.
+    Small models say nothing: their steps go by in other things than arithmetic. A plan that streams tells of the
+    streaming, which a cold page cache makes ten times slower than a warm one; of arithmetic only if all of it took less
+    than the arithmetic should have.
     """
     work, streaming = _work(model, request, plan), streamed_bytes(model, request, plan, dtype)
     if step_flops(model, request) < TELLING_FLOPS or seconds <= 0:
         return before
     left = seconds - work / before.flops
-    if streaming and left > TELLING_SHARE * seconds:
-        rate = (before.stream_bytes(plan) + streaming / left) / 2
-        return replace(before, prepared_bytes=rate) if plan.prepared else replace(before, cast_bytes=rate)
-    computing = max(seconds - streaming / before.stream_bytes(plan), seconds / 2)
-    return replace(before, flops=(before.flops + work / computing) / 2)
+    if not streaming or left <= 0:
+        return replace(before, flops=(before.flops + work / seconds) / 2)
+    rate = (before.stream_bytes(plan) + min(streaming / left, MOST_BYTES)) / 2
+    return replace(before, prepared_bytes=rate) if plan.prepared else replace(before, cast_bytes=rate)

@@ -9,6 +9,7 @@ import pytest
 
 from sdcli.domain import Plan, Request
 from sdcli.memory.speed import (
+    MOST_BYTES,
     TYPICAL_SPEED,
     Speed,
     decode_extra_seconds,
@@ -69,6 +70,22 @@ def test_saving_memory_in_the_decoder_costs_time_once_or_for_each_picture() -> N
     many = replace(REQUEST, count=7)
     assert decode_extra_seconds(many, replace(RESIDENT, vae_tile=2), TYPICAL_SPEED) == pytest.approx(7 * tiled)
     assert decode_extra_seconds(many, replace(RESIDENT, fresh_decode=True), TYPICAL_SPEED) == fresh
+
+
+def test_a_run_from_a_cold_cache_teaches_nothing_of_the_arithmetic_nor_does_the_warm_one_after_it(model: Model) -> None:
+    warm = step_seconds(model, REQUEST, COPIED, "fp32", TYPICAL_SPEED)
+    slowed = learned(TYPICAL_SPEED, model, REQUEST, COPIED, "fp32", 2 * warm)
+    again = learned(slowed, model, REQUEST, COPIED, "fp32", warm)
+    assert slowed.prepared_bytes < again.prepared_bytes < TYPICAL_SPEED.prepared_bytes
+    assert slowed.flops == again.flops == TYPICAL_SPEED.flops
+
+
+def test_a_streamed_step_faster_than_its_arithmetic_tells_of_that(model: Model) -> None:
+    computing = step_seconds(model, REQUEST, RESIDENT, "fp32", TYPICAL_SPEED)
+    now = learned(TYPICAL_SPEED, model, REQUEST, COPIED, "fp32", computing / 2)
+    assert now == replace(TYPICAL_SPEED, flops=pytest.approx(1.5 * TYPICAL_SPEED.flops))
+    most = learned(TYPICAL_SPEED, model, REQUEST, COPIED, "fp32", computing * (1 + 1e-9))
+    assert most == replace(TYPICAL_SPEED, prepared_bytes=(TYPICAL_SPEED.prepared_bytes + MOST_BYTES) / 2)
 
 
 def test_small_steps_and_no_time_say_nothing(model: Model) -> None:
