@@ -9,7 +9,7 @@ from sdcli.cli.say import is_terminal, say
 from sdcli.host.run import RunRecord
 from sdcli.host.watchdog import Watchdog
 from sdcli.memory.limit import Ceiling
-from sdcli.messages import Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
+from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
 from sdcli.units import format_pace, format_size
 
 BAR_WIDTH = 20
@@ -49,6 +49,8 @@ class ProgressLines:
                 self._stage(name, run_s, watchdog)
             case Notice(what):
                 self._line(f"note: {what}")
+            case Finished() if not self._record.pictures:  # it was the worker that goes before the one that decodes
+                self._redraw(f"{'decode':<14} starting its own worker ...")
 
     def clear(self) -> None:
         """Leave no half-drawn line behind."""

@@ -17,7 +17,7 @@ from sdcli.host.run import RunRecord, StageRecord, Task
 from sdcli.host.watchdog import Peaks, Watchdog
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.planner import Planned
-from sdcli.messages import Message, Notice, PictureDone, Progress, Ready, StageBegan, StageEnded, StepDone
+from sdcli.messages import Finished, Message, Notice, PictureDone, Progress, Ready, StageBegan, StageEnded, StepDone
 from sdcli.units import MIB
 
 REQUEST = Request("a", "", 64, 64, 2, 7.5, 1, 2)
@@ -39,11 +39,13 @@ def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = Fa
     record.planned = Planned(plan, (StageNeed("denoise", 400 * MIB),), 2.34)
     record.device, record.torch_version, record.baseline_bytes = "a CPU", "2.0", 200 * MIB
     show = ProgressLines(record, ceiling, quiet=quiet, verbose=verbose)
+    show(Ready("a CPU", "2.0"), cast(Watchdog, FakeWatchdog()))
     record.stages.append(StageRecord("denoise", load_s=1.0))
-    events: list[Message] = [Ready("a CPU", "2.0"), StageBegan("denoise")]
+    events: list[Message] = [StageBegan("denoise")]
     for image in (0, 1):
         record.steps += [StepDone(image, 1, 2, 0.5, 0), StepDone(image, 2, 2, 0.25, 0)]
-    events += [*record.steps, Notice("something was left out"), StageEnded("denoise", 2.0), PictureDone(0, 1, 64, 64)]
+    events += [*record.steps, Notice("something was left out"), StageEnded("denoise", 2.0)]
+    events += [Finished(), Ready("a CPU", "2.0"), PictureDone(0, 1, 64, 64)]  # a worker of its own decodes
     for event in events:
         show(event, cast(Watchdog, FakeWatchdog()))
     show.clear()
@@ -98,9 +100,11 @@ def test_on_a_terminal_the_bar_moves_within_its_width_and_is_wiped(monkeypatch: 
     show_run(2800 * MIB)
     written = terminal.getvalue()
     assert "\rdenoise        picture 2 of 2  [####################] ste" in written
+    assert "\rdecode         starting its own worker ..." in written
     moving = [part for line in written.split("\n") for part in line.split("\r") if not part.startswith("fits:")]
     assert all(len(part) < 60 for part in moving)
-    assert written.split("\n")[-1].strip("\r ") == ""
+    wiped, end = written.split("\r")[-2:]
+    assert wiped.strip() == end == "" and len(wiped) >= len("decode         starting its own worker ...")
     before, _, rest = written.partition("note: something was left out\n")
     assert before.endswith("\r" + " " * 59 + "\r") and rest
     wide = open_terminal(monkeypatch, columns="200")
