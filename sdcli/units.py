@@ -45,7 +45,8 @@ def format_limit(size_bytes: int) -> str:
 
 
 def format_pace(seconds: float) -> str:
-    """Seconds in two figures, as one can know them beforehand."""
+    """About how many seconds, in two figures, as one can know them beforehand."""
     if seconds < 0.1:
         return "less than 0.1 s"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.2g} s"
+    figures = ".0f" if seconds >= 10 else ".1f" if seconds >= 0.95 else ".2g"
+    return f"about {seconds:{figures}} s"

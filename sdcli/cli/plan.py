@@ -66,6 +66,6 @@ def _table(result: Forecast) -> list[str]:
         f"  {'before anything is loaded':<26} {format_size(result.baseline_bytes):>9}  ({known})",
         *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
         "",
-        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, about {format_pace(planned.step_s)} a step",
+        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {format_pace(planned.step_s)} a step",
         *(f"  {reason}" for reason in plan.reasons),
     ]

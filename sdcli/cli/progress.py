@@ -76,7 +76,7 @@ class ProgressLines:
             for reason in planned.plan.reasons:
                 self._line(f"plan: {reason}")
         under = f" of {format_size(self._ceiling.limit_bytes)}" if self._ceiling.limit_bytes is not None else ""
-        pace = f"about {format_pace(planned.step_s)} a step"
+        pace = f"{format_pace(planned.step_s)} a step"
         peak = format_size(planned.peak_bytes)
         self._line(f"fits: predicted peak {peak}{under}, denoiser {planned.plan.residency}, {pace}")
 
