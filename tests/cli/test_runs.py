@@ -95,7 +95,7 @@ def test_with_json_stdout_is_one_line_and_stderr_is_for_people(reported: Finishe
     assert reported.done.stdout.count(b"\n") == 1
     lines = reported.done.stderr.decode("ascii").splitlines()
     assert "in fp32, 72x64, seed 7" in lines[0]
-    assert lines[1].startswith("fits: predicted peak ") and "denoiser resident, about " in lines[1]
+    assert lines[1].startswith("fits: predicted peak ") and "denoiser resident, less than 0.1 s a step" in lines[1]
     assert [line.split()[0] for line in lines[2:]] == ["encode_prompt", "denoise", "decode", "done"]
     assert b"\r" not in reported.done.stderr and b"\x1b" not in reported.done.stderr
 
