@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -21,7 +22,8 @@ class Arena:
     def __init__(self, size_bytes: int) -> None:
         if sys.platform == "linux":
             self._mapping = mmap.mmap(-1, max(1, size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a kernel that was built without large pages
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
         else:
             self._mapping = mmap.mmap(-1, max(1, size_bytes))
         self._whole = torch.frombuffer(self._mapping, dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
 The worker never compiles, trains, quantizes or talks to other machines, yet importing a UNet class brings
 torch's compiler and distributed packages and every other model of both libraries: 273 MiB of anonymous
-memory and 4.1 s in all, against 156 MiB and 2.4 s this way (torch alone: 143 MiB plainly, 115 so). Modules
+memory and 3.3 s in all, against 157 MiB and 1.6 s this way (torch alone: 143 MiB plainly, 115 so). Modules
 use what is left out only in decorators, base classes and type checks at import; a stand-in whose decorators
 do nothing is enough. Every figure in benchmarks/RESULTS.md.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import weakref
 
@@ -44,6 +45,16 @@ def test_the_memory_lives_as_long_as_its_last_piece() -> None:
     assert mapping() is not None and last.tolist() == [3] * 10
     del last
     assert mapping() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked for on Linux only")
+def test_a_kernel_without_large_pages_gives_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("sdcli.components.arena.mmap.mmap", Small)
+    assert len(Arena(4096).take(4096)) == 4096
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
