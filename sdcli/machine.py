@@ -123,9 +123,18 @@ def attends_fused(device: str, dtype: str) -> bool:
     return device == "cuda" or (device == "cpu" and dtype == "bf16" and cpu_has_amx())
 
 
-def cpu_packs_weights() -> bool:
-    """Whether packed weights are worth a copy on disk: measured on x86 and Linux only."""
-    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+_PACKING_UNITS: dict[DtypeName, tuple[set[str], ...]] = {
+    "fp32": (set(),),
+    "bf16": ({"avx512bw", "avx512vl", "avx512dq"}, {"avx_ne_convert"}),
+    "fp16": ({"avx512_fp16"}, {"avx_ne_convert"}),
+}
+"""Vector units that torch's kernels for packed weights of a type need (its CPU checks, and what their errors say)."""
+
+
+def cpu_packs_weights(dtype: DtypeName) -> bool:
+    """Whether packed weights are worth a copy on disk: measured on x86 and Linux only, and in types it computes in."""
+    measured = sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+    return measured and any(units <= _cpu_flags() for units in _PACKING_UNITS[dtype])
 
 
 def cpu_vector_flags() -> list[str]:

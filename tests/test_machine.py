@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sdcli import machine
-from sdcli.domain import Choice
+from sdcli.domain import Choice, DtypeName
 from sdcli.errors import BadRequest
 from sdcli.units import GIB, MIB
 
@@ -201,6 +201,28 @@ def test_the_type_is_half_precision_wherever_it_is_fast(
 def test_bf16_is_read_from_the_processor_s_flags(files: Files, cpuinfo: str, has: bool) -> None:
     files({"/proc/cpuinfo": cpuinfo})
     assert machine.cpu_has_bf16() is has
+
+
+@pytest.mark.parametrize(
+    ("flags", "types"),
+    [
+        ("avx2 fma", {"fp32"}),
+        ("avx2 avx512bw avx512vl", {"fp32"}),
+        ("avx512bw avx512vl avx512dq", {"fp32", "bf16"}),
+        ("avx512bw avx512vl avx512dq avx512_fp16 amx_bf16", {"fp32", "bf16", "fp16"}),
+        ("avx2 avx_ne_convert", {"fp32", "bf16", "fp16"}),
+    ],
+)
+def test_weights_are_packed_in_the_types_that_the_processor_has_kernels_for(
+    files: Files, monkeypatch: pytest.MonkeyPatch, flags: str, types: set[str]
+) -> None:
+    files({"/proc/cpuinfo": f"flags\t\t: fpu {flags}\n"})
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "platform", "linux")
+    all_types: tuple[DtypeName, ...] = ("fp32", "bf16", "fp16")
+    assert {dtype for dtype in all_types if machine.cpu_packs_weights(dtype)} == types
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not any(map(machine.cpu_packs_weights, all_types))
 
 
 def test_without_any_cpuinfo_there_is_no_bf16_and_some_name(files: Files) -> None:

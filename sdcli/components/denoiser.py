@@ -54,7 +54,7 @@ def prepare_denoiser(component: Component, device: Device, dtype: torch.dtype, f
     with without_memory():
         unet = UNet2DConditionModel(**component.config)
     with packer(unet, component, device, dtype, _pieces(unet)) as (names, pack):
-        return make_copy(folder, names, pack)
+        return make_copy(folder, names, pack) if names else None
 
 
 def _pieces(unet: UNet2DConditionModel) -> dict[str, int]:

@@ -48,7 +48,7 @@ def operations_a_second(device: Device, dtype: torch.dtype) -> float:
 def _run(layer: nn.Module, device: Device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """The layer as the denoiser would run it."""
     layer = layer.to(device.torch_device, dtype)
-    kind = packing_of(layer, device)
+    kind = packing_of(layer, device, dtype)
     if kind is None:
         return layer
     packed = kind.pack(layer, layer.get_parameter("weight").detach())

@@ -134,12 +134,12 @@ def shifted(layer: nn.Conv2d, states: torch.Tensor, shift: torch.Tensor) -> torc
     return output
 
 
-def packing_of(layer: nn.Module, device: Device) -> type[Packed] | None:
-    """How this layer is packed on this device; None if it gains nothing from it, or if torch lacks the operators.
+def packing_of(layer: nn.Module, device: Device, dtype: torch.dtype) -> type[Packed] | None:
+    """How this layer is packed on this device in this type; None if it gains nothing, or if torch cannot do it.
 
     A GEGLU is packed as a whole: the linear layer inside it is its weight and bias only.
     """
-    if device.name != "cpu" or not _has_operators():
+    if device.name != "cpu" or not _has_operators() or not _multiplies(dtype):
         return None
     if isinstance(layer, GEGLU):
         return PackedGate
@@ -159,6 +159,12 @@ def _has_operators() -> bool:
     operators = ("_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise")
     on_x86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere nobody has measured what it gains
     return on_x86 and torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in operators)
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether the library has kernels of this type for this processor: machine.cpu_packs_weights by its own account."""
+    asks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return dtype is torch.float32 or (dtype in asks and bool(getattr(torch.ops.mkldnn, asks[dtype])()))
 
 
 def description(packed: torch.Tensor) -> bytes:
@@ -216,7 +222,7 @@ def moved(packed: torch.Tensor, arena: Arena) -> torch.Tensor:
 
 @functools.cache
 def can_map() -> bool:
-    """Whether packed weights may lie in a mapped file here: tried with a small one."""
+    """Whether packed weights may lie in a mapped file here: tried with a small one, in the type that all have."""
     if not (sys.platform == "linux" and _has_operators()):
         return False
     try:

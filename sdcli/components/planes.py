@@ -94,7 +94,7 @@ def _across(layer: nn.Conv2d, device: Device, dtype: torch.dtype) -> Callable[[t
     """The layer without its padding above and below."""
     weight = layer.weight.to(device.torch_device, dtype)
     padding = (0, int(layer.padding[1]))
-    if packing_of(layer, device) is PackedConvolution:
+    if packing_of(layer, device, dtype) is PackedConvolution:
         packed = PackedConvolution.pack(layer, weight, padding)
         return PackedConvolution(layer, lambda: packed, padding)
     weight = weight.contiguous(memory_format=device.memory_format)

@@ -67,7 +67,7 @@ def lend_weights(
             stored = {name: mapped.tensor(name).view(shape) for name, shape in shapes.items()}
             tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
             streamed = _streamed({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes, pieces)
-            packings = packings_of(module, shapes, device) if packed else {}
+            packings = packings_of(module, shapes, device, dtype) if packed else {}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
             kept = sorted(set(shapes) - {*tables, *streamed, *packings}, key=mapped.place)
@@ -90,14 +90,14 @@ def lend_weights(
         device.release()
 
 
-def packings_of(module: nn.Module, names: Iterable[str], device: Device) -> dict[str, Packing]:
+def packings_of(module: nn.Module, names: Iterable[str], device: Device, dtype: torch.dtype) -> dict[str, Packing]:
     """Which of the weights are packed, and for which layers."""
     layers, packings = dict(module.named_modules()), {}
     for name in names:
         home, _, leaf = name.rpartition(".")
         around = layers[home.rpartition(".")[0]]
         layer = around if isinstance(around, GEGLU) else layers[home]
-        kind = packing_of(layer, device) if leaf == "weight" else None
+        kind = packing_of(layer, device, dtype) if leaf == "weight" else None
         if kind is not None:
             packings[name] = layer, kind
     return packings
@@ -110,7 +110,7 @@ def packer(
     """The names of the weights that are packed for `module`, in the order of use, and what packs one of them."""
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     require_match(component, shapes, ("",))
-    packings, lent = packings_of(module, shapes, device), Lent(device, dtype)
+    packings, lent = packings_of(module, shapes, device, dtype), Lent(device, dtype)
     with Mapped(component) as mapped:
 
         def pack(name: str) -> list[torch.Tensor]:

@@ -30,7 +30,7 @@ _IN_MEMORY = {"tmpfs", "ramfs"}
 
 def place_of_copy(model: Model, device: DeviceName, dtype: DtypeName) -> Path | None:
     """The folder of the copy for this machine, there or still to be made; None where there can be none."""
-    if device != "cpu" or not machine.cpu_packs_weights():
+    if device != "cpu" or not machine.cpu_packs_weights(dtype):
         return None
     try:
         return _place(model, dtype)

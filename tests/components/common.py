@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 
-from sdcli.components.packed import Packed, can_map
+from sdcli.components.packed import Packed, can_map, packing_of
+from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import Plan
 from sdcli.models.folder import Component
 from tests.support import RESIDENT, STREAMED
@@ -20,6 +22,11 @@ WAYS: list[tuple[Plan, bool]] = [(plan, copied) for copied in (False, True)[: 1 
 """How the denoiser's weights may be lent here: a plan, and whether there is a prepared copy."""
 
 DTYPES = [torch.float32, torch.bfloat16]
+PACKED_DTYPES = [dtype for dtype in DTYPES if packing_of(nn.Linear(1, 1), CpuDevice(), dtype)]
+"""Those that layers are packed in on this processor; older ones have no kernels for bf16."""
+
+NARROW = PACKED_DTYPES[-1] if PACKED_DTYPES else torch.float32
+"""The type with the smallest weights that layers are packed in."""
 
 
 def numbers(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -31,7 +31,7 @@ from sdcli.components.weights import _order, _piece
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import GiveBack, Plan
 from sdcli.models.folder import Component, open_model
-from tests.components.common import DTYPES, PARTIAL, PLANS, WAYS, built, inputs, matrices, packed_layers
+from tests.components.common import DTYPES, NARROW, PARTIAL, PLANS, WAYS, built, inputs, matrices, packed_layers
 from tests.support import RESIDENT, STREAMED
 
 CPU = CpuDevice()
@@ -108,7 +108,7 @@ def test_a_batch_has_the_bits_of_its_samples(unet: Component, dtype: torch.dtype
 @pytest.mark.parametrize("copied", [False, True][: 1 + can_map()])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Copies, plan: Plan, copied: bool) -> None:
-    dtype, copy, left, streamed = torch.bfloat16, copies[torch.bfloat16], plan.resident_bytes, 0
+    dtype, copy, left, streamed = NARROW, copies[NARROW], plan.resident_bytes, 0
     sizes = matrices(unet)
     levels = pieces(built())
     in_order = sorted(sizes, key=_order(levels))
@@ -117,7 +117,7 @@ def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Co
         stays = nbytes <= left
         left -= nbytes * stays
         if not stays:
-            streamed += sum(size for _, size in copy.places(name)) if copied and copy else nbytes
+            streamed += sum(size for _, size in copy.places(name)) if copied and copy else 2 * sizes[name]  # of FP16
     with borrow_denoiser(unet, plan, CPU, dtype, copies[dtype] if copied else None) as denoiser:
         assert denoiser.lent.bytes_read == 0
         for times in (1, 2, 3):
@@ -128,11 +128,11 @@ def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Co
 
 @maps
 def test_a_second_sample_goes_through_the_transformers_again(unet: Component, copies: Copies) -> None:
-    copy = copies[torch.bfloat16]
+    copy = copies[NARROW]
     assert copy is not None
     sizes = {name: sum(size for _, size in copy.places(name)) for name in matrices(unet)}
     transformers = sum(size for name, size in sizes.items() if ".attentions." in name)
-    with borrow_denoiser(unet, STREAMED, CPU, torch.bfloat16, copy) as denoiser:
+    with borrow_denoiser(unet, STREAMED, CPU, NARROW, copy) as denoiser:
         denoised(denoiser, 2)
         assert denoiser.lent.bytes_read == sum(sizes.values()) + transformers
 
@@ -160,10 +160,10 @@ def test_nothing_is_left_when_the_loan_ends(
     def boom(*_: object) -> None:
         raise KeyError("within a transformer")
 
-    threads, weights, copy = threading.active_count(), [], copies[torch.bfloat16] if copied else None
+    threads, weights, copy = threading.active_count(), [], copies[NARROW] if copied else None
     with (
         pytest.raises(KeyError) if fail else nullcontext(),
-        borrow_denoiser(unet, plan, CPU, torch.bfloat16, copy) as denoiser,
+        borrow_denoiser(unet, plan, CPU, NARROW, copy) as denoiser,
     ):
         layers = dict(denoiser.unet.named_modules())
         for forward in packed_layers(denoiser.unet).values():

@@ -27,7 +27,7 @@ from sdcli.devices.cpu import CpuDevice
 from sdcli.errors import SdcliError
 from sdcli.memory.prepared import unfinished
 from sdcli.units import MIB
-from tests.components.common import DTYPES, anonymous_bytes, numbers
+from tests.components.common import PACKED_DTYPES, anonymous_bytes, numbers
 
 pytestmark = [
     pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here"),
@@ -46,7 +46,7 @@ def layers(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 def packer(made: dict[str, Any]) -> Pack:
     def pack(name: str) -> list[torch.Tensor]:
         layer = made[name]
-        kind = packing_of(layer, CpuDevice())
+        kind = packing_of(layer, CpuDevice(), next(layer.parameters()).dtype)
         assert kind is not None
         return kind.pack(layer, getattr(layer, "proj", layer).weight)
 
@@ -54,7 +54,7 @@ def packer(made: dict[str, Any]) -> Pack:
 
 
 def run(layer: Any, weights: list[torch.Tensor]) -> torch.Tensor:
-    kind = packing_of(layer, CpuDevice())
+    kind = packing_of(layer, CpuDevice(), next(layer.parameters()).dtype)
     assert kind is not None
     shape = (2, 24, 6, 7) if isinstance(layer, nn.Conv2d) else (2, 9, 32)
     states = numbers(*shape, dtype=next(layer.parameters()).dtype)
@@ -70,7 +70,7 @@ def inode(folder: Path) -> int:
     return (folder / WEIGHTS).stat().st_ino
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", PACKED_DTYPES)
 def test_a_copy_gives_the_same_bits_made_and_opened_in_place_and_copied(tmp_path: Path, dtype: torch.dtype) -> None:
     made, folder = layers(dtype), tmp_path / "deep" / "fp32-key"
     expected = {name: run(layer, packer(made)(name)) for name, layer in made.items()}

@@ -126,7 +126,7 @@ class LikeMps(CpuDevice):
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     """Capture without gradients: inference mode, as the engine has it, would hide what composite operations call."""
     for module in (weights, planes):
-        monkeypatch.setattr(module, "packing_of", lambda layer, device: None)
+        monkeypatch.setattr(module, "packing_of", lambda layer, device, dtype: None)
     with torch.no_grad(), Capture() as capture:
         yield capture
 

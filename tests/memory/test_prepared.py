@@ -21,7 +21,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine that packs, with an empty cache on a disk with room."""
-    monkeypatch.setattr(machine, "cpu_packs_weights", lambda: True)
+    monkeypatch.setattr(machine, "cpu_packs_weights", lambda dtype: True)
     monkeypatch.setattr(prepared, "_kind_of_disk", lambda path: "ext4")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 100 * GIB))
     monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
@@ -56,8 +56,9 @@ def test_there_is_none_where_it_would_not_help_or_would_hurt(tiny: Path, monkeyp
     assert place_of_copy(model, "cuda", "fp16") is None
     assert place_of_copy(model, "mps", "fp16") is None
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "cpu_packs_weights", lambda: False)
+        patch.setattr(machine, "cpu_packs_weights", lambda dtype: dtype == "fp32")
         assert place_of_copy(model, "cpu", "bf16") is None
+        assert place_of_copy(model, "cpu", "fp32") is not None
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, LEFT_FREE_BYTES))
         assert place_of_copy(model, "cpu", "bf16") is None
