@@ -15,6 +15,8 @@ Guidance = Literal["batched", "sequential"]
 Residency = Literal["resident", "partial", "streamed"]
 GiveBack = Literal["stage", "block", "piece"]
 Part = Literal["whole", "latents", "pictures"]
+MapShape = tuple[int, int, int]
+"""Samples, height and width of a map."""
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 

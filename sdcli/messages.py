@@ -37,8 +37,9 @@ class Synthesize:
 class Job:
     """Host → worker: draw, all of it or up to the latents or from them on.
 
-    The payload is the init image, if any: RGB, height x width x 3 bytes. After it come checkpoints to go on from, of
-    the lengths given: the last one of each image begun. Those of finished latents are what pictures are made from.
+    The payload is the init image, if any and unless pictures alone are asked for: RGB, height x width x 3 bytes. After
+    it come checkpoints to go on from, of the lengths given: the last one of each image begun. Those of finished latents
+    are what pictures are made from.
     """
 
     request: Request

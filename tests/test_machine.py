@@ -225,6 +225,13 @@ def test_weights_are_packed_in_the_types_that_the_processor_has_kernels_for(
     assert not any(map(machine.cpu_packs_weights, all_types))
 
 
+def test_without_avx_512_weights_are_laid_out_for_the_size_and_for_one_sample(files: Files) -> None:
+    files({"/proc/cpuinfo": "flags\t\t: fpu avx2 fma\n"})
+    assert machine.cpu_packs_for(48, 64) == (1, 48, 64) and not machine.cpu_batches()
+    files({"/proc/cpuinfo": "flags\t\t: fpu avx2 fma avx512bw\n"})
+    assert machine.cpu_packs_for(48, 64) == machine.cpu_packs_for(9, 13) and machine.cpu_batches()
+
+
 def test_without_any_cpuinfo_there_is_no_bf16_and_some_name(files: Files) -> None:
     assert machine.cpu_has_bf16() is False
     assert machine.cpu_name() == platform.processor() or platform.machine()

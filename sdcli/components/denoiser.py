@@ -14,12 +14,12 @@ from sdcli.components.attention import BoundedAttention
 from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
 from sdcli.components.lent import Lent
-from sdcli.components.packed import can_map
+from sdcli.components.packed import SOME_MAP, can_map
 from sdcli.components.prepared import PreparedCopy, make_copy
 from sdcli.components.unet import is_plain, pieces, predict
 from sdcli.components.weights import lend_weights, packer
 from sdcli.devices.base import Device
-from sdcli.domain import GiveBack, Plan
+from sdcli.domain import GiveBack, MapShape, Plan
 from sdcli.models.folder import Component
 
 
@@ -47,13 +47,15 @@ class Denoiser:
             self.device.between_blocks()
 
 
-def prepare_denoiser(component: Component, device: Device, dtype: torch.dtype, folder: Path) -> PreparedCopy | None:
-    """Make the prepared copy of the denoiser's weights in `folder`; None where none can be used."""
+def prepare_denoiser(
+    component: Component, device: Device, dtype: torch.dtype, folder: Path, sees: MapShape = SOME_MAP
+) -> PreparedCopy | None:
+    """Make the prepared copy of the denoiser's weights in `folder`, for such latents; None where none can be used."""
     if not can_map():
         return None
     with without_memory():
         unet = UNet2DConditionModel(**component.config)
-    with packer(unet, component, device, dtype, _pieces(unet)) as (names, pack):
+    with packer(unet, component, device, dtype, _pieces(unet), sees) as (names, pack):
         return make_copy(folder, names, pack) if names else None
 
 
@@ -63,9 +65,17 @@ def _pieces(unet: UNet2DConditionModel) -> dict[str, int]:
 
 @contextmanager
 def borrow_denoiser(
-    component: Component, plan: Plan, device: Device, dtype: torch.dtype, prepared: PreparedCopy | None = None
+    component: Component,
+    plan: Plan,
+    device: Device,
+    dtype: torch.dtype,
+    prepared: PreparedCopy | None = None,
+    sees: MapShape = SOME_MAP,
 ) -> Iterator[Denoiser]:
-    """Load the denoiser as the plan says, lend it, free it. With a prepared copy, what streams comes from there."""
+    """Load the denoiser as the plan says, for latents of the shape that it `sees`, lend it, free it.
+
+    With a prepared copy, what streams comes from there.
+    """
     with without_memory():
         unet = UNet2DConditionModel(**component.config).eval()
     attention = BoundedAttention(plan.attention_scratch_bytes, fused=device.fused_attention(dtype))
@@ -81,6 +91,7 @@ def borrow_denoiser(
             packed=True,
             prepared=prepared,
             pieces=_pieces(unet),
+            sees=sees,
         ) as lent,
         device.repeating(),
     ):

@@ -17,9 +17,10 @@ from torch import nn
 from sdcli.components.packed import Packed
 from sdcli.components.read_ahead import Place, ReadAhead
 from sdcli.devices.base import Device
+from sdcli.domain import MapShape
 
-Packing = tuple[nn.Module, type[Packed]]
-"""Whose forward uses a weight, and how it is packed for that."""
+Packing = tuple[nn.Module, type[Packed], MapShape]
+"""Whose forward uses a weight, how it is packed for that, and the map that the layer sees."""
 
 
 class Lent:
@@ -51,17 +52,17 @@ class Lent:
 
     def pack(self, packing: Packing, stored: torch.Tensor) -> list[torch.Tensor]:
         """The stored weight, cast and in the kernels' own layout."""
-        layer, kind = packing
-        return kind.pack(layer, self._buffer[: stored.numel()].view(stored.shape).copy_(stored))
+        layer, kind, sees = packing
+        return kind.pack(layer, self._buffer[: stored.numel()].view(stored.shape).copy_(stored), sees)
 
     def compute_with(self, packing: Packing, packed: list[torch.Tensor]) -> None:
         """Have the layer compute with packed weights."""
-        layer, kind = packing
+        layer, kind, _ = packing
         self._run_instead(layer, kind(layer, lambda: packed))
 
     def compute_mapped(self, name: str, packing: Packing, packed: list[torch.Tensor], nbytes: int) -> None:
         """The same with weights that are read from a file, so many bytes each time."""
-        layer, kind = packing
+        layer, kind, _ = packing
 
         def give() -> list[torch.Tensor]:
             self._reads(name, nbytes)
@@ -74,7 +75,7 @@ class Lent:
 
         All that is remembered is no larger than the buffer. A feed-forward goes by turns to its two layers.
         """
-        layer, kind = packing
+        layer, kind, _ = packing
 
         def make() -> list[torch.Tensor]:
             if name not in self._recent:

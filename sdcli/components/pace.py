@@ -12,8 +12,10 @@ from torch import nn
 from sdcli.components.packed import packing_of
 from sdcli.devices.base import Device
 
-TOKENS, CHANNELS, HEADS = 1024, 320, 8
+SIDE, CHANNELS, HEADS = 32, 320, 8
 """The first level of Stable Diffusion at 256x256."""
+
+TOKENS = SIDE**2
 
 SHARES = {"convolution": 0.5, "linear": 0.35, "attention": 0.15}
 """Of a step's operations."""
@@ -28,10 +30,9 @@ WHILE_S = 0.05
 @torch.inference_mode()
 def operations_a_second(device: Device, dtype: torch.dtype) -> float:
     """Floating-point operations of a denoise step that the device does in a second."""
-    side = int(TOKENS**0.5)
     convolution = _run(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), device, dtype)
     linear = _run(nn.Linear(CHANNELS, 4 * CHANNELS), device, dtype)
-    states = torch.ones(1, CHANNELS, side, side, dtype=dtype, device=device.torch_device)
+    states = torch.ones(1, CHANNELS, SIDE, SIDE, dtype=dtype, device=device.torch_device)
     states = states.contiguous(memory_format=device.memory_format)
     tokens = states.permute(0, 2, 3, 1).reshape(1, TOKENS, CHANNELS)
     heads = tokens.view(1, TOKENS, HEADS, -1).transpose(1, 2)
@@ -51,7 +52,7 @@ def _run(layer: nn.Module, device: Device, dtype: torch.dtype) -> Callable[[torc
     kind = packing_of(layer, device, dtype)
     if kind is None:
         return layer
-    packed = kind.pack(layer, layer.get_parameter("weight").detach())
+    packed = kind.pack(layer, layer.get_parameter("weight").detach(), (1, SIDE, SIDE))
     return kind(layer, lambda: packed)
 
 

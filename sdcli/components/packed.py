@@ -26,9 +26,10 @@ from torch import nn
 
 from sdcli.components.arena import Arena
 from sdcli.devices.base import Device
+from sdcli.domain import MapShape
 
-TYPICAL_BATCH, TYPICAL_SIDE = 2, 64
-"""Of activations, for which the library chooses a layout."""
+SOME_MAP: MapShape = (2, 64, 64)
+"""For layers that see none, and where it does not matter."""
 
 
 class Packed(ABC):
@@ -40,8 +41,8 @@ class Packed(ABC):
 
     @staticmethod
     @abstractmethod
-    def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
-        """Packed copies of a contiguous weight in the layer's shape."""
+    def pack(layer: Any, plain: torch.Tensor, sees: MapShape = SOME_MAP) -> list[torch.Tensor]:
+        """Packed copies of a contiguous weight in the layer's shape, laid out for the map that the layer will see."""
 
     @abstractmethod
     def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -61,10 +62,13 @@ class PackedConvolution(Packed):
         self._geometry = _geometry(layer, padding)
 
     @staticmethod
-    def pack(layer: Any, plain: torch.Tensor, padding: tuple[int, int] | None = None) -> list[torch.Tensor]:
+    def pack(
+        layer: Any, plain: torch.Tensor, sees: MapShape = SOME_MAP, padding: tuple[int, int] | None = None
+    ) -> list[torch.Tensor]:
         """One."""
-        typical = [TYPICAL_BATCH, layer.in_channels, TYPICAL_SIDE, TYPICAL_SIDE]
-        return [torch.ops.mkldnn._reorder_convolution_weight(plain, *_geometry(layer, padding), typical)]
+        batch, height, width = sees
+        shape = [batch, layer.in_channels, height, width]
+        return [torch.ops.mkldnn._reorder_convolution_weight(plain, *_geometry(layer, padding), shape)]
 
     def __call__(
         self, states: torch.Tensor, residual: torch.Tensor | None = None, shift: torch.Tensor | None = None
@@ -85,8 +89,8 @@ class PackedLinear(Packed):
     """Of nn.Linear."""
 
     @staticmethod
-    def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
-        """One."""
+    def pack(layer: Any, plain: torch.Tensor, sees: MapShape = SOME_MAP) -> list[torch.Tensor]:
+        """One, the same for all maps."""
         return [torch.ops.mkldnn._reorder_linear_weight(plain)]
 
     def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,8 +108,8 @@ class PackedGate(Packed):
     """Of GEGLU: a * gelu(b) with (a, b) = x W (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     @staticmethod
-    def pack(layer: Any, plain: torch.Tensor) -> list[torch.Tensor]:
-        """Two: of a and of b."""
+    def pack(layer: Any, plain: torch.Tensor, sees: MapShape = SOME_MAP) -> list[torch.Tensor]:
+        """Two, the same for all maps: of a and of b."""
         return [torch.ops.mkldnn._reorder_linear_weight(half) for half in plain.chunk(2)]
 
     def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 
 from sdcli.components.packed import PackedConvolution, packing_of
 from sdcli.devices.base import Device
+from sdcli.domain import MapShape
 from sdcli.memory.footprint import BAND_BYTES, BAND_ROWS
 
 
@@ -77,7 +78,8 @@ class Convolved:
         self.height = (source.height - lost) // self._stride + 1
         self.width = (source.width - lost) // self._stride + 1
         self.row_bytes = max(source.row_bytes // self._stride, self.channels * self.width * dtype.itemsize)
-        self._run = _across(layer, device, dtype)
+        under = self._stride * (band_rows(self) - 1) + self._kernel
+        self._run = _across(layer, device, dtype, (1, under, source.width + after))
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
         """From the rows under the kernel; beyond the map's edge there are zeros."""
@@ -90,12 +92,14 @@ class Convolved:
         return self._run(some.contiguous(memory_format=self._format))
 
 
-def _across(layer: nn.Conv2d, device: Device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The layer without its padding above and below."""
+def _across(
+    layer: nn.Conv2d, device: Device, dtype: torch.dtype, sees: MapShape
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The layer without its padding above and below, for bands of the shape that it `sees`."""
     weight = layer.weight.to(device.torch_device, dtype)
     padding = (0, int(layer.padding[1]))
     if packing_of(layer, device, dtype) is PackedConvolution:
-        packed = PackedConvolution.pack(layer, weight, padding)
+        packed = PackedConvolution.pack(layer, weight, sees, padding)
         return PackedConvolution(layer, lambda: packed, padding)
     weight = weight.contiguous(memory_format=device.memory_format)
     return lambda some: F.conv2d(some, weight, layer.bias, layer.stride, padding)
@@ -186,9 +190,14 @@ class Remembered:
         return self._last[:, :, begin - self._begin : end - self._begin]
 
 
+def band_rows(plane: Plane) -> int:
+    """Rows of a band."""
+    return max(BAND_ROWS, BAND_BYTES // plane.row_bytes)
+
+
 def bands(plane: Plane, device: Device) -> Iterator[tuple[int, int]]:
     """The rows of a plane, a band at a time: begin and end. What a band took is given back before the next one."""
-    rows = max(BAND_ROWS, BAND_BYTES // plane.row_bytes)
+    rows = band_rows(plane)
     for begin in range(0, plane.height, rows):
         yield begin, min(plane.height, begin + rows)
         device.between_blocks()

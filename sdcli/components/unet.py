@@ -110,15 +110,17 @@ def is_plain(unet: UNet2DConditionModel) -> bool:
 
 
 def pieces(unet: UNet2DConditionModel) -> dict[str, int]:
-    """Names of the modules that `predict` calls, in its order, and how often the map has been halved by then."""
+    """Names of the modules that `predict` calls, in its order, and how often what their layers see has been halved."""
     names = {id(module): name for name, module in unet.named_modules()}
     down, up = list(unet.down_blocks), list(unet.up_blocks)
     levels = [*range(len(down)), len(down) - 1, *reversed(range(len(up)))]
     found = [(unet.time_embedding, 0), (unet.conv_in, 0)]
     for block, level in zip((*down, unet.mid_block, *up), levels, strict=True):
-        modules = [module for pair in _pairs(block) for module in pair if module is not None]
-        modules += [*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())]
-        found += [(module, level) for module in modules]
+        found += [(module, level) for pair in _pairs(block) for module in pair if module is not None]
+        found += [(module, level) for module in getattr(block, "downsamplers", None) or ()]
+        found += [
+            (module, level - 1) for module in getattr(block, "upsamplers", None) or ()
+        ]  # doubled before its layer
     return {names[id(module)]: level for module, level in (*found, (unet.conv_out, 0))}
 
 

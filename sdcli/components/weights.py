@@ -20,10 +20,11 @@ from torch import nn
 from sdcli.components.arena import Arena
 from sdcli.components.lent import Lent, Packing, set_weight
 from sdcli.components.mapped import Mapped, require_match
-from sdcli.components.packed import can_map, moved, packing_of
+from sdcli.components.packed import SOME_MAP, can_map, moved, packing_of
 from sdcli.components.prepared import PreparedCopy
 from sdcli.components.read_ahead import Place
 from sdcli.devices.base import Device
+from sdcli.domain import MapShape
 from sdcli.models.folder import Component
 from sdcli.units import MIB
 
@@ -46,13 +47,15 @@ def lend_weights(
     packed: bool = False,
     prepared: PreparedCopy | None = None,
     pieces: Pieces = NO_PIECES,
+    sees: MapShape = SOME_MAP,
 ) -> Iterator[Lent]:
     """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
 
     `resident_bytes` of weight matrices, counted in `dtype`, move to the device; the rest stream, with `prepared` from
     there. `pieces` are modules in the order of use, with how often the map has been halved by then: the smallest maps'
     weights stay, since arithmetic hides least of their reading, and the next pieces are read ahead. Only parameters
-    under `parts` are lent. With `packed`, layers that gain from it compute with packed weights. Layers of the kind
+    under `parts` are lent. With `packed`, layers that gain from it compute with packed weights, laid out for what the
+    module `sees`: samples, height and width before any halving. Layers of the kind
     `as_stored` get their weights as they are mapped, in the file's type: whoever runs them casts. Raises
     SdcliError when the files do not match the module.
     """
@@ -67,7 +70,7 @@ def lend_weights(
             stored = {name: mapped.tensor(name).view(shape) for name, shape in shapes.items()}
             tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
             streamed = _streamed({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes, pieces)
-            packings = packings_of(module, shapes, device, dtype) if packed else {}
+            packings = packings_of(module, shapes, device, dtype, pieces, sees) if packed else {}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
             kept = sorted(set(shapes) - {*tables, *streamed, *packings}, key=mapped.place)
@@ -90,7 +93,9 @@ def lend_weights(
         device.release()
 
 
-def packings_of(module: nn.Module, names: Iterable[str], device: Device, dtype: torch.dtype) -> dict[str, Packing]:
+def packings_of(
+    module: nn.Module, names: Iterable[str], device: Device, dtype: torch.dtype, pieces: Pieces, sees: MapShape
+) -> dict[str, Packing]:
     """Which of the weights are packed, and for which layers."""
     layers, packings = dict(module.named_modules()), {}
     for name in names:
@@ -99,18 +104,29 @@ def packings_of(module: nn.Module, names: Iterable[str], device: Device, dtype: 
         layer = around if isinstance(around, GEGLU) else layers[home]
         kind = packing_of(layer, device, dtype) if leaf == "weight" else None
         if kind is not None:
-            packings[name] = layer, kind
+            packings[name] = layer, kind, _halved(sees, pieces.get(_piece(name, pieces), 0))
     return packings
+
+
+def _halved(shape: MapShape, times: int) -> MapShape:
+    """A map's shape after being halved so many times, odd sides rounded up."""
+    batch, height, width = shape
+    return batch, -(-height // 2**times), -(-width // 2**times)
 
 
 @contextmanager
 def packer(
-    module: nn.Module, component: Component, device: Device, dtype: torch.dtype, pieces: Pieces
+    module: nn.Module,
+    component: Component,
+    device: Device,
+    dtype: torch.dtype,
+    pieces: Pieces = NO_PIECES,
+    sees: MapShape = SOME_MAP,
 ) -> Iterator[tuple[list[str], Callable[[str], list[torch.Tensor]]]]:
     """The names of the weights that are packed for `module`, in the order of use, and what packs one of them."""
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     require_match(component, shapes, ("",))
-    packings, lent = packings_of(module, shapes, device, dtype), Lent(device, dtype)
+    packings, lent = packings_of(module, shapes, device, dtype, pieces, sees), Lent(device, dtype)
     with Mapped(component) as mapped:
 
         def pack(name: str) -> list[torch.Tensor]:

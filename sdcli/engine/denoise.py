@@ -17,6 +17,7 @@ from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.stage import Stage, require_finite
 from sdcli.errors import echo
+from sdcli.machine import cpu_packs_for
 from sdcli.messages import Message, Notice, StepDone
 from sdcli.models.folder import Model
 
@@ -41,20 +42,22 @@ def denoise(
     """
     stage = Stage("denoise", device)
     yield stage.began()
-    finished: list[torch.Tensor] = []
+    # all pictures' now: what the last one of many takes, the first one takes as well, and a ceiling too low shows early
+    finished = torch.zeros(request.count, model.latent_channels, *request.latent_shape)
+    sees = cpu_packs_for(*request.latent_shape)
     copy = open_copy(prepared) if prepared is not None else None
     if copy is None and prepared is not None and plan.prepared:
         yield Notice(f"preparing the denoiser for this processor, once, in {echo(prepared.parent)}")
-        copy = prepare_denoiser(model.unet, device, dtype, prepared)
-    with borrow_denoiser(model.unet, plan, device, dtype, copy) as denoiser:
+        copy = prepare_denoiser(model.unet, device, dtype, prepared, sees)
+    with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
             latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
             require_finite(latents, stage.name, "the weights are damaged, or try --dtype fp32")
-            finished.append(latents)
+            finished[image] = latents[0]
             device.between_blocks()  # each picture begins with what the first one began with
     yield stage.ended()
-    return finished
+    return list(finished.split(1))
 
 
 def _draw(

@@ -43,7 +43,7 @@ def _unpack(job: Job) -> tuple[torch.Tensor | None, dict[int, Checkpoint]]:
     """The init image as (1, 3, H, W) in -1…1, and the checkpoints to go on from, by image."""
     request, at = job.request, 0
     pixels = None
-    if request.strength is not None:
+    if request.strength is not None and job.part != "pictures":
         at = request.height * request.width * 3
         levels = torch.frombuffer(bytearray(job.payload[:at]), dtype=torch.uint8)
         pixels = levels.view(1, request.height, request.width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -110,7 +110,7 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
     started = time.monotonic()
     limit = task.ceiling.limit_bytes
     known = remembered_baseline(task.device)
-    place = place_of_copy(task.model, task.device, task.dtype)
+    place = _place(task)
     if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
         make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, means_of(task))
 
@@ -155,11 +155,17 @@ def means_of(task: Task) -> Means:
     """What a plan for this task may count on."""
     return Means(
         speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
-        prepared=place_of_copy(task.model, task.device, task.dtype) is not None,
+        prepared=_place(task) is not None,
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
+        batches=task.device != "cpu" or machine.cpu_batches(),
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
+
+
+def _place(task: Task) -> Path | None:
+    """Of the denoiser's prepared copy."""
+    return place_of_copy(task.model, task.device, task.dtype, task.request.latent_shape)
 
 
 def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False) -> None:
@@ -203,7 +209,7 @@ def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Me
     for message in worker.messages():
         match message:
             case StageBegan(name):
-                watchdog.stage, watchdog.step = name, None
+                watchdog.enter(name)
                 predicted = {need.name: need.peak_bytes for need in record.planned.needs} if record.planned else {}
                 record.stages.append(StageRecord(name, predicted_peak_bytes=predicted.get(name, 0)))
             case StageLoaded(_, load_s):
@@ -247,7 +253,7 @@ def _baseline(task: Task, ready: Ready) -> int:
 
 def _job(task: Task, plan: Plan, resume: dict[int, bytes], place: Path | None, part: Part) -> Job:
     blobs = [resume[image] for image in sorted(resume)]
-    payload = task.pixels + b"".join(blobs)
+    payload = (task.pixels if part != "pictures" else b"") + b"".join(blobs)
     copy, folder = None if place is None else str(place), str(task.model.folder)
     return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part)
 

@@ -53,7 +53,7 @@ class Peaks:
 class Watchdog(threading.Thread):
     """Watches `host` and all its descendants, and kills `worker` and its descendants on crossing.
 
-    `stage` and `step` are kept up to date by whoever relays the worker's events. `warn` is called, in this
+    `enter` and `step` are for whoever relays the worker's events. `warn` is called, in this
     thread, when the footprint comes near the ceiling. `failure` holds what ended the watch, if anything did.
     """
 
@@ -79,6 +79,11 @@ class Watchdog(threading.Thread):
         except BaseException as error:  # the host, which waits for the worker, raises it where a person sees it
             self.failure = error
             kill_tree(self._worker)
+
+    def enter(self, stage: str) -> None:
+        """A stage begins with what there is: one too short for a look of its own has that peak."""
+        self.peaks.by_stage[stage] = max(self.peaks.by_stage.get(stage, 0), self.footprint_bytes)
+        self.stage, self.step = stage, None
 
     def stop(self) -> None:
         """End the watch and wait for it."""

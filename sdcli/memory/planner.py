@@ -51,6 +51,8 @@ class Means:
     fused: bool = False
     heap: bool = True
     """Whether giving freed memory back to the system in the midst of a step does anything."""
+    batches: bool = True
+    """Whether both samples of guidance may go together."""
     margin_bytes: int = MARGIN_BYTES
     """Kept free between the prediction and the ceiling."""
 
@@ -137,10 +139,9 @@ def _tactics(request: Request, means: Means) -> Iterator[Plan]:
     """Ways to spend less on everything but the weights, as plans that keep no weights yet."""
     passes: list[tuple[Guidance, str]] = [("batched", "no guidance: one pass a step")]
     if request.guided:
-        passes = [
-            ("batched", "guidance batched: one pass a step"),
-            ("sequential", "guidance one pass after another: half the activations"),
-        ]
+        passes = [("sequential", "guidance one pass after another: half the activations")]
+        if means.batches:
+            passes.insert(0, ("batched", "guidance batched: one pass a step"))
     scratches = ((0, ""),) if means.fused else ((SCRATCH_BYTES, ""), (SMALL_SCRATCH_BYTES, SMALL_SCRATCH))
     tiles = ((None, ""), (VAE_TILE, RECOMPUTE))
     giving: tuple[GiveBack, ...] = tuple(GIVE_BACK) if means.heap else ("stage",)

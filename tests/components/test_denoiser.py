@@ -27,7 +27,7 @@ from sdcli.components.packed import can_map
 from sdcli.components.prepared import PreparedCopy
 from sdcli.components.text_encoder import borrow_text_encoder
 from sdcli.components.unet import pieces
-from sdcli.components.weights import _order, _piece
+from sdcli.components.weights import _order, _piece, packings_of
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import GiveBack, Plan
 from sdcli.models.folder import Component, open_model
@@ -100,6 +100,28 @@ def test_a_batch_has_the_bits_of_its_samples(unet: Component, dtype: torch.dtype
                 assert torch.equal(together, torch.cat(alone)), size
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 13)], ids=str)
+def test_each_layer_s_weights_are_laid_out_for_the_map_that_it_sees(unet: Component, size: tuple[int, int]) -> None:
+    with borrow_denoiser(unet, RESIDENT, CPU, torch.float32) as denoiser:
+        module, saw = denoiser.unet, {}
+        packings = packings_of(module, matrices(unet), CPU, torch.float32, pieces(module), (1, *size))
+        layers = {id(layer): name for name, (layer, _, _) in packings.items() if isinstance(layer, nn.Conv2d)}
+        assert len(layers) > 20 or not packings
+
+        def look(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            saw[layers[id(layer)]] = (1, *args[0].shape[2:])
+
+        hooks = [
+            module.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(look) for name in layers.values()
+        ]
+        denoised(denoiser, 1, *size)
+        for hook in hooks:
+            hook.remove()
+    # those that add a residual or a shift are called past their hooks
+    assert len(saw) > len(layers) / 3
+    assert saw == {name: packings[name][2] for name in saw}
 
 
 # Bytes read

@@ -19,7 +19,7 @@ from sdcli.domain import Request
 from sdcli.errors import BY_NAME, BadRequest, CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.host.baseline import remember_baseline, remembered_baseline
 from sdcli.host.report import report
-from sdcli.host.run import RunRecord, Task, make_synthetic, run_task
+from sdcli.host.run import RunRecord, Task, _job, make_synthetic, run_task
 from sdcli.host.watchdog import WARN_BYTES, Watchdog
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.meter import TreeMeter
@@ -134,6 +134,9 @@ def test_the_job_carries_init_image_and_checkpoints(tiny: Path, script: Callable
     asked = task(tiny, request=replace(REQUEST, strength=0.5), pixels=b"pixels")
     record = run(asked, resume={1: b"second", 0: b"one"})
     assert record.events == [(None, f"(3, 6) {b'pixelsonesecond'} 0.5")]
+    assert record.planned is not None
+    decoding = _job(asked, record.planned.plan, {0: b"one"}, None, "pictures")
+    assert (decoding.checkpoints, decoding.payload) == ((3,), b"one"), "what only decodes needs no init image"
 
 
 # Workers that end badly

@@ -133,7 +133,8 @@ def test_growth_past_the_ceiling_is_killed_and_recorded(script: str) -> None:
     with process(script) as child:
         limit = standing(child) + ROOM_BYTES
         with watched(child, limit) as dog:
-            dog.stage, dog.step = "denoise", 3
+            dog.enter("denoise")
+            dog.step = 3
             family = psutil.Process(child.pid).children(recursive=True)
             go(child)
             assert hear(child) == b"", "it grew to its end and was not killed"
@@ -252,14 +253,14 @@ def test_a_warning_that_fails_is_a_failure_of_the_watch(capfd: pytest.CaptureFix
 def test_without_a_ceiling_it_only_measures_and_peaks_are_kept_by_stage() -> None:
     with process(GROW_WHEN_TOLD) as child, watched(child, None) as dog:
         _wait_for(lambda: dog.peaks.samples > 3)
-        dog.stage = "denoise"
+        dog.enter("denoise")
         go(child)
         assert hear(child) == b"grown\n"
         samples = dog.peaks.samples
         _wait_for(lambda: dog.peaks.samples > samples + 2)
-        dog.stage = "decode"
-        _wait_for(lambda: "decode" in dog.peaks.by_stage)
+        dog.enter("decode")
         peaks = dog.peaks
+        assert peaks.by_stage["decode"] > 90 * MIB, "also of a stage that is too short for a look of its own"
         assert set(peaks.by_stage) == {START, "denoise", "decode"}
         assert peaks.by_stage["denoise"] - peaks.by_stage[START] > 90 * MIB
         assert peaks.overall_bytes == max(peaks.by_stage.values()) and dog.footprint_bytes <= peaks.overall_bytes

@@ -164,6 +164,13 @@ def test_a_worker_of_its_own_decodes_where_the_picture_would_not_fit_else(model:
         assert not make_plan(model, other, "bf16", exactly, BASELINE, way).plan.fresh_decode
 
 
+def test_where_weights_are_laid_out_for_one_sample_guidance_goes_one_pass_after_another(model: Model) -> None:
+    for limit in (None, 4 * GIB, least(model, REQUEST, "fp32", means=Means(batches=False))):
+        assert make_plan(model, REQUEST, "fp32", limit, BASELINE, Means(batches=False)).plan.guidance == "sequential"
+    plan = make_plan(model, REQUESTS["without guidance"], "fp32", None, BASELINE, Means(batches=False)).plan
+    assert "no guidance" in plan.reasons[1]
+
+
 def test_a_larger_margin_is_kept(model: Model) -> None:
     more = Means(margin_bytes=MARGIN_BYTES + 32 * MIB)
     assert least(model, REQUEST, "bf16", means=more) == least(model, REQUEST, "bf16") + 32 * MIB
