@@ -16,7 +16,7 @@ from sdcli.components.frugal import make_frugal
 from sdcli.components.lent import Lent
 from sdcli.components.packed import SOME_MAP, can_map
 from sdcli.components.prepared import PreparedCopy, make_copy
-from sdcli.components.unet import is_plain, pieces, predict
+from sdcli.components.unet import is_plain, pieces, predict, what_layers_see
 from sdcli.components.weights import lend_weights, packer
 from sdcli.devices.base import Device
 from sdcli.domain import GiveBack, MapShape, Plan
@@ -55,7 +55,7 @@ def prepare_denoiser(
         return None
     with without_memory():
         unet = UNet2DConditionModel(**component.config)
-    with packer(unet, component, device, dtype, _pieces(unet), sees) as (names, pack):
+    with packer(unet, component, device, dtype, _pieces(unet), what_layers_see(unet, sees)) as (names, pack):
         return make_copy(folder, names, pack) if names else None
 
 
@@ -91,7 +91,7 @@ def borrow_denoiser(
             packed=True,
             prepared=prepared,
             pieces=_pieces(unet),
-            sees=sees,
+            sees=what_layers_see(unet, sees),
         ) as lent,
         device.repeating(),
     ):

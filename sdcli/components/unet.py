@@ -24,6 +24,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from sdcli.components.frugal import is_plain_residual
+from sdcli.components.weights import Sees, piece_of
+from sdcli.domain import MapShape
+from sdcli.memory.speed import PROMPT_TOKENS
 
 Between = Callable[[Literal["piece", "block"]], None]
 """Called after each residual block, transformer and change of size, and after each level."""
@@ -122,6 +125,22 @@ def pieces(unet: UNet2DConditionModel) -> dict[str, int]:
             (module, level - 1) for module in getattr(block, "upsamplers", None) or ()
         ]  # doubled before its layer
     return {names[id(module)]: level for module, level in (*found, (unet.conv_out, 0))}
+
+
+def what_layers_see(unet: UNet2DConditionModel, latents: MapShape) -> Sees:
+    """The map that each layer sees, by its weight's name, where the UNet sees such latents."""
+    levels = pieces(unet) if is_plain(unet) else {}
+    batch, height, width = latents
+
+    def sees(name: str) -> MapShape:
+        if "time_emb" in name:
+            return 1, 1, 1
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            return batch, 1, PROMPT_TOKENS
+        times = levels.get(piece_of(name, levels), 0)
+        return batch, -(-height // 2**times), -(-width // 2**times)
+
+    return sees
 
 
 def _size_after(states: torch.Tensor, skip: torch.Tensor) -> tuple[int, int] | None:

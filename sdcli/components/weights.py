@@ -33,6 +33,9 @@ Pieces = Mapping[str, int]
 
 NO_PIECES: Pieces = MappingProxyType({})
 
+Sees = Callable[[str], MapShape]
+"""What the layer sees whose weight has this name."""
+
 
 @contextmanager
 def lend_weights(
@@ -47,15 +50,15 @@ def lend_weights(
     packed: bool = False,
     prepared: PreparedCopy | None = None,
     pieces: Pieces = NO_PIECES,
-    sees: MapShape = SOME_MAP,
+    sees: Sees = lambda name: SOME_MAP,
 ) -> Iterator[Lent]:
     """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
 
     `resident_bytes` of weight matrices, counted in `dtype`, move to the device; the rest stream, with `prepared` from
     there. `pieces` are modules in the order of use, with how often the map has been halved by then: the smallest maps'
     weights stay, since arithmetic hides least of their reading, and the next pieces are read ahead. Only parameters
-    under `parts` are lent. With `packed`, layers that gain from it compute with packed weights, laid out for what the
-    module `sees`: samples, height and width before any halving. Layers of the kind
+    under `parts` are lent. With `packed`, layers that gain from it compute with packed weights, laid out for what each
+    of them `sees`. Layers of the kind
     `as_stored` get their weights as they are mapped, in the file's type: whoever runs them casts. Raises
     SdcliError when the files do not match the module.
     """
@@ -70,7 +73,7 @@ def lend_weights(
             stored = {name: mapped.tensor(name).view(shape) for name, shape in shapes.items()}
             tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
             streamed = _streamed({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes, pieces)
-            packings = packings_of(module, shapes, device, dtype, pieces, sees) if packed else {}
+            packings = packings_of(module, shapes, device, dtype, sees) if packed else {}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
             kept = sorted(set(shapes) - {*tables, *streamed, *packings}, key=mapped.place)
@@ -94,7 +97,7 @@ def lend_weights(
 
 
 def packings_of(
-    module: nn.Module, names: Iterable[str], device: Device, dtype: torch.dtype, pieces: Pieces, sees: MapShape
+    module: nn.Module, names: Iterable[str], device: Device, dtype: torch.dtype, sees: Sees
 ) -> dict[str, Packing]:
     """Which of the weights are packed, and for which layers."""
     layers, packings = dict(module.named_modules()), {}
@@ -104,14 +107,8 @@ def packings_of(
         layer = around if isinstance(around, GEGLU) else layers[home]
         kind = packing_of(layer, device, dtype) if leaf == "weight" else None
         if kind is not None:
-            packings[name] = layer, kind, _halved(sees, pieces.get(_piece(name, pieces), 0))
+            packings[name] = layer, kind, sees(name)
     return packings
-
-
-def _halved(shape: MapShape, times: int) -> MapShape:
-    """A map's shape after being halved so many times, odd sides rounded up."""
-    batch, height, width = shape
-    return batch, -(-height // 2**times), -(-width // 2**times)
 
 
 @contextmanager
@@ -121,12 +118,12 @@ def packer(
     device: Device,
     dtype: torch.dtype,
     pieces: Pieces = NO_PIECES,
-    sees: MapShape = SOME_MAP,
+    sees: Sees = lambda name: SOME_MAP,
 ) -> Iterator[tuple[list[str], Callable[[str], list[torch.Tensor]]]]:
     """The names of the weights that are packed for `module`, in the order of use, and what packs one of them."""
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     require_match(component, shapes, ("",))
-    packings, lent = packings_of(module, shapes, device, dtype, pieces, sees), Lent(device, dtype)
+    packings, lent = packings_of(module, shapes, device, dtype, sees), Lent(device, dtype)
     with Mapped(component) as mapped:
 
         def pack(name: str) -> list[torch.Tensor]:
@@ -186,10 +183,10 @@ def _stream_plain(
 def _order(pieces: Pieces) -> Callable[[str], int]:
     """Sorts parameters by the piece that they belong to; those of none come first."""
     places = {piece: index for index, piece in enumerate(pieces)}
-    return lambda name: places.get(_piece(name, pieces), -1)
+    return lambda name: places.get(piece_of(name, pieces), -1)
 
 
-def _piece(name: str, pieces: Pieces) -> str:
+def piece_of(name: str, pieces: Pieces) -> str:
     """The piece that a parameter belongs to, empty for none."""
     while name and name not in pieces:
         name = name.rpartition(".")[0]
@@ -206,7 +203,7 @@ def _streamed(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes:
     """Names of the weights that stream: vectors never, matrices once the smallest maps' have spent the budget."""
     matrices = [name for name, shape in shapes.items() if len(shape) > 1]
     left, streamed = resident_bytes, set()
-    for name in sorted(matrices, key=lambda name: -pieces.get(_piece(name, pieces), 0)):
+    for name in sorted(matrices, key=lambda name: -pieces.get(piece_of(name, pieces), 0)):
         size = shapes[name].numel() * dtype.itemsize
         if size > left:
             streamed.add(name)

@@ -26,8 +26,8 @@ from sdcli.components.denoiser import Denoiser, borrow_denoiser, prepare_denoise
 from sdcli.components.packed import can_map
 from sdcli.components.prepared import PreparedCopy
 from sdcli.components.text_encoder import borrow_text_encoder
-from sdcli.components.unet import pieces
-from sdcli.components.weights import _order, _piece, packings_of
+from sdcli.components.unet import pieces, what_layers_see
+from sdcli.components.weights import _order, packings_of, piece_of
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import GiveBack, Plan
 from sdcli.models.folder import Component, open_model
@@ -106,7 +106,7 @@ def test_a_batch_has_the_bits_of_its_samples(unet: Component, dtype: torch.dtype
 def test_each_layer_s_weights_are_laid_out_for_the_map_that_it_sees(unet: Component, size: tuple[int, int]) -> None:
     with borrow_denoiser(unet, RESIDENT, CPU, torch.float32) as denoiser:
         module, saw = denoiser.unet, {}
-        packings = packings_of(module, matrices(unet), CPU, torch.float32, pieces(module), (1, *size))
+        packings = packings_of(module, matrices(unet), CPU, torch.float32, what_layers_see(module, (1, *size)))
         layers = {id(layer): name for name, (layer, _, _) in packings.items() if isinstance(layer, nn.Conv2d)}
         assert len(layers) > 20 or not packings
 
@@ -134,7 +134,7 @@ def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Co
     sizes = matrices(unet)
     levels = pieces(built())
     in_order = sorted(sizes, key=_order(levels))
-    for name in sorted(in_order, key=lambda name: -levels.get(_piece(name, levels), 0)):  # the smallest maps' stay
+    for name in sorted(in_order, key=lambda name: -levels.get(piece_of(name, levels), 0)):  # the smallest maps' stay
         nbytes = sizes[name] * dtype.itemsize
         stays = nbytes <= left
         left -= nbytes * stays

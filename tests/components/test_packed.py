@@ -17,6 +17,7 @@ from torch import nn
 from sdcli import machine
 from sdcli.components.arena import Arena
 from sdcli.components.packed import (
+    SOME_MAP,
     Packed,
     PackedConvolution,
     PackedGate,
@@ -32,7 +33,7 @@ from sdcli.components.packed import (
 )
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
-from sdcli.domain import DtypeName
+from sdcli.domain import DtypeName, MapShape
 from tests.components.common import DTYPES, NARROW, PACKED_DTYPES, numbers
 
 CPU = CpuDevice()
@@ -52,11 +53,11 @@ packs = pytest.mark.skipif(not PACKED_DTYPES, reason="nothing is packed here")
 maps = pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")
 
 
-def packed(layer: nn.Module, weight: torch.Tensor) -> tuple[Packed, list[torch.Tensor]]:
+def packed(layer: nn.Module, weight: torch.Tensor, sees: MapShape = SOME_MAP) -> tuple[Packed, list[torch.Tensor]]:
     """The layer's packed forward, and the weights that it computes with."""
     kind = packing_of(layer, CPU, weight.dtype)
     assert kind is not None
-    kept = kind.pack(layer, weight)
+    kept = kind.pack(layer, weight, sees)
     return kind(layer, lambda: kept), kept
 
 
@@ -105,11 +106,13 @@ def layers(dtype: torch.dtype) -> list[tuple[nn.Module, torch.Tensor, torch.Tens
 
 
 @packs
+@pytest.mark.parametrize("sees", [SOME_MAP, (1, 3, 3)], ids=["many places", "few places"])
 @pytest.mark.parametrize("dtype", PACKED_DTYPES)
 @torch.no_grad()
-def test_every_kind_is_the_layer_and_adds_a_residual(dtype: torch.dtype) -> None:
+def test_every_kind_is_the_layer_and_adds_a_residual(dtype: torch.dtype, sees: MapShape) -> None:
     for layer, weight, states, residual in layers(dtype):
-        forward, _ = packed(layer, weight.clone())
+        forward, kept = packed(layer, weight.clone(), sees)
+        assert all(one.ndim == 4 for one in kept) == (sees != SOME_MAP or isinstance(layer, nn.Conv2d))
         expected = layer(states)
         torch.testing.assert_close(forward(states), expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
         if not len(residual):
@@ -225,6 +228,40 @@ def test_a_type_that_the_processor_has_no_kernels_for_is_not_packed(monkeypatch:
 def test_where_torch_lacks_the_operators_nothing_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not can_map.__wrapped__()
+
+
+PRODUCTS = """
+import sys, torch
+from torch import nn
+from sdcli.components.packed import PackedLinear
+from sdcli.devices.cpu import CpuDevice
+torch.set_grad_enabled(False)
+
+def anonymous():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
+
+CpuDevice().prepare(None)
+layers = [nn.Linear(256, 256 + 32 * more, bias=False) for more in range(16)]
+kept = [PackedLinear.pack(layer, layer.weight, (1, 1, int(sys.argv[1]))) for layer in layers]
+states = torch.ones(1, 64, 256)
+torch.nn.functional.linear(states, torch.ones(8, 256))
+begun = anonymous()
+for layer, weights in zip(layers, kept):
+    PackedLinear(layer, weights.copy)(states)
+CpuDevice().release()
+print(anonymous() - begun)
+"""
+
+
+@packs
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_library_keeps_less_for_products_of_few_rows() -> None:
+    few, many = (
+        float(subprocess.run([sys.executable, "-P", "-c", PRODUCTS, rows], capture_output=True, check=True).stdout)
+        for rows in ("64", "4096")
+    )
+    assert many > 5, "16 products, of which the library keeps more than 0.5 MiB each"
+    assert few < many / 2
 
 
 LAYERS = """
