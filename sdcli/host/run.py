@@ -20,6 +20,7 @@ from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.memory.limit import Ceiling, kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
+from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
 from sdcli.memory.planner import MARGIN_BYTES, Means, Planned, make_plan
 from sdcli.memory.prepared import place_of_copy, unfinished
 from sdcli.memory.speed import learned
@@ -153,12 +154,14 @@ def _work(task: Task, record: RunRecord, job_for: Callable[[Ready], Job], save: 
 
 def means_of(task: Task) -> Means:
     """What a plan for this task may count on."""
+    batches = task.device != "cpu" or machine.cpu_batches()
     return Means(
         speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
         prepared=_place(task) is not None,
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
-        batches=task.device != "cpu" or machine.cpu_batches(),
+        batches=batches,
+        overhead=WITH_AVX512 if batches else WITH_AVX2,
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
 

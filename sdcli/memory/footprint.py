@@ -9,25 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
-from sdcli.domain import DTYPE_BYTES, DtypeName, GiveBack, Plan, Request, StageName, StageNeed
+from sdcli.domain import DTYPE_BYTES, DtypeName, Plan, Request, StageName, StageNeed
+from sdcli.memory.overhead import WITH_AVX512, Overhead, along
 from sdcli.models.folder import Component, Model
 from sdcli.units import MIB
-
-Curve = tuple[tuple[float, float], ...]
-"""Points (size, bytes taken), both in MiB: straight lines between them, and on beyond the last."""
-
-DENOISE_CURVES: dict[GiveBack, Curve] = {
-    "stage": ((0, 58), (0.625, 94), (2.5, 214), (5.63, 380), (10, 555)),
-    "block": ((0, 55), (0.625, 79), (1.5, 122), (2.4, 137), (3.75, 189), (6, 256), (10, 345)),
-    "piece": ((0, 46), (0.625, 66), (1.4, 94), (2.34, 122), (10, 240)),
-}
-"""What a step of two samples takes besides weights, over the first level's tensor (base channels x latents) of one.
-
-Maps, oneDNN's compiled kernels and scratch, and the heap's gaps: the rarer freed memory goes back, the more there are.
-Allocations of 32 MiB and more leave none, so the curves become flatter.
-"""
 
 ONE_SAMPLE = 0.6
 """One sample at a time is as two of so much the size."""
@@ -37,12 +23,6 @@ TOKENIZER_BYTES = 12 * MIB
 
 ENCODER_KERNELS_BYTES = 14 * MIB
 """What the encoder takes besides weights and whole maps: bands, oneDNN's kernels and scratch, the heap's gaps."""
-
-DECODER_CURVE: Curve = ((0, 33), (0.28, 71), (1, 89), (2, 89))
-"""The same of the decoder, over one channel of the picture's own size. It finds there what the denoiser left behind."""
-
-FRESH_DECODER_CURVE: Curve = ((0, 8), (0.28, 19), (0.5, 22), (1, 22))
-"""In a worker of its own it finds nothing."""
 
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 """Its attention's scratch, the same in every plan."""
@@ -92,15 +72,20 @@ def weights_of(component: Component, dtype: DtypeName, parts: tuple[str, ...] = 
 
 
 def stage_needs(
-    model: Model, request: Request, plan: Plan, dtype: DtypeName, baseline_bytes: int
+    model: Model,
+    request: Request,
+    plan: Plan,
+    dtype: DtypeName,
+    baseline_bytes: int,
+    overhead: Overhead = WITH_AVX512,
 ) -> tuple[StageNeed, ...]:
     """The predicted peak footprint of each stage of the run, in order."""
     needs: list[tuple[StageName, int]] = [("encode_prompt", _encode_prompt(model, request, dtype))]
     if request.strength is not None:
-        needs.append(("encode_image", _autoencoder(model, request, plan, dtype, "encoder.")))
-    needs.append(("denoise", denoise_bytes(model, request, plan, dtype)))
+        needs.append(("encode_image", _autoencoder(model, request, plan, dtype, "encoder.", overhead)))
+    needs.append(("denoise", denoise_bytes(model, request, plan, dtype, overhead)))
     decoding = kept_bytes(model, request, 4 if plan.fresh_decode else 2)
-    needs.append(("decode", decoding + _autoencoder(model, request, plan, dtype, "decoder.")))
+    needs.append(("decode", decoding + _autoencoder(model, request, plan, dtype, "decoder.", overhead)))
     return tuple(StageNeed(name, baseline_bytes + extra) for name, extra in needs)
 
 
@@ -125,35 +110,30 @@ def prompt_chunks(request: Request) -> int:
     return min(8, 1 + longest // 75)
 
 
-def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName, overhead: Overhead) -> int:
     """Bytes of the denoise stage over the baseline."""
     weights = weights_of(model.unet, dtype)
     resident = min(plan.resident_bytes, weights.matrices_bytes)
     # making a prepared copy, or laying out what stays, has the largest weight there twice
-    return max(resident + step_bytes(model, request, plan, dtype), weights.vectors_bytes + 2 * weights.largest_bytes)
+    return max(
+        resident + step_bytes(model, request, plan, dtype, overhead), weights.vectors_bytes + 2 * weights.largest_bytes
+    )
 
 
-def step_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+def step_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName, overhead: Overhead) -> int:
     """Bytes that a denoise step takes over the baseline and resident weights."""
     weights = weights_of(model.unet, dtype)
     # the model's own weights are there twice while they are used, cast and as the kernel lays them out
     streaming = 0 if plan.prepared or plan.residency == "resident" else 2 * weights.largest_bytes
     kept = kept_bytes(model, request, 2)
-    return weights.vectors_bytes + streaming + kept + _denoise_activations(model, request, plan, dtype)
+    return weights.vectors_bytes + streaming + kept + _denoise_activations(model, request, plan, dtype, overhead)
 
 
-def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: DtypeName, overhead: Overhead) -> int:
     """And whatever else a step takes besides weights."""
     share = 1.0 if request.guided and plan.guidance == "batched" else ONE_SAMPLE
     tensor = first_tensor_bytes(model, request, dtype)
-    return plan.attention_scratch_bytes + along(DENOISE_CURVES[plan.give_back], share * tensor)
-
-
-def along(curve: Curve, size_bytes: float) -> int:
-    """Bytes that the curve has for this size."""
-    size = size_bytes / MIB
-    (left, low), (right, high) = next((pair for pair in pairwise(curve) if size <= pair[1][0]), curve[-2:])
-    return int((low + (high - low) * (size - left) / (right - left)) * MIB)
+    return plan.attention_scratch_bytes + along(overhead.denoise[plan.give_back], share * tensor)
 
 
 def first_tensor_bytes(model: Model, request: Request, dtype: DtypeName) -> int:
@@ -163,7 +143,7 @@ def first_tensor_bytes(model: Model, request: Request, dtype: DtypeName) -> int:
     return channels * height * width * DTYPE_BYTES[dtype]
 
 
-def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, half: str) -> int:
+def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, half: str, overhead: Overhead) -> int:
     """Bytes of one half of the autoencoder over the baseline, as components/autoencoder.py goes about it."""
     item, pixels = DTYPE_BYTES[dtype], request.height * request.width
     weights = weights_of(model.vae, dtype, (half,))
@@ -177,7 +157,7 @@ def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, h
     lent = weights.vectors_bytes + 3 * weights.largest_bytes  # two convolutions, and one being cast
     kernels = ENCODER_KERNELS_BYTES
     if half == "decoder.":
-        kernels = along(FRESH_DECODER_CURVE if plan.fresh_decode else DECODER_CURVE, pixels * item)
+        kernels = along(overhead.fresh_decode if plan.fresh_decode else overhead.decode, pixels * item)
     return kernels + lent + max(attention, int(maps * pixels) * item + picture + wide)
 
 

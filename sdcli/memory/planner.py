@@ -9,6 +9,7 @@ from itertools import product
 from sdcli.domain import DtypeName, GiveBack, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
 from sdcli.memory.footprint import first_tensor_bytes, stage_needs, step_bytes, weights_of
+from sdcli.memory.overhead import WITH_AVX512, Overhead
 from sdcli.memory.speed import TYPICAL_SPEED, Speed, decode_extra_seconds, step_seconds
 from sdcli.models.folder import Model
 from sdcli.units import MIB, format_limit, format_size
@@ -53,6 +54,8 @@ class Means:
     """Whether giving freed memory back to the system in the midst of a step does anything."""
     batches: bool = True
     """Whether both samples of guidance may go together."""
+    overhead: Overhead = WITH_AVX512
+    """What this kind of processor takes besides weights and maps."""
     margin_bytes: int = MARGIN_BYTES
     """Kept free between the prediction and the ceiling."""
 
@@ -91,7 +94,7 @@ def make_plan(
             and _uncertain_bytes(model, request, plan, dtype) > UNCERTAIN_SHARE * limit_bytes
         ):
             continue
-        needs = stage_needs(model, request, plan, dtype, baseline_bytes)
+        needs = stage_needs(model, request, plan, dtype, baseline_bytes, means.overhead)
         planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, means.speed))
         if limit_bytes is None or planned.peak_bytes + means.margin_bytes <= limit_bytes:
             fitting.append(planned)
@@ -109,7 +112,7 @@ def smallest_limit_bytes(
     model: Model, request: Request, dtype: DtypeName, baseline_bytes: int, means: Means = Means()
 ) -> int:
     """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
-    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes)
+    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead)
     peak = max(need.peak_bytes for need in needs)
     return -(-(peak + means.margin_bytes) // OFFER_BYTES) * OFFER_BYTES
 
@@ -127,7 +130,8 @@ def _candidates(
         if limit_bytes is None:
             continue
         streamed = replace(tactic, prepared=means.prepared)
-        room = limit_bytes - means.margin_bytes - baseline_bytes - step_bytes(model, request, streamed, dtype)
+        step = step_bytes(model, request, streamed, dtype, means.overhead)
+        room = limit_bytes - means.margin_bytes - baseline_bytes - step
         share = min(room, everything)
         if share > 0:
             reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
@@ -168,7 +172,7 @@ def _what_would_fit(
             f"will not fit: Python and torch alone take {need}, the ceiling is {ceiling};"
             f" give --mem-limit {format_limit(at_least)} or more"
         )
-    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes)
+    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead)
     worst = max(needs, key=lambda need: need.peak_bytes)
     at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
     message = (

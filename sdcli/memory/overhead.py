@@ -1,0 +1,60 @@
+"""What a stage takes besides weights and whole maps: the libraries' compiled kernels and scratch, and the heap's gaps.
+
+Measured, for one kind of processor after another (benchmarks/RESULTS.md), and rounded up. No torch, no psutil.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sdcli.domain import GiveBack
+from sdcli.units import MIB
+
+Curve = tuple[tuple[float, float], ...]
+"""Points (size, bytes taken), both in MiB: straight lines between them, and on beyond the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """The curves of one kind of processor.
+
+    `denoise` is what a step of two samples takes, over the first level's tensor (base channels x latents) of one: maps
+    too, and the more, the rarer freed memory goes back. Allocations of 32 MiB and more leave no gaps, so the curves
+    become flatter. `decode` is over one channel of the picture's own size; the decoder finds there what the denoiser
+    left behind, and in a worker of its own (`fresh_decode`) nothing.
+    """
+
+    denoise: dict[GiveBack, Curve]
+    decode: Curve
+    fresh_decode: Curve
+
+
+WITH_AVX512 = Overhead(
+    denoise={
+        "stage": ((0, 51), (0.625, 87), (2.5, 207), (5.63, 373), (10, 548)),
+        "block": ((0, 48), (0.625, 72), (1.5, 115), (2.4, 130), (3.75, 182), (6, 249), (10, 338)),
+        "piece": ((0, 39), (0.625, 59), (1.4, 87), (2.34, 115), (10, 233)),
+    },
+    decode=((0, 26), (0.28, 64), (1, 82), (2, 82)),
+    fresh_decode=((0, 8), (0.28, 19), (0.5, 22), (1, 22)),
+)
+"""Measured with Intel's matrix unit, in bf16."""
+
+WITH_AVX2 = Overhead(
+    denoise={
+        "stage": ((0, 50), (0.75, 97), (1.69, 135), (3.0, 205), (4.5, 290), (6.75, 400), (12, 610)),
+        "block": ((0, 44), (0.75, 62), (1.69, 86), (3.0, 110), (4.5, 165), (6.75, 210), (12, 330)),
+        "piece": ((0, 40), (0.75, 55), (1.69, 74), (3.0, 102), (4.5, 140), (6.75, 180), (12, 280)),
+    },
+    decode=((0, 12), (0.25, 22), (1, 26), (4, 30)),
+    fresh_decode=((0, 5), (0.5, 14), (1, 18), (4, 22)),
+)
+"""Measured in fp32. Its compiled kernels are small, and samples go one at a time."""
+
+
+def along(curve: Curve, size_bytes: float) -> int:
+    """Bytes that the curve has for this size."""
+    size = size_bytes / MIB
+    (left, low), (right, high) = next((pair for pair in pairwise(curve) if size <= pair[1][0]), curve[-2:])
+    return int((low + (high - low) * (size - left) / (right - left)) * MIB)
