@@ -39,12 +39,10 @@ class ProgressLines:
                     if self._record.task.request.count > 1
                     else ""
                 )
-                bar = "#" * (BAR_WIDTH * step // count)
-                pace = f"step {step}/{count}  {seconds:.2f} s/step"
-                text = f"denoise        {picture}[{bar:-<{BAR_WIDTH}}] {pace}  {self._memory(watchdog)}"
-                self._redraw(text)
+                pace = f"step {step}/{count}  {seconds:.2f} s/step  {self._memory(watchdog)}"
+                self._redraw(f"denoise        {picture}{_bar(step, count)} {pace}")
                 if self._verbose and not self._moving:
-                    say(text)
+                    say(f"denoise        {picture}{pace}")
             case StageEnded(name, run_s):
                 self._stage(name, run_s, watchdog)
             case Notice(what):
@@ -124,7 +122,14 @@ class MakingLine:
         if time.monotonic() - self._said_at < (0.1 if self._moving else 5.0) and not done:
             return
         self._said_at = time.monotonic()
-        bar = "#" * (BAR_WIDTH * message.done // message.total)
         amount = f"{format_size(message.done)} of {format_size(message.total)}"
-        text = f"making {self._name}, once  [{bar:-<{BAR_WIDTH}}] {amount}"
-        say(("\r" if self._moving else "") + text, end="\n" if done or not self._moving else "")
+        if self._moving:
+            bar = _bar(message.done, message.total)
+            say(f"\rmaking {self._name}, once  {bar} {amount}", end="\n" if done else "")
+        else:
+            say(f"making {self._name}, once: {amount}")
+
+
+def _bar(done: int, total: int) -> str:
+    """For terminals only."""
+    return f"[{'#' * (BAR_WIDTH * done // total):-<{BAR_WIDTH}}]"

@@ -17,7 +17,7 @@ from sdcli.models.folder import Model
 def decode(
     latents: list[torch.Tensor], request: Request, model: Model, plan: Plan, device: Device, dtype: torch.dtype
 ) -> Iterator[Message]:
-    """Yields events, a picture as soon as it is decoded. A decode that is not finite is done again in FP32."""
+    """Yields events, a picture as soon as it is decoded; its latents go. What is not finite is done again in FP32."""
     stage = Stage("decode", device)
     yield stage.began()
     again, keep_maps = [], plan.vae_tile is None
@@ -27,6 +27,7 @@ def decode(
             pixels = run(latents[image])
             if torch.isfinite(pixels).all():
                 yield _picture(image, seed, pixels)
+                latents[image] = torch.empty(0)
             else:
                 again.append((image, seed))
             device.between_blocks()

@@ -43,7 +43,7 @@ def denoise(
     stage = Stage("denoise", device)
     yield stage.began()
     # all pictures' now: what the last one of many takes, the first one takes as well, and a ceiling too low shows early
-    finished = torch.zeros(request.count, model.latent_channels, *request.latent_shape)
+    finished = [torch.zeros(1, model.latent_channels, *request.latent_shape) for _ in request.seeds]
     sees = cpu_packs_for(*request.latent_shape)
     copy = open_copy(prepared) if prepared is not None else None
     if copy is None and prepared is not None and plan.prepared:
@@ -54,10 +54,10 @@ def denoise(
         for image, seed in enumerate(request.seeds):
             latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
             require_finite(latents, stage.name, "the weights are damaged, or try --dtype fp32")
-            finished[image] = latents[0]
+            finished[image].copy_(latents)
             device.between_blocks()  # each picture begins with what the first one began with
     yield stage.ended()
-    return list(finished.split(1))
+    return finished
 
 
 def _draw(

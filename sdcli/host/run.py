@@ -147,6 +147,7 @@ def _work(task: Task, record: RunRecord, job_for: Callable[[Ready], Job], save: 
                 worker.send(job_for(message))
             elif isinstance(message, PictureDone):
                 record.pictures.append((save(message, record), replace(message, payload=b"")))
+                record.checkpoints.pop(message.image, None)
             show(message, watchdog)
             if isinstance(message, Finished):
                 return

@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 
+from sdcli import machine
 from sdcli.domain import Plan, Request
 from sdcli.messages import StepDone
 from sdcli.models.configs import SCHEDULERS
@@ -171,8 +172,9 @@ def test_full_size_txt2img_and_img2img_draw_what_diffusers_draws(sd15: Path) -> 
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_full_size_plans_draw_the_same_bits_and_bf16_is_close_to_fp32(sd15: Path) -> None:
-    request = replace(ASTRONAUT, width=256, height=256)
-    full, half = (draw(sd15, request=request, dtype=dtype) for dtype in ("fp32", "bf16"))
-    assert psnr(half, full) >= BF16_PSNR_FLOOR_DB
+    request, (dtype, _) = replace(ASTRONAUT, width=256, height=256), machine.choose_dtype("cpu", "auto")
+    plain = draw(sd15, request=request, dtype=dtype)
     frugal = replace(STREAMED, guidance="sequential", attention_scratch_bytes=2**20)
-    assert largest_difference(draw(sd15, request=request, plan=frugal, dtype="bf16"), half) <= 1
+    assert largest_difference(draw(sd15, request=request, plan=frugal, dtype=dtype), plain) <= 1
+    if dtype == "bf16":  # a processor that lacks it takes an hour
+        assert psnr(plain, draw(sd15, request=request, dtype="fp32")) >= BF16_PSNR_FLOOR_DB

@@ -11,7 +11,7 @@ from sdcli.units import MIB
 from tests.full.conftest import Program
 from tests.full.outside import evict, kernel_limit
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 CEILING_BYTES = 2048 * MIB
 DENOISER_BYTES = 1640 * MIB

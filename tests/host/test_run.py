@@ -124,7 +124,7 @@ def test_a_run_is_recorded_as_it_goes(tiny: Path, script: Callable[[str], None])
     assert (stage.name, stage.load_s, stage.run_s) == ("denoise", 0.5, 1.5)
     assert record.planned is not None
     assert stage.predicted_peak_bytes == {need.name: need.peak_bytes for need in record.planned.needs}["denoise"]
-    assert record.checkpoints == {0: b"x"} and [path for path, _ in record.pictures] == ["fox.png"]
+    assert record.checkpoints == {} and [path for path, _ in record.pictures] == ["fox.png"]
     assert record.baseline_bytes > 0 and record.samples > 0 and record.peak_bytes >= stage.peak_bytes
     assert report(record)["images"] == [{"path": "fox.png", "seed": 11, "width": 64, "height": 64}]
 
@@ -329,13 +329,20 @@ def test_a_run_that_goes_on_from_a_checkpoint_draws_the_same_picture(tiny: Path)
     assert whole == resumed and len(whole) == 64 * 64 * 3
 
 
-def test_what_is_kept_of_a_run_has_no_pixels_and_of_each_picture_one_checkpoint(tiny: Path) -> None:
-    record = run(task(tiny, request=replace(REQUEST, count=2)))
+def test_what_is_kept_of_a_run_has_no_pixels_and_until_it_is_drawn_one_checkpoint_of_each_picture(tiny: Path) -> None:
+    kept: dict[int, bytes] = {}
+
+    def save(picture: PictureDone, record: RunRecord) -> str:
+        kept.update(record.checkpoints)
+        return "fox.png"
+
+    record = run(task(tiny, request=replace(REQUEST, count=2)), save)
+    assert record.checkpoints == {}
     assert [picture.payload for _, picture in record.pictures] == [b"", b""]
     assert {step.payload for step in record.steps} == {b""} and len(record.steps) == 8
-    assert sorted(record.checkpoints) == [0, 1]
+    assert sorted(kept) == [0, 1]
     latents_bytes, generator_bytes = 4 * 8 * 8 * 4, 5056
-    for blob in record.checkpoints.values():
+    for blob in kept.values():
         assert len(blob) < latents_bytes + generator_bytes + 1024, "of a finished picture the latents, no history"
 
 

@@ -1,0 +1,143 @@
+"""What a denoise step takes besides weights and what the process weighs before: synthetic:sd15, alone (Linux).
+
+    python benchmarks/step_memory.py [--sizes 256x256,512x512] [--steps 4]
+
+Nothing is resident: weights stream from the prepared copy. A process of its own for each way; its footprint is sampled
+from outside every 2 ms. The first step compiles kernels, and has a column of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import threading
+import time
+from itertools import product
+from pathlib import Path
+from typing import TextIO
+
+from sdcli import machine
+from sdcli.domain import GiveBack, Guidance, Plan
+from sdcli.memory.meter import TreeMeter
+from sdcli.memory.planner import SMALL_SCRATCH_BYTES
+from sdcli.memory.prepared import place_of_copy
+from sdcli.models.folder import open_model
+from sdcli.models.synthetic import find_synthetic
+from sdcli.units import MIB
+
+GUIDANCES: tuple[Guidance, ...] = ("batched", "sequential")
+GIVING_BACK: tuple[GiveBack, ...] = ("stage", "block", "piece")
+
+
+def main() -> None:
+    """A row for each size and way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="256x256,512x512")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        return denoise(options.sizes, *options.way, options.steps)
+    print("| size | guidance | memory goes back after | first step, MiB | later steps | between steps | s/step |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for size, guidance, give_back in product(options.sizes.split(","), GUIDANCES, GIVING_BACK):
+        if guidance == "sequential" or machine.cpu_batches():
+            print(
+                f"| {size} | {guidance} | {give_back} | {watched(size, guidance, give_back, options.steps)} |",
+                flush=True,
+            )
+    return None
+
+
+class Sampler(threading.Thread):
+    """The highest footprint of a process since it was last asked."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._meter, self._highest = TreeMeter(pid), 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self._highest = max(self._highest, self._meter.footprint_bytes())
+            time.sleep(0.002)
+
+    def highest(self) -> int:
+        """Asked for, it begins anew."""
+        highest, self._highest = self._highest, 0
+        return highest
+
+
+def watched(size: str, guidance: str, give_back: str, steps: int) -> str:
+    """One way in a process of its own: its columns."""
+    command = [sys.executable, "-P", __file__, "--sizes", size, "--way", guidance, give_back, "--steps", str(steps)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        _answer(process.stdout, process.stdin)  # the weights are lent
+        sampler, peaks, rests, seconds = Sampler(process.pid), [], [], []
+        time.sleep(0.1)
+        begun = sampler.highest()
+        for _ in range(steps):
+            seconds.append(float(_answer(process.stdout, process.stdin)))
+            peaks.append(sampler.highest() - begun)
+            time.sleep(0.1)
+            rests.append(sampler.highest() - begun)
+    later = max(peaks[1:], default=peaks[0])
+    return (
+        f"{peaks[0] / MIB:.0f} | {later / MIB:.0f} | {rests[-1] / MIB:.0f} | {sorted(seconds)[len(seconds) // 2]:.2f}"
+    )
+
+
+def _answer(out: TextIO, into: TextIO) -> str:
+    """The next line of the process, which then may go on."""
+    line = out.readline()
+    time.sleep(0.05)  # for the last sample
+    into.write("\n")
+    into.flush()
+    return line
+
+
+def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> None:
+    """Take steps, each when told to, and say how long it took."""
+    from sdcli.components.lean_imports import import_models
+
+    import_models(False)
+    import torch
+
+    from sdcli.components.denoiser import borrow_denoiser, prepare_denoiser
+    from sdcli.components.prepared import open_copy
+    from sdcli.devices import open_device
+    from sdcli.devices.base import DTYPES
+
+    device = open_device("cpu")
+    device.prepare(None)
+    folder, _ = find_synthetic("synthetic:sd15", lambda *_: sys.exit("make it first: sdcli bench --steps 1"))
+    model, (name, _) = open_model("synthetic:sd15", Path(folder)), machine.choose_dtype("cpu", "auto")
+    width, height = (int(side) // 8 for side in size.split("x"))
+    sees, dtype, place = (
+        machine.cpu_packs_for(height, width),
+        DTYPES[name],
+        place_of_copy(model, "cpu", name, (height, width)),
+    )
+    plan = Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, None, (), give_back, prepared=True)
+    latents, context = torch.randn(1, 4, height, width), torch.randn(2, 77, 768).to(dtype)
+    passes = [context] if guidance == "batched" else [row[None] for row in context]
+    with torch.inference_mode():
+        copy = place and (open_copy(place) or prepare_denoiser(model.unet, device, dtype, place, sees))
+        with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
+            print("lent", flush=True)
+            for _ in range(steps):
+                sys.stdin.readline()
+                device.between_blocks()
+                started = time.perf_counter()
+                for some in passes:
+                    denoiser(latents.expand(len(some), -1, -1, -1), torch.tensor(500), some)
+                seconds = time.perf_counter() - started
+                device.between_blocks()
+                print(seconds, flush=True)
+            sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()
