@@ -133,8 +133,11 @@ _PACKING_UNITS: dict[DtypeName, tuple[set[str], ...]] = {
 
 def cpu_packs_weights(dtype: DtypeName) -> bool:
     """Whether packed weights are worth a copy on disk: measured on x86 and Linux only, and in types it computes in."""
-    measured = sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
-    return measured and any(units <= _cpu_flags() for units in _PACKING_UNITS[dtype])
+    return sys.platform == "linux" and _on_x86() and any(units <= _cpu_flags() for units in _PACKING_UNITS[dtype])
+
+
+def _on_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def cpu_packs_for(height: int, width: int) -> MapShape:
@@ -143,7 +146,7 @@ def cpu_packs_for(height: int, width: int) -> MapShape:
     With AVX-512 the library wants the same layout for nearly every size, with AVX2 another one for each size and
     number of samples: given the wrong one, it lays the weights out again in every call (a fifth of a step's time).
     """
-    return _ANY_SIZE if "avx512bw" in _cpu_flags() else (1, height, width)
+    return (1, height, width) if _on_x86() and "avx512bw" not in _cpu_flags() else _ANY_SIZE
 
 
 def cpu_batches() -> bool:
