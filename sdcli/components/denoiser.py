@@ -87,7 +87,7 @@ def borrow_denoiser(
             component,
             device,
             dtype,
-            resident_bytes=plan.resident_bytes,
+            resident_bytes=None if plan.residency == "resident" else plan.resident_bytes,
             packed=True,
             prepared=prepared,
             pieces=_pieces(unet),

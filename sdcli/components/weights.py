@@ -8,6 +8,7 @@ A module is built without memory (meta device). Then every weight matrix either 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
@@ -44,7 +45,7 @@ def lend_weights(
     device: Device,
     dtype: torch.dtype,
     *,
-    resident_bytes: int = 0,
+    resident_bytes: int | None = 0,
     parts: tuple[str, ...] = ("",),
     as_stored: type[nn.Module] | None = None,
     packed: bool = False,
@@ -54,7 +55,7 @@ def lend_weights(
 ) -> Iterator[Lent]:
     """Lend `component`'s weights to `module` (on the meta device) and free them at the end.
 
-    `resident_bytes` of weight matrices, counted in `dtype`, move to the device; the rest stream, with `prepared` from
+    `resident_bytes` of weight matrices move to the device, all of them if it is None; the rest stream, with `prepared` from
     there. `pieces` are modules in the order of use, with how often the map has been halved by then: the smallest maps'
     weights stay, since arithmetic hides least of their reading, and the next pieces are read ahead. Only parameters
     under `parts` are lent. With `packed`, layers that gain from it compute with packed weights, laid out for what each
@@ -72,7 +73,8 @@ def lend_weights(
         with Mapped(component) as mapped:
             stored = {name: mapped.tensor(name).view(shape) for name, shape in shapes.items()}
             tables = [name for name in shapes if isinstance(homes[name], nn.Embedding)]
-            streamed = _streamed({n: s for n, s in shapes.items() if n not in tables}, dtype, resident_bytes, pieces)
+            sizes = {n: _size(n, s, dtype, prepared) for n, s in shapes.items() if n not in tables and len(s) > 1}
+            streamed = _streamed(sizes, resident_bytes, pieces)
             packings = packings_of(module, shapes, device, dtype, sees) if packed else {}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
@@ -199,17 +201,21 @@ def _places(name: str, stored: torch.Tensor, prepared: PreparedCopy | None) -> l
     return there or [(stored.data_ptr(), stored.nbytes)]
 
 
-def _streamed(shapes: dict[str, torch.Size], dtype: torch.dtype, resident_bytes: int, pieces: Pieces) -> list[str]:
-    """Names of the weights that stream: vectors never, matrices once the smallest maps' have spent the budget."""
-    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
-    left, streamed = resident_bytes, set()
-    for name in sorted(matrices, key=lambda name: -pieces.get(piece_of(name, pieces), 0)):
-        size = shapes[name].numel() * dtype.itemsize
-        if size > left:
+def _size(name: str, shape: torch.Size, dtype: torch.dtype, prepared: PreparedCopy | None) -> int:
+    """Bytes of a weight in memory. Packed ones are larger where their layout pads, as the prepared copy knows."""
+    there = prepared.places(name) if prepared is not None else []
+    return sum(nbytes for _, nbytes in there) or shape.numel() * dtype.itemsize
+
+
+def _streamed(sizes: dict[str, int], resident_bytes: int | None, pieces: Pieces) -> list[str]:
+    """Names of the weights that stream: those left when the smallest maps' have spent the budget."""
+    left, streamed = math.inf if resident_bytes is None else resident_bytes, set()
+    for name in sorted(sizes, key=lambda name: -pieces.get(piece_of(name, pieces), 0)):
+        if sizes[name] > left:
             streamed.add(name)
         else:
-            left -= size
-    return [name for name in matrices if name in streamed]
+            left -= sizes[name]
+    return [name for name in sizes if name in streamed]
 
 
 def _runner(name: str) -> str:

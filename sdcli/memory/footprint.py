@@ -114,6 +114,8 @@ def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName, 
     """Bytes of the denoise stage over the baseline."""
     weights = weights_of(model.unet, dtype)
     resident = min(plan.resident_bytes, weights.matrices_bytes)
+    if plan.residency == "resident":
+        resident = int(resident * overhead.padding)
     # making a prepared copy, or laying out what stays, has the largest weight there twice
     return max(
         resident + step_bytes(model, request, plan, dtype, overhead), weights.vectors_bytes + 2 * weights.largest_bytes

@@ -136,6 +136,8 @@ def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Co
     in_order = sorted(sizes, key=_order(levels))
     for name in sorted(in_order, key=lambda name: -levels.get(piece_of(name, levels), 0)):  # the smallest maps' stay
         nbytes = sizes[name] * dtype.itemsize
+        if copied and copy:
+            nbytes = sum(size for _, size in copy.places(name))
         stays = nbytes <= left
         left -= nbytes * stays
         if not stays:
