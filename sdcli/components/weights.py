@@ -57,10 +57,10 @@ def lend_weights(
 
     `resident_bytes` of weight matrices move to the device, all of them if it is None; the rest stream, with `prepared`
     from there. `pieces` are modules in the order of use, with how often the map has been halved by then: the smallest
-    maps' weights stay, since arithmetic hides least of their reading, and the next pieces are read ahead. Only parameters
-    under `parts` are lent. With `packed`, layers that gain from it compute with packed weights, laid out for what each
-    of them `sees`. Layers of the kind `as_stored` get their weights as they are mapped, in the file's type: whoever runs
-    them casts. Raises SdcliError when the files do not match the module.
+    maps' weights stay, since arithmetic hides least of their reading, and the next pieces are read ahead. Only
+    parameters under `parts` are lent. With `packed`, layers that gain from it compute with packed weights, laid out
+    for what each of them `sees`. Layers of the kind `as_stored` get their weights as they are mapped, in the file's
+    type: whoever runs them casts. Raises SdcliError when the files do not match the module.
     """
     shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
     shapes = {name: shapes[name] for name in sorted(shapes, key=_order(pieces))}
