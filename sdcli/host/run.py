@@ -155,10 +155,11 @@ def _work(task: Task, record: RunRecord, job_for: Callable[[Ready], Job], save: 
 
 def means_of(task: Task) -> Means:
     """What a plan for this task may count on."""
-    batches = task.device != "cpu" or machine.cpu_batches()
+    place, batches = _place(task), task.device != "cpu" or machine.cpu_batches()
     return Means(
         speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
-        prepared=_place(task) is not None,
+        prepared=place is not None,
+        making=place is not None and not place.is_dir(),
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
         batches=batches,

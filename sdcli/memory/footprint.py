@@ -78,12 +78,13 @@ def stage_needs(
     dtype: DtypeName,
     baseline_bytes: int,
     overhead: Overhead = WITH_AVX512,
+    making: bool = False,
 ) -> tuple[StageNeed, ...]:
-    """The predicted peak footprint of each stage of the run, in order."""
+    """The predicted peak footprint of each stage of the run, in order; `making` is of the prepared copy."""
     needs: list[tuple[StageName, int]] = [("encode_prompt", _encode_prompt(model, request, dtype))]
     if request.strength is not None:
         needs.append(("encode_image", _autoencoder(model, request, plan, dtype, "encoder.", overhead)))
-    needs.append(("denoise", denoise_bytes(model, request, plan, dtype, overhead)))
+    needs.append(("denoise", denoise_bytes(model, request, plan, dtype, overhead, making)))
     decoding = kept_bytes(model, request, 4 if plan.fresh_decode else 2)
     needs.append(("decode", decoding + _autoencoder(model, request, plan, dtype, "decoder.", overhead)))
     return tuple(StageNeed(name, baseline_bytes + extra) for name, extra in needs)
@@ -110,15 +111,19 @@ def prompt_chunks(request: Request) -> int:
     return min(8, 1 + longest // 75)
 
 
-def denoise_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName, overhead: Overhead) -> int:
+def denoise_bytes(
+    model: Model, request: Request, plan: Plan, dtype: DtypeName, overhead: Overhead, making: bool = False
+) -> int:
     """Bytes of the denoise stage over the baseline."""
     weights = weights_of(model.unet, dtype)
     resident = min(plan.resident_bytes, weights.matrices_bytes)
     if plan.residency == "resident":
         resident = int(resident * overhead.padding)
-    # making a prepared copy, or laying out what stays, has the largest weight there twice
+    # laying out what stays has the largest weight there twice, making a prepared copy three times, using one not at all
+    times = 2 if not plan.prepared else 3 if making else 0
     return max(
-        resident + step_bytes(model, request, plan, dtype, overhead), weights.vectors_bytes + 2 * weights.largest_bytes
+        resident + step_bytes(model, request, plan, dtype, overhead),
+        weights.vectors_bytes + times * weights.largest_bytes,
     )
 
 

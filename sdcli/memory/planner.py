@@ -54,6 +54,8 @@ class Means:
     """Whether giving freed memory back to the system in the midst of a step does anything."""
     batches: bool = True
     """Whether both samples of guidance may go together."""
+    making: bool = False
+    """Whether the prepared copy is still to be made."""
     overhead: Overhead = WITH_AVX512
     """What this kind of processor takes besides weights and maps."""
     margin_bytes: int = MARGIN_BYTES
@@ -94,7 +96,7 @@ def make_plan(
             and _uncertain_bytes(model, request, plan, dtype) > UNCERTAIN_SHARE * limit_bytes
         ):
             continue
-        needs = stage_needs(model, request, plan, dtype, baseline_bytes, means.overhead)
+        needs = stage_needs(model, request, plan, dtype, baseline_bytes, means.overhead, means.making)
         planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, means.speed))
         if limit_bytes is None or planned.peak_bytes + means.margin_bytes <= limit_bytes:
             fitting.append(planned)
@@ -112,7 +114,7 @@ def smallest_limit_bytes(
     model: Model, request: Request, dtype: DtypeName, baseline_bytes: int, means: Means = Means()
 ) -> int:
     """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
-    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead)
+    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead, means.making)
     peak = max(need.peak_bytes for need in needs)
     return -(-(peak + means.margin_bytes) // OFFER_BYTES) * OFFER_BYTES
 
@@ -172,7 +174,7 @@ def _what_would_fit(
             f"will not fit: Python and torch alone take {need}, the ceiling is {ceiling};"
             f" give --mem-limit {format_limit(at_least)} or more"
         )
-    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead)
+    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead, means.making)
     worst = max(needs, key=lambda need: need.peak_bytes)
     at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
     message = (

@@ -171,6 +171,20 @@ def test_where_weights_are_laid_out_for_one_sample_guidance_goes_one_pass_after_
     assert "no guidance" in plan.reasons[1]
 
 
+def test_making_the_prepared_copy_takes_the_largest_weight_three_times(model: Model) -> None:
+    largest = weights_of(model.unet, "fp32").largest_bytes
+    plan, needs = replace(make_plan(model, REQUEST, "fp32", None, BASELINE).plan, prepared=True, resident_bytes=0), {}
+    plan = replace(plan, residency="streamed")
+    for making in (False, True):
+        needs[making] = {
+            n.name: n.peak_bytes for n in stage_needs(model, REQUEST, plan, "fp32", BASELINE, making=making)
+        }
+    assert needs[True]["denoise"] == max(
+        needs[False]["denoise"], BASELINE + weights_of(model.unet, "fp32").vectors_bytes + 3 * largest
+    )
+    assert needs[True]["decode"] == needs[False]["decode"]
+
+
 def test_a_larger_margin_is_kept(model: Model) -> None:
     more = Means(margin_bytes=MARGIN_BYTES + 32 * MIB)
     assert least(model, REQUEST, "bf16", means=more) == least(model, REQUEST, "bf16") + 32 * MIB
