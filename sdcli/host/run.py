@@ -224,6 +224,7 @@ def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Me
                 record.steps.append(replace(message, payload=b""))  # of a thousand pictures they would be many
                 record.checkpoints[message.image] = message.payload
             case StageEnded(_, run_s, device_peak_bytes):
+                watchdog.leave()
                 record.stages[-1].run_s = run_s
                 record.stages[-1].peak_bytes = device_peak_bytes
             case Notice(what, step):

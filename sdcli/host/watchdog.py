@@ -53,7 +53,7 @@ class Peaks:
 class Watchdog(threading.Thread):
     """Watches `host` and all its descendants, and kills `worker` and its descendants on crossing.
 
-    `enter` and `step` are for whoever relays the worker's events. `warn` is called, in this
+    `enter`, `leave` and `step` are for whoever relays the worker's events. `warn` is called, in this
     thread, when the footprint comes near the ceiling. `failure` holds what ended the watch, if anything did.
     """
 
@@ -81,9 +81,12 @@ class Watchdog(threading.Thread):
             kill_tree(self._worker)
 
     def enter(self, stage: str) -> None:
-        """A stage begins with what there is: one too short for a look of its own has that peak."""
-        self.peaks.by_stage[stage] = max(self.peaks.by_stage.get(stage, 0), self.footprint_bytes)
+        """A stage begins."""
         self.stage, self.step = stage, None
+
+    def leave(self) -> None:
+        """The stage ends: one too short for a look of its own has the last look's footprint as its peak."""
+        self.peaks.by_stage.setdefault(self.stage, self.footprint_bytes)
 
     def stop(self) -> None:
         """End the watch and wait for it."""

@@ -259,6 +259,7 @@ def test_without_a_ceiling_it_only_measures_and_peaks_are_kept_by_stage() -> Non
         samples = dog.peaks.samples
         _wait_for(lambda: dog.peaks.samples > samples + 2)
         dog.enter("decode")
+        dog.leave()
         peaks = dog.peaks
         assert peaks.by_stage["decode"] > 90 * MIB, "also of a stage that is too short for a look of its own"
         assert set(peaks.by_stage) == {START, "denoise", "decode"}
