@@ -146,15 +146,15 @@ def cpu_packs_for(height: int, width: int) -> MapShape:
     With AVX-512 the library wants the same layout for nearly every size, with AVX2 another one for each size and
     number of samples: given the wrong one, it lays the weights out again in every call (a fifth of a step's time).
     """
-    return (1, height, width) if _on_x86() and "avx512bw" not in _cpu_flags() else _ANY_SIZE
+    return (1, height, width) if _on_x86() and "avx512bw" not in _cpu_flags() else ANY_SIZE
 
 
 def cpu_batches() -> bool:
     """Whether both samples of guidance may go together: weights that are laid out for one sample suit one sample."""
-    return cpu_packs_for(0, 0) == _ANY_SIZE
+    return cpu_packs_for(0, 0) == ANY_SIZE
 
 
-_ANY_SIZE: MapShape = (2, 64, 64)
+ANY_SIZE: MapShape = (2, 64, 64)
 """A 512x512 picture with guidance."""
 
 

@@ -27,8 +27,9 @@ from torch import nn
 from sdcli.components.arena import Arena
 from sdcli.devices.base import Device
 from sdcli.domain import MapShape
+from sdcli.machine import ANY_SIZE
 
-SOME_MAP: MapShape = (2, 64, 64)
+SOME_MAP: MapShape = ANY_SIZE
 """For layers that see none, and where it does not matter."""
 
 FEW_PLACES = 80
