@@ -12,6 +12,14 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: threads that wait for each other would wait for others'
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Fast tests go two at a time; real-size runs want the machine to themselves."""
+    return 2 if config.option.markexpr == "not full and not gpu" else 0
+
 
 TINY: dict[str, Any] = {
     "seed": 7,
