@@ -119,8 +119,10 @@ def cpu_has_amx() -> bool:
 
 
 def attends_fused(device: str, dtype: str) -> bool:
-    """Whether the library's fused attention is the faster one: on CUDA, and on CPUs with the matrix unit for bf16."""
-    return device == "cuda" or (device == "cpu" and dtype == "bf16" and cpu_has_amx())
+    """Whether the library's fused attention is the faster one: on CUDA, on x86 in fp32, in bf16 with a matrix unit."""
+    if device == "cpu":
+        return _on_x86() if dtype == "fp32" else dtype == "bf16" and cpu_has_amx()
+    return device == "cuda"
 
 
 _PACKING_UNITS: dict[DtypeName, tuple[set[str], ...]] = {

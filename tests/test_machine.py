@@ -225,6 +225,26 @@ def test_weights_are_packed_in_the_types_that_the_processor_has_kernels_for(
     assert not any(map(machine.cpu_packs_weights, all_types))
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "flags", "architecture", "fused"),
+    [
+        ("cuda", "fp16", "avx2", "x86_64", True),
+        ("cpu", "fp32", "avx2", "x86_64", True),
+        ("cpu", "fp32", "asimd", "aarch64", False),
+        ("cpu", "bf16", "avx512_bf16", "x86_64", False),
+        ("cpu", "bf16", "amx_bf16", "x86_64", True),
+        ("cpu", "fp16", "amx_bf16", "x86_64", False),
+        ("mps", "fp16", "asimd", "arm64", False),
+    ],
+)
+def test_attention_is_fused_where_it_was_measured_to_be_faster(
+    files: Files, monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, flags: str, architecture: str, fused: bool
+) -> None:
+    files({"/proc/cpuinfo": f"flags\t\t: {flags}\n"})
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    assert machine.attends_fused(device, dtype) is fused
+
+
 def test_without_avx_512_weights_are_laid_out_for_the_size_and_for_one_sample(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sdcli.devices.base import AHEAD_BYTES, PooledWeights, WeightStore
+from sdcli.devices.base import AHEAD_BYTES, DTYPES, PooledWeights, WeightStore
 from sdcli.domain import DeviceName
 from sdcli.machine import attends_fused, container_limit_bytes
 from sdcli.units import KIB, MIB
@@ -59,8 +59,8 @@ class CpuDevice:
             self.ahead_bytes = LITTLE_AHEAD_BYTES
 
     def fused_attention(self, dtype: torch.dtype) -> bool:
-        """With Intel's matrix unit, by a fifth of a step's time; without it, chunks into one scratch are faster."""
-        return attends_fused("cpu", "bf16" if dtype is torch.bfloat16 else "fp32")
+        """In fp32, and in bf16 with Intel's matrix unit; in bf16 without it, chunks into one scratch are faster."""
+        return attends_fused("cpu", next(name for name, torch_dtype in DTYPES.items() if torch_dtype is dtype))
 
     def weight_store(self, dtype: torch.dtype, numels: list[int]) -> WeightStore:
         """One pool."""
