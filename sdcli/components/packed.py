@@ -72,8 +72,7 @@ class PackedConvolution(Packed):
     ) -> list[torch.Tensor]:
         """One."""
         batch, height, width = sees
-        shape = [batch, layer.in_channels, height, width]
-        return [torch.ops.mkldnn._reorder_convolution_weight(plain, *_geometry(layer, padding), shape)]
+        return [_laid_out_kernel(plain, _geometry(layer, padding), [batch, layer.in_channels, height, width])]
 
     def __call__(
         self, states: torch.Tensor, residual: torch.Tensor | None = None, shift: torch.Tensor | None = None
@@ -122,8 +121,32 @@ class PackedGate(Packed):
         return _product_with(gated, "mul", states, value, value_bias)
 
 
-_POINTWISE = ([0, 0], [1, 1], [1, 1], 1)
-"""A convolution's padding, stride, dilation and groups that make it a matrix product."""
+Geometry = tuple[list[int], list[int], list[int], int]
+"""A convolution's padding, stride, dilation and groups."""
+
+_POINTWISE: Geometry = ([0, 0], [1, 1], [1, 1], 1)
+"""That make it a matrix product."""
+
+
+def _laid_out_kernel(plain: torch.Tensor, geometry: Geometry, sees: list[int]) -> torch.Tensor:
+    """A convolution's weight, packed for maps of the shape `sees`.
+
+    torch's operator for plain weights copies them first, 112 MiB of the largest. One that is seen as the library's
+    already, in the plain layout, is read where it lies.
+    """
+    packed: torch.Tensor
+    if can_map():
+        described = _plain_description(tuple(plain.shape), plain.dtype)
+        seen = opaque(plain.data_ptr(), tuple(plain.shape), plain.dtype, described, plain)
+        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(seen, *geometry, sees)
+    else:
+        packed = torch.ops.mkldnn._reorder_convolution_weight(plain, *geometry, sees)
+    return packed
+
+
+@functools.lru_cache(maxsize=128)
+def _plain_description(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    return description(torch.empty(shape, dtype=dtype).to_mkldnn())
 
 
 def _laid_out(matrix: torch.Tensor, sees: MapShape) -> torch.Tensor:
@@ -134,7 +157,7 @@ def _laid_out(matrix: torch.Tensor, sees: MapShape) -> torch.Tensor:
         packed = torch.ops.mkldnn._reorder_linear_weight(matrix)
     else:
         row = [1, matrix.shape[1], 1, height * width]
-        packed = torch.ops.mkldnn._reorder_convolution_weight(matrix[:, :, None, None], *_POINTWISE, row)
+        packed = _laid_out_kernel(matrix[:, :, None, None], _POINTWISE, row)
     return packed
 
 
@@ -206,7 +229,7 @@ def packing_of(layer: nn.Module, device: Device, dtype: torch.dtype) -> type[Pac
     return None
 
 
-def _geometry(layer: nn.Conv2d, padding: tuple[int, int] | None) -> tuple[list[int], list[int], list[int], int]:
+def _geometry(layer: nn.Conv2d, padding: tuple[int, int] | None) -> Geometry:
     sides = [int(side) for side in padding or layer.padding]
     return sides, list(layer.stride), list(layer.dilation), layer.groups
 
@@ -285,7 +308,8 @@ def can_map() -> bool:
         layer = nn.Conv2d(16, 16, 3, padding=1)
         states = torch.ones(1, 16, 8, 8)
         with torch.inference_mode():
-            kept = PackedConvolution.pack(layer, layer.weight.detach())
+            plain, map_seen = layer.weight.detach(), [1, *states.shape[1:]]
+            kept = [torch.ops.mkldnn._reorder_convolution_weight(plain, *_geometry(layer, None), map_seen)]
             address = torch.ops.mkldnn.data_ptr(kept[0])
             again = [opaque(address, tuple(layer.weight.shape), torch.float32, description(kept[0]))]
             run = PackedConvolution(layer, lambda: again)
