@@ -1,8 +1,9 @@
 """The two halves of the autoencoder, borrowed one at a time, and computed band by band.
 
-Of all its maps only the sums along the residual stream are whole: a block's output takes the place of its input. With
-`keep_maps` two more are, where a block would otherwise compute its first half twice: faster by a third, larger by
-two to three maps, and the same bits.
+Of all its maps only the sums along the residual stream are whole: a block's output takes the place of its input. In
+FP32 they lie in FP16 between two blocks, which moves no pixel by more than 1/255. With `keep_maps` two more maps are
+whole, where a block would otherwise compute its first half twice: faster by a third, larger by two to three maps, and
+the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from sdcli.components.attention import BoundedAttention
 from sdcli.components.empty import without_memory
 from sdcli.components.frugal import make_frugal
-from sdcli.components.planes import Convolved, Doubled, Normed, Plane, Remembered, Stored, Sum, overwrite, store
+from sdcli.components.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
 from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
 from sdcli.models.folder import Component
@@ -62,6 +63,8 @@ class _Bands:
 
     def __init__(self, device: Device, dtype: torch.dtype, keep_maps: bool) -> None:
         self._device, self._dtype, self._keep_maps = device, dtype, keep_maps
+        self._lasting = Halved if dtype is torch.float32 else Stored
+        """How maps lie that every plan stores."""
 
     def decode(self, vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
         """(1, channels, h, w), unscaled, to (1, 3, 8h, 8w) in -1…1 on the CPU in FP32."""
@@ -75,9 +78,9 @@ class _Bands:
             plane = self._level(plane, block)
             for upsampler in block.upsamplers or ():
                 plane = self._convolved(Doubled(plane), upsampler.conv)  # under no other name: what it doubles can go
-                plane = self._stored(plane) if self._keep_maps else Remembered(plane)
+                plane = self._exactly(plane) if self._keep_maps else Remembered(plane)
         plane = self._convolved(self._normed(plane, decoder.conv_norm_out, decoder.conv_act), decoder.conv_out)
-        return self._on_cpu(self._stored(plane))
+        return self._on_cpu(self._exactly(plane))
 
     def encode(self, vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(1, 3, 8h, 8w) in -1…1 to mean and deviation, (1, channels, h, w) each, on the CPU in FP32."""
@@ -92,7 +95,7 @@ class _Bands:
         plane = self._convolved(self._normed(plane, encoder.conv_norm_out, encoder.conv_act), encoder.conv_out)
         if vae.quant_conv is not None:
             plane = self._convolved(plane, vae.quant_conv)
-        posterior = DiagonalGaussianDistribution(self._on_cpu(self._stored(plane)))
+        posterior = DiagonalGaussianDistribution(self._on_cpu(self._exactly(plane)))
         return posterior.mean, posterior.std
 
     def _level(self, plane: Plane, block: Any) -> Stored:
@@ -106,22 +109,28 @@ class _Bands:
         """x + conv(silu(norm(conv(silu(norm(x)))))) (He et al. 2016), in the place of x if it has the same shape."""
         hidden: Plane = self._convolved(self._normed(plane, block.norm1, block.nonlinearity), block.conv1)
         if self._keep_maps:
-            hidden = self._stored(hidden)
+            hidden = self._exactly(hidden)
         hidden = self._convolved(self._normed(hidden, block.norm2, block.nonlinearity), block.conv2)
-        if block.conv_shortcut is None and isinstance(plane, Stored):
+        if block.conv_shortcut is None and isinstance(plane, self._lasting):
             return overwrite(plane, Sum(hidden, plane), self._device)
         shortcut = plane if block.conv_shortcut is None else self._convolved(plane, block.conv_shortcut)
         return self._stored(Sum(hidden, shortcut))
 
     def _attended(self, stored: Stored, attention: Attention) -> Stored:
         """Attention is at the smallest side, where a whole map is little."""
-        return Stored(attention(stored.values).contiguous(memory_format=self._device.memory_format))
+        whole = attention(stored.rows(0, stored.height)).contiguous(memory_format=self._device.memory_format)
+        return self._stored(Stored(whole))
 
     def _placed(self, values: torch.Tensor) -> Stored:
         placed = values.to(self._device.torch_device, self._dtype)
         return Stored(placed.contiguous(memory_format=self._device.memory_format))
 
     def _stored(self, plane: Plane) -> Stored:
+        """For good."""
+        return store(plane, self._device, self._dtype, self._lasting)
+
+    def _exactly(self, plane: Plane) -> Stored:
+        """For a plan that has the memory, or for the end: not rounded."""
         return store(plane, self._device, self._dtype)
 
     def _on_cpu(self, stored: Stored) -> torch.Tensor:

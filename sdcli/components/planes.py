@@ -5,7 +5,8 @@ plane, a few more than asked for where a convolution looks above and below. So a
 is stored, what is asked for twice is computed twice, and nothing has a seam: group norms take their statistics
 from a first pass over the whole map.
 
-The cut into bands is the same whether a map is stored or computed when asked for: every plan has the same bits.
+The cut into bands is the same whether a map is stored or computed when asked for, and what is stored only sometimes
+lies as it was computed: every plan has the same bits.
 """
 
 from __future__ import annotations
@@ -47,6 +48,37 @@ class Stored:
     def rows(self, begin: int, end: int) -> torch.Tensor:
         """A view."""
         return self.values[:, :, begin:end]
+
+    def put(self, begin: int, end: int, some: torch.Tensor) -> None:
+        """Write rows."""
+        self.values[:, :, begin:end] = some
+
+
+class Halved(Stored):
+    """A stored map of FP32 that lies in FP16: half the memory, 11 bits of each number.
+
+    A power of two for each row keeps its largest number below 2^15, so that nothing overflows.
+    """
+
+    def __init__(self, values: torch.Tensor, row_bytes: int = 0) -> None:
+        _, channels, height, width = values.shape
+        super().__init__(values, max(row_bytes, channels * width * torch.float32.itemsize))
+        self._scales = torch.ones(1, 1, height, 1, device=values.device)
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        """A copy in FP32."""
+        return self.values[:, :, begin:end].float().mul_(self._scales[:, :, begin:end])
+
+    def put(self, begin: int, end: int, some: torch.Tensor) -> None:
+        """Round rows, and write them."""
+        largest = torch.maximum(some.amax((0, 1, 3), keepdim=True), -some.amin((0, 1, 3), keepdim=True))
+        scales = torch.exp2((largest.log2().ceil() - LARGEST_EXPONENT).clamp_(min=0))
+        self._scales[:, :, begin:end] = scales
+        self.values[:, :, begin:end] = some / scales
+
+
+LARGEST_EXPONENT = 15
+"""Of two, below which `Halved` keeps its numbers: FP16 ends at 65,504."""
 
 
 class Doubled:
@@ -203,13 +235,15 @@ def bands(plane: Plane, device: Device) -> Iterator[tuple[int, int]]:
         device.between_blocks()
 
 
-def store(plane: Plane, device: Device, dtype: torch.dtype) -> Stored:
+def store(plane: Plane, device: Device, dtype: torch.dtype, kind: type[Stored] = Stored) -> Stored:
     """Compute all of a plane, on the device."""
     shape = (1, plane.channels, plane.height, plane.width)
-    values = torch.empty(shape, dtype=dtype, device=device.torch_device, memory_format=device.memory_format)
+    lies_as = torch.float16 if kind is Halved else dtype
+    values = torch.empty(shape, dtype=lies_as, device=device.torch_device, memory_format=device.memory_format)
+    stored = kind(values, plane.row_bytes)
     for begin, end in bands(plane, device):
-        values[:, :, begin:end] = plane.rows(begin, end)
-    return Stored(values, plane.row_bytes)
+        stored.put(begin, end, plane.rows(begin, end))
+    return stored
 
 
 def overwrite(stored: Stored, plane: Plane, device: Device) -> Stored:
@@ -218,12 +252,12 @@ def overwrite(stored: Stored, plane: Plane, device: Device) -> Stored:
     A row may need the two above it as they were (a residual block has two convolutions), so a band is written when
     the next one is computed; BAND_ROWS is more than two.
     """
-    waiting: tuple[slice, torch.Tensor] | None = None
+    waiting: tuple[int, int, torch.Tensor] | None = None
     for begin, end in bands(plane, device):
         some = plane.rows(begin, end)
         if waiting is not None:
-            stored.values[:, :, waiting[0]] = waiting[1]
-        waiting = slice(begin, end), some
+            stored.put(*waiting)
+        waiting = begin, end, some
     if waiting is not None:
-        stored.values[:, :, waiting[0]] = waiting[1]
+        stored.put(*waiting)
     return stored

@@ -30,6 +30,9 @@ AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 BAND_TENSORS = 5
 """So many times what a band is larger than BAND_BYTES comes on top."""
 
+HALF_BYTES = 2
+"""A number of a map that lasts from block to block: FP32 lies in FP16 there."""
+
 BAND_BYTES, BAND_ROWS = 4 * MIB, 16
 """Bytes of a band's widest tensor in the autoencoder, and rows that a band has at least: the rows around it are
 computed besides. Two rows of latents make such a band of pixels."""
@@ -119,8 +122,8 @@ def denoise_bytes(
     resident = min(plan.resident_bytes, weights.matrices_bytes)
     if plan.residency == "resident":
         resident = int(resident * overhead.padding)
-    # laying out what stays has the largest weight there twice, making a prepared copy three times, using one not at all
-    times = 2 if not plan.prepared else 3 if making else 0
+    # laying out what stays, or goes to a prepared copy, has the largest weight there twice; using a copy not at all
+    times = 2 if making or not plan.prepared else 0
     return max(
         resident + step_bytes(model, request, plan, dtype, overhead),
         weights.vectors_bytes + times * weights.largest_bytes,
@@ -155,7 +158,7 @@ def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, h
     item, pixels = DTYPE_BYTES[dtype], request.height * request.width
     weights = weights_of(model.vae, dtype, (half,))
     widths: list[int] = model.vae.config.get("block_out_channels", [128, 256, 512, 512])
-    maps = (_decoder_maps if half == "decoder." else _encoder_maps)(widths, plan.vae_tile is None)
+    maps = (_decoder_maps if half == "decoder." else _encoder_maps)(widths, plan.vae_tile is None, item)
     picture = 3 * pixels * DTYPE_BYTES["fp32"]
     smallest = pixels // 4 ** (len(widths) - 1)
     attention = AUTOENCODER_SCRATCH_BYTES + 6 * widths[-1] * smallest * item
@@ -165,29 +168,33 @@ def _autoencoder(model: Model, request: Request, plan: Plan, dtype: DtypeName, h
     kernels = ENCODER_KERNELS_BYTES
     if half == "decoder.":
         kernels = along(overhead.fresh_decode if plan.fresh_decode else overhead.decode, pixels * item)
-    return kernels + lent + max(attention, int(maps * pixels) * item + picture + wide)
+    return kernels + lent + max(attention, int(maps * pixels) + picture + wide)
 
 
-def _decoder_maps(widths: list[int], keep: bool) -> float:
-    """The decoder's whole maps at their most, as channels of the picture's own size.
+def _decoder_maps(widths: list[int], keep: bool, item: int) -> float:
+    """The decoder's whole maps at their most, bytes for each pixel of the picture; `item` of a number.
 
     Each level begins with a residual block from the smaller map before it, and goes on in place.
     """
+    lasting = min(item, HALF_BYTES)
     most, area, before = 0.0, 0.25 ** (len(widths) - 1), 0
-    for index, width in enumerate(reversed(widths)):
-        larger = before * area  # the map before, doubled: kept, or computed from a quarter of that
-        first = width * area if index == 0 else larger + (width * area if width != before else 0)
-        most = max(most, first + width * area) if keep else max(most, larger / 4 + width * area)
-        most = max(most, 2 * width * area) if keep else most
+    for width in reversed(widths):
+        map_ = width * area
+        if keep:  # the map before, doubled, half of the block and its sum; later half of a block, and the sum in place
+            most = max(most, before * area * item + map_ * item + map_ * lasting)
+        else:  # what is doubled when asked for, and the sum
+            most = max(most, before * area / 4 * lasting + map_ * lasting)
         area, before = area * 4, width
     return most
 
 
-def _encoder_maps(widths: list[int], keep: bool) -> float:
+def _encoder_maps(widths: list[int], keep: bool, item: int) -> float:
     """The same for the encoder, whose levels end with a smaller map."""
+    lasting = min(item, HALF_BYTES)
     most, area, before = 0.0, 1.0, widths[0]
     for width in widths:
         changed = before * area if width != before else 0
-        most = max(most, changed + width * area + (width * area if keep else 0), 1.25 * width * area)
+        half = width * area * item if keep else 0
+        most = max(most, (changed + width * area) * lasting + half, 1.25 * width * area * lasting)
         area, before = area / 4, width
     return most

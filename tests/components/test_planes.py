@@ -13,7 +13,19 @@ from torch import nn
 
 from sdcli.components import planes
 from sdcli.components.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.components.planes import Convolved, Doubled, Normed, Plane, Remembered, Stored, Sum, bands, overwrite, store
+from sdcli.components.planes import (
+    Convolved,
+    Doubled,
+    Halved,
+    Normed,
+    Plane,
+    Remembered,
+    Stored,
+    Sum,
+    bands,
+    overwrite,
+    store,
+)
 from sdcli.devices.cpu import CpuDevice
 from sdcli.models.folder import open_model
 from tests.components.common import DTYPES
@@ -116,6 +128,23 @@ def test_a_map_may_be_overwritten_by_what_is_computed_from_it() -> None:
     assert torch.allclose(stored.values, whole, atol=1e-5)
 
 
+def test_a_halved_map_takes_half_the_memory_and_no_number_is_too_large_for_it() -> None:
+    values = random_map(height=23).contiguous(memory_format=torch.channels_last)
+    values[:, :, 7] *= 1e9
+    values[:, :, 11] = 0
+    halved = store(Stored(values), CPU, torch.float32, Halved)
+    assert halved.values.nbytes == values.nbytes // 2 and halved.row_bytes == Stored(values).row_bytes
+    assert torch.allclose(halved.rows(0, 23), values, rtol=2**-11, atol=2**-24)
+
+    layer = lent(nn.Conv2d(8, 8, 3, 1, 1))
+    whole = layer(values) + values
+    overwrite(halved, Sum(Convolved(halved, layer, CPU, torch.float32), halved), CPU)
+    rows = slice(13, 23)  # away from the huge ones
+    assert torch.allclose(halved.rows(13, 23), whole[:, :, rows], atol=5e-3)
+    halved.put(0, 1, torch.full_like(values[:, :, :1], torch.inf))
+    assert not halved.rows(0, 1).isfinite().any()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(8, 8), (16, 9), (9, 24)])
 @pytest.mark.parametrize("keep_maps", [True, False])
@@ -130,7 +159,8 @@ def test_the_autoencoder_is_diffusers_own_without_seams(tiny: Path, keep_maps: b
     posterior = vae.encode(pixels).latent_dist
     with borrow_encoder(component, CPU, torch.float32, keep_maps=keep_maps) as encode:
         mean, deviation = encode(pixels)
-    assert torch.allclose(mean, posterior.mean, atol=1e-4) and torch.allclose(deviation, posterior.std, atol=1e-4)
+    assert torch.allclose(mean, posterior.mean, atol=5e-4)  # the encoder's maps lie in FP16
+    assert torch.allclose(deviation, posterior.std, atol=5e-4)
 
 
 @torch.no_grad()
