@@ -3,10 +3,11 @@
     python benchmarks/peers.py [--rounds 3] [--steps 8] [--size 512] [--runs diffusers,compile,openvino,2GiB,…]
         [--save benchmarks/peers.json]
 
-Peers run as their users would run them for speed: diffusers' own pipeline in BF16 and channels_last, plain and with
-torch.compile (frozen weights); OpenVINO with the UNet converted from diffusers', in BF16, both halves of guidance at
-once (needs `pip install openvino`; text encoder, scheduler and decoder are left out, in its favour). A median of
-steps is without the first one, which compiles kernels; ours is the program's own median, the first one among them.
+Peers run as their users would run them for speed, in the type that sdcli chooses on this processor (BF16 or FP32):
+diffusers' own pipeline in channels_last, plain and with torch.compile (frozen weights); OpenVINO with the UNet
+converted from diffusers', both halves of guidance at once (needs `pip install openvino`; text encoder, scheduler and
+decoder are left out, in its favour). A median of steps is without the first one, which compiles kernels; ours is the
+program's own median, the first one among them.
 Peaks are footprints of whole process trees, sampled by sdcli's own meter from this process.
 """
 
@@ -23,9 +24,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from sdcli import machine
 from sdcli.memory.meter import TreeMeter
 from sdcli.models.synthetic import find_synthetic
 from sdcli.units import MIB
+
+DTYPE, _ = machine.choose_dtype("cpu", "auto")
 
 RUNS = ("diffusers", "compile", "openvino", "2.8GiB", "2GiB", "1GiB", "600MiB", "450MiB")
 
@@ -33,7 +37,8 @@ PIPELINE = """
 import json, sys, time, torch
 from diffusers import StableDiffusionPipeline
 folder, steps, size, compiled = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "compile"
-pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16, safety_checker=None, local_files_only=True)
+dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[sys.argv[5]]
+pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None, local_files_only=True)
 pipe.unet.to(memory_format=torch.channels_last)
 pipe.vae.to(memory_format=torch.channels_last)
 if compiled:
@@ -73,7 +78,7 @@ import json, sys, time, numpy as np, openvino
 side = int(sys.argv[3]) // 8
 model = openvino.Core().read_model(sys.argv[1])
 model.reshape({0: [2, 4, side, side], 2: [2, 77, 768]})
-how = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+how = {"INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(sys.argv[4], sys.argv[4]), "PERFORMANCE_HINT": "LATENCY"}
 request = openvino.Core().compile_model(model, "CPU", how).create_infer_request()
 draw = np.random.default_rng(0).standard_normal
 sample, context, times = draw((2, 4, side, side), "f4"), draw((2, 77, 768), "f4"), []
@@ -127,9 +132,9 @@ def main() -> None:
 def run(name: str, folder: Path, converted: Path, steps: int, size: int) -> tuple[float, float, int]:
     """One run of one of them: seconds a step, seconds of decoding, and the peak of its tree."""
     if name in ("diffusers", "compile"):
-        told, peak = python(PIPELINE, folder, steps, size, name)
+        told, peak = python(PIPELINE, folder, steps, size, name, DTYPE)
     elif name == "openvino":
-        told, peak = python(OPENVINO, converted, steps, size)
+        told, peak = python(OPENVINO, converted, steps, size, DTYPE)
     else:
         command = f"{sys.executable} -P -m sdcli bench --no-warmup -q --json --mem-limit {name} --steps {steps}"
         out, peak = measure([*command.split(), "-W", str(size), "-H", str(size)])

@@ -15,7 +15,6 @@ import threading
 import time
 from itertools import product
 from pathlib import Path
-from typing import TextIO
 
 from sdcli import machine
 from sdcli.domain import GiveBack, Guidance, Plan
@@ -74,28 +73,25 @@ def watched(size: str, guidance: str, give_back: str, steps: int) -> str:
     command = [sys.executable, "-P", __file__, "--sizes", size, "--way", guidance, give_back, "--steps", str(steps)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
-        _answer(process.stdout, process.stdin)  # the weights are lent
-        sampler, peaks, rests, seconds = Sampler(process.pid), [], [], []
-        time.sleep(0.1)
-        begun = sampler.highest()
+        process.stdout.readline()  # the weights are lent
+        sampler, peaks, seconds = Sampler(process.pid), [], []
+        rest = begun = _standing(sampler)
         for _ in range(steps):
-            seconds.append(float(_answer(process.stdout, process.stdin)))
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds.append(float(process.stdout.readline()))
             peaks.append(sampler.highest() - begun)
-            time.sleep(0.1)
-            rests.append(sampler.highest() - begun)
-    later = max(peaks[1:], default=peaks[0])
-    return (
-        f"{peaks[0] / MIB:.0f} | {later / MIB:.0f} | {rests[-1] / MIB:.0f} | {sorted(seconds)[len(seconds) // 2]:.2f}"
-    )
+            rest = _standing(sampler)
+        process.stdin.close()
+    columns = [bytes_ / MIB for bytes_ in (peaks[0], max(peaks[1:], default=peaks[0]), rest - begun)]
+    return " | ".join(f"{mib:.0f}" for mib in columns) + f" | {sorted(seconds)[len(seconds) // 2]:.2f}"
 
 
-def _answer(out: TextIO, into: TextIO) -> str:
-    """The next line of the process, which then may go on."""
-    line = out.readline()
-    time.sleep(0.05)  # for the last sample
-    into.write("\n")
-    into.flush()
-    return line
+def _standing(sampler: Sampler) -> int:
+    """The footprint of a process that waits."""
+    sampler.highest()
+    time.sleep(0.1)
+    return sampler.highest()
 
 
 def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> None:
@@ -136,7 +132,7 @@ def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> N
                 seconds = time.perf_counter() - started
                 device.between_blocks()
                 print(seconds, flush=True)
-            sys.stdin.readline()
+            sys.stdin.read()
 
 
 if __name__ == "__main__":
