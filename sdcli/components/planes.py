@@ -23,6 +23,9 @@ from sdcli.devices.base import Device
 from sdcli.domain import MapShape
 from sdcli.memory.footprint import BAND_BYTES, BAND_ROWS
 
+LARGEST_EXPONENT = 15
+"""Of two, below which `Halved` keeps its numbers: FP16 ends at 65,504."""
+
 
 class Plane(Protocol):
     """A feature map. `row_bytes` is what a row takes at the widest place on the way to it."""
@@ -75,10 +78,6 @@ class Halved(Stored):
         scales = torch.exp2((largest.log2().ceil() - LARGEST_EXPONENT).clamp_(min=0))
         self._scales[:, :, begin:end] = scales
         self.values[:, :, begin:end] = some / scales
-
-
-LARGEST_EXPONENT = 15
-"""Of two, below which `Halved` keeps its numbers: FP16 ends at 65,504."""
 
 
 class Doubled:
