@@ -24,11 +24,17 @@ TOKENIZER_BYTES = 12 * MIB
 ENCODER_KERNELS_BYTES = 14 * MIB
 """What the encoder takes besides weights and whole maps: bands, oneDNN's kernels and scratch, the heap's gaps."""
 
+ENCODER_LEAVES_BYTES = 12 * MIB
+"""What the encoder's kernels keep, which the denoiser finds there."""
+
 AUTOENCODER_SCRATCH_BYTES = 8 * MIB
 """Its attention's scratch, the same in every plan."""
 
 BAND_TENSORS = 5
 """So many times what a band is larger than BAND_BYTES comes on top."""
+
+MAKING_BYTES = 16 * MIB
+"""What making a prepared copy takes besides the largest weight twice: padded layouts, kernels, the heap's gaps."""
 
 HALF_BYTES = 2
 """A number of a map that lasts from block to block: FP32 lies in FP16 there."""
@@ -123,10 +129,11 @@ def denoise_bytes(
     if plan.residency == "resident":
         resident = int(resident * overhead.padding)
     # laying out what stays, or goes to a prepared copy, has the largest weight there twice; using a copy not at all
-    times = 2 if making or not plan.prepared else 0
+    laying_out = 2 * weights.largest_bytes if making or not plan.prepared else 0
+    copying = MAKING_BYTES if making and plan.prepared else 0
     return max(
         resident + step_bytes(model, request, plan, dtype, overhead),
-        weights.vectors_bytes + times * weights.largest_bytes,
+        weights.vectors_bytes + laying_out + copying,
     )
 
 
@@ -135,7 +142,7 @@ def step_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName, ove
     weights = weights_of(model.unet, dtype)
     # the model's own weights are there twice while they are used, cast and as the kernel lays them out
     streaming = 0 if plan.prepared or plan.residency == "resident" else 2 * weights.largest_bytes
-    kept = kept_bytes(model, request, 2)
+    kept = kept_bytes(model, request, 2) + (ENCODER_LEAVES_BYTES if request.strength is not None else 0)
     return weights.vectors_bytes + streaming + kept + _denoise_activations(model, request, plan, dtype, overhead)
 
 

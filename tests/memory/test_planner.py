@@ -12,7 +12,7 @@ import pytest
 
 from sdcli.domain import DtypeName, Request
 from sdcli.errors import WillNotFit
-from sdcli.memory.footprint import prompt_chunks, stage_needs, weights_of
+from sdcli.memory.footprint import MAKING_BYTES, prompt_chunks, stage_needs, weights_of
 from sdcli.memory.planner import (
     MARGIN_BYTES,
     OFFER_BYTES,
@@ -171,18 +171,18 @@ def test_where_weights_are_laid_out_for_one_sample_guidance_goes_one_pass_after_
     assert "no guidance" in plan.reasons[1]
 
 
-def test_making_the_prepared_copy_takes_the_largest_weight_three_times(model: Model) -> None:
-    largest = weights_of(model.unet, "fp32").largest_bytes
-    plan, needs = replace(make_plan(model, REQUEST, "fp32", None, BASELINE).plan, prepared=True, resident_bytes=0), {}
-    plan = replace(plan, residency="streamed")
-    for making in (False, True):
-        needs[making] = {
-            n.name: n.peak_bytes for n in stage_needs(model, REQUEST, plan, "fp32", BASELINE, making=making)
+def test_making_the_prepared_copy_takes_the_largest_weight_twice_and_a_little(model: Model) -> None:
+    weights, small = weights_of(model.unet, "fp32"), replace(REQUEST, width=64, height=64)
+    plan = replace(make_plan(model, small, "fp32", None, BASELINE).plan, prepared=True, residency="streamed")
+    using, making = (
+        {
+            n.name: n.peak_bytes
+            for n in stage_needs(model, small, replace(plan, resident_bytes=0), "fp32", BASELINE, making=it)
         }
-    assert needs[True]["denoise"] == max(
-        needs[False]["denoise"], BASELINE + weights_of(model.unet, "fp32").vectors_bytes + 3 * largest
+        for it in (False, True)
     )
-    assert needs[True]["decode"] == needs[False]["decode"]
+    assert making["denoise"] == BASELINE + weights.vectors_bytes + 2 * weights.largest_bytes + MAKING_BYTES
+    assert using["denoise"] < making["denoise"] and using["decode"] == making["decode"]
 
 
 def test_a_larger_margin_is_kept(model: Model) -> None:
