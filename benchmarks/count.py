@@ -20,7 +20,7 @@ from sdcli.units import MIB
 
 
 def main() -> None:
-    """Print the peaks of both pictures in both stages."""
+    """Print each picture's peak in both stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--size", default="256")
@@ -43,12 +43,16 @@ def main() -> None:
     for name in ("decode", "denoise"):
         begun = ended - stages[name]["run_s"]
         turn = stages[name]["run_s"] / options.count
-        first = max(size for at, size in samples if begun <= at < begun + turn)
-        last = max(size for at, size in samples if ended - turn <= at < ended)
+        peaks = [0] * options.count
+        for at, size in samples:
+            if begun <= at < ended:
+                picture = min(int((at - begun) / turn), options.count - 1)
+                peaks[picture] = max(peaks[picture], size)
         print(
-            f"{name}: picture 1 {first / MIB:.0f} MiB, picture {options.count} {last / MIB:.0f} MiB"
-            f" ({100 * (last / first - 1):+.1f} %); loaded once, {stages[name]['load_s']:.1f} s"
+            f"{name}: picture 1 {peaks[0] / MIB:.1f} MiB, picture {options.count} {peaks[-1] / MIB:.1f} MiB"
+            f" ({100 * (peaks[-1] / peaks[0] - 1):+.1f} %); loaded once, {stages[name]['load_s']:.1f} s"
         )
+        print(f"{name}, each picture: {' '.join(f'{peak / MIB:.1f}' for peak in peaks)}")
         ended = begun - stages[name]["load_s"]
 
 

@@ -175,7 +175,8 @@ def write_message(pipe: BinaryIO, message: Message) -> None:
         for k, v in fields.items()
     }
     head = {"type": type(message).__name__, "payload_bytes": len(payload), "fields": plain}
-    pipe.write(json.dumps(head).encode("ascii") + b"\n" + payload)
+    pipe.write(json.dumps(head).encode("ascii") + b"\n")
+    pipe.write(payload)
     pipe.flush()
 
 

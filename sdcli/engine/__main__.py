@@ -131,6 +131,7 @@ def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device) ->
                 device.release()
             else:
                 jobs.put(message)
+            del message  # a job's payload must not stay while the next message is waited for
     except Exception:  # this thread's end of the same boundary
         traceback.print_exc()
         os._exit(1)

@@ -9,15 +9,16 @@ import torch
 from sdcli.components.autoencoder import borrow_decoder
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
+from sdcli.engine.latents import Latents
 from sdcli.engine.stage import Stage, require_finite
 from sdcli.messages import Message, Notice, PictureDone
 from sdcli.models.folder import Model
 
 
 def decode(
-    latents: list[torch.Tensor], request: Request, model: Model, plan: Plan, device: Device, dtype: torch.dtype
+    latents: Latents, request: Request, model: Model, plan: Plan, device: Device, dtype: torch.dtype
 ) -> Iterator[Message]:
-    """Yields events, a picture as soon as it is decoded; its latents go. What is not finite is done again in FP32."""
+    """Yields events, a picture as soon as it is decoded. What is not finite is done again in FP32."""
     stage = Stage("decode", device)
     yield stage.began()
     again, keep_maps = [], plan.vae_tile is None
@@ -27,7 +28,6 @@ def decode(
             pixels = run(latents[image])
             if torch.isfinite(pixels).all():
                 yield _picture(image, seed, pixels)
-                latents[image] = torch.empty(0)
             else:
                 again.append((image, seed))
             device.between_blocks()

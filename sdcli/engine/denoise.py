@@ -15,6 +15,7 @@ from sdcli.components.schedulers import build_scheduler, step_options
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
+from sdcli.engine.latents import Latents
 from sdcli.engine.stage import Stage, require_finite
 from sdcli.errors import echo
 from sdcli.machine import cpu_packs_for
@@ -35,15 +36,14 @@ def denoise(
     dtype: torch.dtype,
     resume: dict[int, Checkpoint],
     prepared: Path | None = None,
-) -> Generator[Message, None, list[torch.Tensor]]:
-    """Yields events, a checkpoint a step; returns one (1, channels, h, w) tensor of latents for each seed.
+) -> Generator[Message, None, Latents]:
+    """Yields events, a checkpoint a step; returns every picture's latents.
 
     `prepared` is where the denoiser's prepared copy is, or goes if the plan wants one.
     """
     stage = Stage("denoise", device)
     yield stage.began()
-    # all pictures' now: what the last one of many takes, the first one takes as well, and a ceiling too low shows early
-    finished = [torch.zeros(1, model.latent_channels, *request.latent_shape) for _ in request.seeds]
+    finished = Latents(model.latent_channels, *request.latent_shape)
     sees = cpu_packs_for(*request.latent_shape)
     copy = open_copy(prepared) if prepared is not None else None
     if copy is None and prepared is not None and plan.prepared:
@@ -54,7 +54,7 @@ def denoise(
         for image, seed in enumerate(request.seeds):
             latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
             require_finite(latents, stage.name, "the weights are damaged, or try --dtype fp32")
-            finished[image].copy_(latents)
+            finished[image] = latents
             device.between_blocks()  # each picture begins with what the first one began with
     yield stage.ended()
     return finished

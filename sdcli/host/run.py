@@ -6,7 +6,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from sdcli.messages import (
     Synthesize,
 )
 from sdcli.models.folder import Model
+from sdcli.spool import Spool
 from sdcli.units import MIB, format_limit, format_size
 
 
@@ -85,7 +87,7 @@ class RunRecord:
     device: str = ""
     stages: list[StageRecord] = field(default_factory=list)
     steps: list[StepDone] = field(default_factory=list)
-    checkpoints: dict[int, bytes] = field(default_factory=dict)
+    checkpoints: Spool = field(default_factory=Spool)
     pictures: list[tuple[str | None, PictureDone]] = field(default_factory=list)
     events: list[tuple[int | None, str]] = field(default_factory=list)
     total_s: float = 0.0
@@ -130,7 +132,7 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
         _work(task, record, plan_job, save, show)
         plan = record.planned.plan if record.planned else None
         if plan is not None and plan.fresh_decode:
-            latents = (resume or {}) | record.checkpoints
+            latents = ChainMap(record.checkpoints, dict(resume or {}))
             _work(task, record, lambda _: _job(task, plan, latents, place, "pictures"), save, show)
         _learn(record)
     finally:
@@ -257,7 +259,7 @@ def _baseline(task: Task, ready: Ready) -> int:
     )
 
 
-def _job(task: Task, plan: Plan, resume: dict[int, bytes], place: Path | None, part: Part) -> Job:
+def _job(task: Task, plan: Plan, resume: Mapping[int, bytes], place: Path | None, part: Part) -> Job:
     blobs = [resume[image] for image in sorted(resume)]
     payload = (task.pixels if part != "pictures" else b"") + b"".join(blobs)
     copy, folder = None if place is None else str(place), str(task.model.folder)

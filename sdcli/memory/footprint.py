@@ -36,6 +36,10 @@ BAND_TENSORS = 5
 MAKING_BYTES = 16 * MIB
 """What making a prepared copy takes besides the largest weight twice: padded layouts, kernels, the heap's gaps."""
 
+HANDED_TIMES = 4
+"""A second worker is handed all pictures' latents before it loads anything: so many times they are there, on both sides
+of the pipe, with what a checkpoint has besides."""
+
 HALF_BYTES = 2
 """A number of a map that lasts from block to block: FP32 lies in FP16 there."""
 
@@ -94,15 +98,16 @@ def stage_needs(
     if request.strength is not None:
         needs.append(("encode_image", _autoencoder(model, request, plan, dtype, "encoder.", overhead)))
     needs.append(("denoise", denoise_bytes(model, request, plan, dtype, overhead, making)))
-    decoding = kept_bytes(model, request, 4 if plan.fresh_decode else 2)
-    needs.append(("decode", decoding + _autoencoder(model, request, plan, dtype, "decoder.", overhead)))
+    decoding = 2 * latents_bytes(model, request) + _autoencoder(model, request, plan, dtype, "decoder.", overhead)
+    handing = HANDED_TIMES * request.count * latents_bytes(model, request) if plan.fresh_decode else 0
+    needs.append(("decode", max(decoding, handing)))
     return tuple(StageNeed(name, baseline_bytes + extra) for name, extra in needs)
 
 
-def kept_bytes(model: Model, request: Request, times: int) -> int:
-    """All pictures' latents in FP32, so many times: in the worker and in the host's checkpoints, or on their way."""
+def latents_bytes(model: Model, request: Request) -> int:
+    """One picture's latents in FP32. The worker and the host have one's in memory, the others' lie in files."""
     height, width = request.latent_shape
-    return times * request.count * model.latent_channels * height * width * DTYPE_BYTES["fp32"]
+    return model.latent_channels * height * width * DTYPE_BYTES["fp32"]
 
 
 def _encode_prompt(model: Model, request: Request, dtype: DtypeName) -> int:
@@ -142,7 +147,7 @@ def step_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName, ove
     weights = weights_of(model.unet, dtype)
     # the model's own weights are there twice while they are used, cast and as the kernel lays them out
     streaming = 0 if plan.prepared or plan.residency == "resident" else 2 * weights.largest_bytes
-    kept = kept_bytes(model, request, 2) + (ENCODER_LEAVES_BYTES if request.strength is not None else 0)
+    kept = 2 * latents_bytes(model, request) + (ENCODER_LEAVES_BYTES if request.strength is not None else 0)
     return weights.vectors_bytes + streaming + kept + _denoise_activations(model, request, plan, dtype, overhead)
 
 
