@@ -251,11 +251,13 @@ def test_without_avx_512_weights_are_laid_out_for_the_size_and_for_one_sample(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     files({"/proc/cpuinfo": "flags\t\t: fpu avx2 fma\n"})
     assert machine.cpu_packs_for(48, 64) == (1, 48, 64) and not machine.cpu_batches()
+    assert machine.cpu_gains_by_winograd()
     files({"/proc/cpuinfo": "flags\t\t: fpu avx2 fma avx512bw\n"})
     assert machine.cpu_packs_for(48, 64) == machine.cpu_packs_for(9, 13) and machine.cpu_batches()
+    assert not machine.cpu_gains_by_winograd()
     files({"/proc/cpuinfo": "Features\t: fp asimd bf16\n"})
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert machine.cpu_batches(), "nothing is packed there"
+    assert machine.cpu_batches() and not machine.cpu_gains_by_winograd(), "nothing is packed there"
 
 
 def test_without_any_cpuinfo_there_is_no_bf16_and_some_name(files: Files) -> None:

@@ -24,10 +24,11 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import nn
 
+from sdcli.components import winograd
 from sdcli.components.arena import Arena
 from sdcli.devices.base import Device
 from sdcli.domain import MapShape
-from sdcli.machine import ANY_SIZE
+from sdcli.machine import ANY_SIZE, cpu_gains_by_winograd
 
 SOME_MAP: MapShape = ANY_SIZE
 """For layers that see none, and where it does not matter."""
@@ -65,14 +66,18 @@ class PackedConvolution(Packed):
     ) -> None:
         super().__init__(layer, weights)
         self._geometry = _geometry(layer, padding)
+        self._padding = self._geometry[0][0], self._geometry[0][1]
 
     @staticmethod
     def pack(
         layer: Any, plain: torch.Tensor, sees: MapShape = SOME_MAP, padding: tuple[int, int] | None = None
     ) -> list[torch.Tensor]:
-        """One."""
+        """One. Other padding is for bands of a map: Winograd's tiles would begin elsewhere, and round otherwise."""
         batch, height, width = sees
-        return [_laid_out_kernel(plain, _geometry(layer, padding), [batch, layer.in_channels, height, width])]
+        geometry = _geometry(layer, padding)
+        if padding is None and _goes_by_winograd(layer, geometry, plain.dtype, height * width):
+            return [winograd.kernel_for(plain).to_mkldnn()]
+        return [_laid_out_kernel(plain, geometry, [batch, layer.in_channels, height, width])]
 
     def __call__(
         self, states: torch.Tensor, residual: torch.Tensor | None = None, shift: torch.Tensor | None = None
@@ -82,7 +87,10 @@ class PackedConvolution(Packed):
         run, geometry = torch.ops.mkldnn._convolution_pointwise, self._geometry
         bias = self._layer.bias if shift is None else self._layer.bias + shift
         output: torch.Tensor
-        if residual is None:
+        if weight.ndim == 2:
+            plain = torch.frombuffer(raw_bytes(weight), dtype=states.dtype).view(weight.shape)
+            output = winograd.convolve(states, plain, bias, self._padding, residual)
+        elif residual is None:
             output = run(states, weight, bias, *geometry, "none", [], "")
         else:
             output = run.binary(states, residual, weight, bias, *geometry, "add", 1.0, None, [], None)
@@ -124,8 +132,21 @@ class PackedGate(Packed):
 Geometry = tuple[list[int], list[int], list[int], int]
 """A convolution's padding, stride, dilation and groups."""
 
+_PLAIN_STEPS = ([1, 1], [1, 1], 1)
+"""Stride, dilation and groups of a kernel that Winograd's way is for."""
+
 _POINTWISE: Geometry = ([0, 0], [1, 1], [1, 1], 1)
 """That make it a matrix product."""
+
+
+def _goes_by_winograd(layer: nn.Conv2d, geometry: Geometry, dtype: torch.dtype, places: int) -> bool:
+    return (
+        dtype is torch.float32
+        and cpu_gains_by_winograd()
+        and layer.kernel_size == (3, 3)
+        and geometry[1:] == _PLAIN_STEPS
+        and winograd.pays(layer.in_channels, layer.out_channels, places)
+    )
 
 
 def _laid_out_kernel(plain: torch.Tensor, geometry: Geometry, sees: list[int]) -> torch.Tensor:
@@ -167,6 +188,8 @@ def _product(
     """activation(states W + bias): (…, in) → (…, out)."""
     exactly = "none" if activation == "gelu" else ""  # not by its approximation
     output: torch.Tensor
+    if activation == "gelu" and states.dtype is torch.float32:  # the library's takes half as long as the product
+        return torch.ops.aten.gelu_(_product(states, weight, bias))
     if weight.ndim == 2:
         output = torch.ops.mkldnn._linear_pointwise(states, weight, bias, activation, [], exactly)
         return output

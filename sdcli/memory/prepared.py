@@ -23,7 +23,7 @@ from sdcli.units import GIB
 LEFT_FREE_BYTES = 2 * GIB
 """Of the disk, for others."""
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Raised when copies made before can be used no more."""
 
 _IN_MEMORY = {"tmpfs", "ramfs"}

@@ -270,7 +270,7 @@ from torch import nn
 from sdcli import machine
 from sdcli.components.packed import PackedConvolution
 torch.set_grad_enabled(False)
-for channels, out, side in ((1280, 1280, 12), (1920, 640, 24), (640, 320, 40), (320, 320, 64)):
+for channels, out, side in ((1280, 1280, 12), (1920, 640, 24), (640, 960, 40), (320, 960, 64)):
     sees = machine.cpu_packs_for(side, side)
     layer, states = nn.Conv2d(channels, out, 3, padding=1), torch.ones(sees[0], channels, *sees[1:])
     kept = PackedConvolution.pack(layer, layer.weight.clone(), sees)
