@@ -142,18 +142,22 @@ def _on_x86() -> bool:
     return platform.machine() in ("x86_64", "AMD64")
 
 
+def _on_x86_without_avx512() -> bool:
+    return _on_x86() and "avx512bw" not in _cpu_flags()
+
+
 def cpu_packs_for(height: int, width: int) -> MapShape:
     """Samples, height and width of latents that weights are best laid out for, where these are the picture's.
 
     With AVX-512 the library wants the same layout for nearly every size, with AVX2 another one for each size and
     number of samples: given the wrong one, it lays the weights out again in every call (a fifth of a step's time).
     """
-    return (1, height, width) if _on_x86() and "avx512bw" not in _cpu_flags() else ANY_SIZE
+    return (1, height, width) if _on_x86_without_avx512() else ANY_SIZE
 
 
 def cpu_gains_by_winograd() -> bool:
     """Whether convolutions with fewer multiplications and more additions are faster in fp32: with AVX2, by half."""
-    return _on_x86() and "avx2" in _cpu_flags() and "avx512bw" not in _cpu_flags()
+    return _on_x86_without_avx512() and "avx2" in _cpu_flags()
 
 
 def cpu_batches() -> bool:

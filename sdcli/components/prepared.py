@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sdcli.components.arena import Arena
-from sdcli.components.packed import description, opaque, raw_bytes
+from sdcli.components.opaque import description, opaque, raw_bytes
 from sdcli.errors import SdcliError, echo
 from sdcli.memory.prepared import outdated, unfinished
 from sdcli.models.header import sample_sha256

@@ -21,7 +21,8 @@ from torch import nn
 from sdcli.components.arena import Arena
 from sdcli.components.lent import Lent, Packing, set_weight
 from sdcli.components.mapped import Mapped, require_match
-from sdcli.components.packed import SOME_MAP, can_map, moved, packing_of
+from sdcli.components.opaque import moved
+from sdcli.components.packed import SOME_MAP, can_map, packing_of
 from sdcli.components.prepared import PreparedCopy
 from sdcli.components.read_ahead import Place
 from sdcli.devices.base import Device

@@ -16,6 +16,7 @@ from torch import nn
 
 from sdcli import machine
 from sdcli.components.arena import Arena
+from sdcli.components.opaque import description, moved, opaque, raw_bytes
 from sdcli.components.packed import (
     SOME_MAP,
     Packed,
@@ -23,12 +24,8 @@ from sdcli.components.packed import (
     PackedGate,
     PackedLinear,
     can_map,
-    description,
-    moved,
-    opaque,
     packing_of,
     plus,
-    raw_bytes,
     shifted,
 )
 from sdcli.devices.cpu import CpuDevice

@@ -21,7 +21,8 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 
 from sdcli.components.arena import Arena
-from sdcli.components.packed import PackedLinear, can_map, packing_of, raw_bytes
+from sdcli.components.opaque import raw_bytes
+from sdcli.components.packed import PackedLinear, can_map, packing_of
 from sdcli.components.prepared import INDEX, WEIGHTS, make_copy, open_copy
 from sdcli.devices.cpu import CpuDevice
 from sdcli.errors import SdcliError
