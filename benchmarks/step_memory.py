@@ -9,6 +9,7 @@ from outside every 2 ms. The first step compiles kernels, and has a column of it
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from sdcli import machine
 from sdcli.domain import GiveBack, Guidance, Plan
+from sdcli.host.worker import worker_environment
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.planner import SMALL_SCRATCH_BYTES
 from sdcli.memory.prepared import place_of_copy
@@ -71,7 +73,10 @@ class Sampler(threading.Thread):
 def watched(size: str, guidance: str, give_back: str, steps: int) -> str:
     """One way in a process of its own: its columns."""
     command = [sys.executable, "-P", __file__, "--sizes", size, "--way", guidance, give_back, "--steps", str(steps)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = worker_environment(os.environ)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdin and process.stdout
         process.stdout.readline()  # the weights are lent
         sampler, peaks, seconds = Sampler(process.pid), [], []

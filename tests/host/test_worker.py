@@ -1,0 +1,49 @@
+"""What a worker is started with."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sdcli.host.worker import COMPACT_HEAP, worker_environment
+
+FREED = """
+import ctypes
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Mallinfo, ctypes.c_void_p, [ctypes.c_void_p]
+kept = [libc.malloc(1000) for _ in range(12)]
+before = libc.mallinfo2().uordblks
+for chunk in kept[::2]:
+    libc.free(chunk)
+print(before - libc.mallinfo2().uordblks)
+"""
+
+
+def test_what_a_worker_frees_is_free() -> None:
+    """And not kept for the next allocation of its size, where it parts the free memory around it."""
+    if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("glibc 2.33 and newer tell")
+    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    freed = [_printed(environment) for environment in (plain, worker_environment(plain))]
+    assert freed[0] == 0, "the cache that is turned off was never there: this test shows nothing"
+    assert freed[1] >= 6 * 1000
+
+
+def _printed(environment: dict[str, str]) -> int:
+    command = [sys.executable, "-c", FREED]
+    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_users_own_tunables_come_after_ours() -> None:
+    """The last of two settings of a dial holds."""
+    assert worker_environment({})["GLIBC_TUNABLES"] == COMPACT_HEAP
+    named = worker_environment({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7", "HOME": "/root"})
+    assert named["GLIBC_TUNABLES"] == f"{COMPACT_HEAP}:glibc.malloc.tcache_count=7"
+    assert named["HOME"] == "/root" and named["PYTHONUTF8"] == "1"
