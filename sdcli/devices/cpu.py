@@ -34,7 +34,8 @@ class CpuDevice:
 
     Left alone, glibc's heap grows by 300 MiB of gaps while weights load and as much again while activations
     of all sizes come and go. So allocations are exact, except in the denoise loop, where the page faults would
-    cost a third of the time: there the heap is reused, and its gaps are given back after each block.
+    cost a third of the time: there the heap is reused, and its gaps are given back after each block. Its cache
+    of small pieces is off from the start (host/worker.py).
     """
 
     name: DeviceName = "cpu"

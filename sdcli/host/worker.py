@@ -17,7 +17,8 @@ from sdcli.messages import Failed, Message, read_message, write_message
 COMPACT_HEAP = "glibc.malloc.tcache_count=0"
 """glibc before 2.39 keeps what aligning an allocation leaves over, some 48 bytes, in a cache for its size, where it
 parts the free memory on both sides: the next tensor of the same size does not fit there, and the heap grows by a fifth
-(https://sourceware.org/bugzilla/show_bug.cgi?id=30723). Without that cache all versions leave the same gaps."""
+(https://sourceware.org/bugzilla/show_bug.cgi?id=30723). Without that cache 2.36, 2.39 and 2.41 leave the same gaps.
+It can only be set before a process starts; the heap's other dials are in devices/cpu.py."""
 
 _KILLED, _BUS_ERROR, _SEGMENTATION_FAULT = 9, 7, 11
 
