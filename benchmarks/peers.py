@@ -118,8 +118,9 @@ def main() -> None:
     if options.save:
         table = {name: (peaks[name], statistics.median(steps[name])) for name in names}
         options.save.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-    base = statistics.median(steps["openvino" if "openvino" in names else names[0]])
-    print("| run | s/step, median of rounds (min-max) | against OpenVINO | decode s | peak MiB |")
+    first = "openvino" if "openvino" in names else names[0]
+    base = statistics.median(steps[first])
+    print(f"| run | s/step, median of rounds (min-max) | against {first} | decode s | peak MiB |")
     print("| --- | --- | --- | --- | --- |")
     for name, times in steps.items():
         print(
