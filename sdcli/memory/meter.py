@@ -15,10 +15,17 @@ from collections.abc import Callable
 
 import psutil
 
+from sdcli.errors import SdcliError
 from sdcli.units import KIB
 
 _TREE_AGE_S = 1.0
 """The list of processes is read anew at least this often; on Linux also whenever any process was made."""
+
+_FORKED_S = 1.0
+"""A child that has only been forked shares its parent's pages for so long: what it has beyond them counts."""
+
+_PF_FORKNOEXEC = 0x40
+"""Linux's mark of a process that was forked and runs the program of its parent yet (include/linux/sched.h)."""
 
 _RUSAGE_INFO_V4 = 4
 _RUSAGE_BYTES = 296
@@ -26,30 +33,50 @@ _PHYS_FOOTPRINT_AT = 72
 
 
 class TreeMeter:
-    """Measures a process and all its descendants."""
+    """Measures a process and all its descendants. Raises SdcliError where this system does not tell."""
 
     def __init__(self, root: int) -> None:
         self._root = root
         self._read = footprint_reader()
-        self._pids = [root]
+        self._parents = {root: 0}
+        self._forked: dict[int, float] = {}  # when each was seen first
         self._listed_at, self._last_pid = 0.0, ""
 
     def footprint_bytes(self) -> int:
         """The tree's footprint now. Processes that are gone count nothing."""
         now, last_pid = time.monotonic(), _last_pid()
         if last_pid != self._last_pid or now - self._listed_at > _TREE_AGE_S:
-            self._pids = _tree(self._root)
+            self._parents = _tree(self._root)
+            self._forked = {
+                pid: self._forked.get(pid, now) for pid in self._parents if pid != self._root and _is_only_forked(pid)
+            }
             self._listed_at, self._last_pid = now, last_pid
-        return sum(map(self._read, self._pids))
+        sizes = {pid: self._read(pid) for pid in self._parents}
+        return sum(sizes.values()) - sum(
+            min(sizes[pid], sizes[self._parents[pid]])
+            for pid, seen_at in self._forked.items()
+            if now - seen_at < _FORKED_S and _is_only_forked(pid)
+        )
 
 
 def footprint_reader() -> Callable[[int], int]:
     """How this system tells the footprint of one process id, in bytes; 0 for one that is gone."""
     if sys.platform.startswith("linux"):
+        _require_own_proc()
         return linux_footprint
     if sys.platform == "darwin":
         return darwin_footprint(ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True))
     return _private_bytes
+
+
+def _require_own_proc() -> None:
+    """Without /proc, or with that of another process namespace, no ceiling could be kept."""
+    try:
+        own = os.readlink("/proc/self") == str(os.getpid())
+    except OSError as error:
+        raise SdcliError("/proc is not mounted, and memory cannot be measured without it: mount it") from error
+    if not own:
+        raise SdcliError("/proc is of another process namespace, so memory cannot be measured: unshare --mount-proc")
 
 
 def linux_footprint(pid: int) -> int:
@@ -100,24 +127,34 @@ def _last_pid() -> str:
         return ""
 
 
-def _tree(root: int) -> list[int]:
-    """Process ids of `root` and all its descendants."""
+def _tree(root: int) -> dict[int, int]:
+    """The process ids of `root` and all its descendants, each with its parent's."""
     if not os.path.exists(f"/proc/{root}/task/{root}/children"):
         try:
-            return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+            return {root: 0, **{child.pid: root for child in psutil.Process(root).children(recursive=True)}}
         except psutil.Error:
-            return [root]
-    found, queue = [], [root]
+            return {root: 0}
+    found, queue = {root: 0}, [root]
     while queue:
         pid = queue.pop()
-        found.append(pid)
         for task in _threads(pid):
             try:
                 with open(f"/proc/{pid}/task/{task}/children") as file:
-                    queue += map(int, file.read().split())
+                    children = list(map(int, file.read().split()))
             except OSError:
                 continue  # this thread is gone; its children are another's now
+            found |= dict.fromkeys(children, pid)
+            queue += children
     return found
+
+
+def _is_only_forked(pid: int) -> bool:
+    """Whether a process has not begun a program of its own yet (Linux): its pages are its parent's."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return bool(int(file.read(1024).rpartition(b")")[2].split()[6]) & _PF_FORKNOEXEC)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _threads(pid: int) -> list[str]:
