@@ -119,9 +119,12 @@ def cpu_has_amx() -> bool:
 
 
 def attends_fused(device: str, dtype: str) -> bool:
-    """Whether the library's fused attention is the faster one: on CUDA, on x86 in fp32, in bf16 with a matrix unit."""
+    """Whether the library's fused attention is the faster one: on CUDA, on x86 in fp32, in bf16 with a matrix unit.
+
+    Or the only one that gives the same bits whatever the plan: products in bf16 on a processor that has none.
+    """
     if device == "cpu":
-        return _on_x86() if dtype == "fp32" else dtype == "bf16" and cpu_has_amx()
+        return _on_x86() if dtype == "fp32" else dtype == "bf16" and (cpu_has_amx() or not cpu_has_bf16())
     return device == "cuda"
 
 
