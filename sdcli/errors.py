@@ -4,7 +4,8 @@
     ├── BadRequest            2   wrong usage, found before torch is imported
     ├── ModelMissing          3   the model is not on disk and cannot be fetched
     ├── WillNotFit            4   said before any weights load
-    ├── NotFinite             5   NaN or infinity, after the retry in fp32
+    ├── NotFinite             5   NaN or infinity
+    │   └── NotFiniteInHalf   5   of half precision: fp32 is tried before anybody hears of it
     ├── CeilingCrossed      137   the worker was killed at the ceiling
     └── Interrupted    128 + n   a signal: Ctrl-C 130, SIGTERM 143, SIGHUP 129
 
@@ -50,6 +51,10 @@ class NotFinite(SdcliError):
     exit_code = 5
 
 
+class NotFiniteInHalf(NotFinite):
+    """Half precision produced NaN or infinity, and nothing but the type is known to be wrong."""
+
+
 class CeilingCrossed(SdcliError):
     """The footprint crossed the ceiling; the worker is dead."""
 
@@ -65,7 +70,8 @@ class Interrupted(SdcliError):
 
 
 BY_NAME: dict[str, type[SdcliError]] = {
-    kind.__name__: kind for kind in (SdcliError, BadRequest, ModelMissing, WillNotFit, NotFinite, CeilingCrossed)
+    kind.__name__: kind
+    for kind in (SdcliError, BadRequest, ModelMissing, WillNotFit, NotFinite, NotFiniteInHalf, CeilingCrossed)
 }
 """The kinds that can cross from the worker to the host by name."""
 

@@ -38,8 +38,8 @@ class Job:
     """Host → worker: draw, all of it or up to the latents or from them on.
 
     The payload is the init image, if any and unless pictures alone are asked for: RGB, height x width x 3 bytes. After
-    it come checkpoints to go on from, of the lengths given: the last one of each image begun. Those of finished latents
-    are what pictures are made from.
+    it come checkpoints to go on from, of the lengths given: the last one of each image begun. Pictures alone are drawn
+    of the images that have one.
     """
 
     request: Request
@@ -56,6 +56,11 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Relieve:
     """Host → worker: the ceiling is near, free what you can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Host → worker, several times a second: the watchdog is at work. Without it the worker stands still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,14 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentsDone:
+    """Worker → host: a picture is denoised and is only to be decoded. The payload is the checkpoint to do that from."""
+
+    image: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class PictureDone:
     """Worker → host. The payload is RGB, height x width x 3 bytes."""
 
@@ -151,12 +164,14 @@ Message = (
     | Synthesize
     | Job
     | Relieve
+    | Watched
     | Ready
     | Progress
     | StageBegan
     | StageLoaded
     | StageEnded
     | StepDone
+    | LatentsDone
     | PictureDone
     | Notice
     | Finished

@@ -37,6 +37,7 @@ FLOORS = {
     "errors": 0,
     "settings": 0,
     "messages": 0,
+    "interrupts": 0,
     "spool": 0,
 }
 
@@ -49,6 +50,7 @@ LINES_LIMIT = 400
 BOUNDARIES = {
     "cli/main.py": "the one boundary of the program: a person gets one line",
     "engine/__main__.py": "the one boundary of the worker: the host hears of it, or it begins anew with plain imports",
+    "host/run.py": "a picture that cannot be kept: it is raised when the others are",
     "host/watchdog.py": "the watch's thread: the run must not go on unwatched",
     "components/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
     "images/read.py": "decoders raise nearly anything on a hostile file",

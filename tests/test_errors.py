@@ -7,17 +7,18 @@ import unicodedata
 import pytest
 
 from sdcli import errors
-from sdcli.errors import BY_NAME, ECHO_LIMIT, Interrupted, SdcliError, echo, printable
+from sdcli.errors import BY_NAME, ECHO_LIMIT, Interrupted, NotFiniteInHalf, SdcliError, echo, printable
 
 
 def test_every_kind_of_failure_has_the_exit_code_of_the_contract() -> None:
-    codes = {kind.__name__: kind.exit_code for kind in (SdcliError, *SdcliError.__subclasses__())}
+    codes = {kind.__name__: kind.exit_code for kind in (SdcliError, *SdcliError.__subclasses__(), NotFiniteInHalf)}
     assert {name: codes[name] for name in BY_NAME} == {
         "SdcliError": 1,
         "BadRequest": 2,
         "ModelMissing": 3,
         "WillNotFit": 4,
         "NotFinite": 5,
+        "NotFiniteInHalf": 5,
         "CeilingCrossed": 137,
     }
 

@@ -17,9 +17,10 @@ from sdcli.cli.draw import build_request, build_task, find_model
 from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options, require_prompt
 from sdcli.cli.progress import ProgressLines
 from sdcli.cli.say import hand_out, say
-from sdcli.errors import CeilingCrossed, WillNotFit
+from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
+from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
-from sdcli.host.run import RunRecord, Task, run_task
+from sdcli.host.run import run_task
 from sdcli.units import MIB, format_size
 
 DEFAULT_MODEL = "synthetic:sd15"
@@ -91,7 +92,14 @@ def command(
     tasks = [build_task(model, build_request(model, chosen), {**chosen, "mem_limit": limit}) for limit in ceilings]
     if warmup:
         _warm_up(tasks[0], chosen)
-    runs = [_measure(task, chosen) for task in tasks]
+    runs: list[tuple[RunRecord, str]] = []
+    failure: SdcliError | None = None
+    for task in tasks:
+        record, outcome, error = _measure(task, chosen)
+        runs.append((record, outcome))
+        failure = failure or error
+        if isinstance(error, Interrupted):
+            break
     if as_json:
         about = {
             "schema": "sdcli.bench/1",
@@ -102,6 +110,8 @@ def command(
     else:
         for line in _table(runs):
             hand_out(line)
+    if failure is not None:
+        raise failure
 
 
 def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
@@ -109,25 +119,28 @@ def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
     if not chosen["quiet"]:
         say("warm-up: one step, not measured")
     short = replace(task, request=replace(task.request, steps=1), ceiling=replace(task.ceiling, limit_bytes=None))
-    run_task(short, RunRecord(short), lambda *_: None, lambda *_: None)
+    run_task(short, RunRecord(short), None, lambda *_: None)
 
 
-def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str]:
-    """One run and its outcome."""
+def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str, SdcliError | None]:
+    """One run, its outcome, and what made it fail: the rows that are there are not lost to that."""
     limit, record = task.ceiling.limit_bytes, RunRecord(task)
     if not chosen["quiet"]:
         say(f"under {format_size(limit) if limit is not None else 'no ceiling'}:")
     show = ProgressLines(record, task.ceiling, quiet=chosen["quiet"], verbose=chosen["verbose"])
     try:
-        run_task(task, record, lambda *_: None, show)
+        run_task(task, record, None, show)
     except WillNotFit as error:
         say(str(error))
-        return record, "will_not_fit"
+        return record, "will_not_fit", None
     except CeilingCrossed as error:
         show.clear()
         say(str(error))
-        return record, "killed"
-    return record, "ok"
+        return record, "killed", None
+    except SdcliError as error:
+        show.clear()
+        return record, "failed", error
+    return record, "ok", None
 
 
 def _machine() -> dict[str, Any]:

@@ -12,8 +12,9 @@ from sdcli.cli.say import hand_out, say
 from sdcli.cli.types import SEED_END
 from sdcli.domain import DeviceName, Request
 from sdcli.errors import BadRequest, SdcliError
+from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
-from sdcli.host.run import RunRecord, Task, make_synthetic, run_task
+from sdcli.host.run import make_synthetic, run_task
 from sdcli.images.metadata import Provenance
 from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
@@ -81,13 +82,17 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
 
 
 def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha256: str | None = None) -> None:
-    """Run the task; every picture is on disk, and its path handed out, before the next one is decoded."""
+    """Run the task; every picture is on disk, and its path handed out, before the next one is decoded.
+
+    What ends the run early is raised when the report of what was drawn by then is out.
+    """
     from sdcli.images.encode import encode_picture
 
     request, as_json = task.request, options["as_json"]
     destination.require_room(request.count, request.width, request.height)
     record = RunRecord(task)
     progress = ProgressLines(record, task.ceiling, quiet=options["quiet"], verbose=options["verbose"])
+    paths = _Paths(quiet=as_json)
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
         data = encode_picture(
@@ -100,22 +105,45 @@ def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha
             keep_text=not options["no_metadata"],
         )
         path = destination.save(data, picture.image, picture.seed, request.prompt)
-        if path is not None and not as_json:
+        if path is not None:
             progress.clear()
-            hand_out(path)
+            paths.hand_out(path)
         return path
 
     try:
         run_task(task, record, save, progress)
-    except SdcliError:
+    except Exception:
         progress.clear()
         if options["debug"] and record.traceback:
             say(record.traceback)
+        if record.pictures and as_json:
+            hand_out(json.dumps(report(record)))
+        if record.pictures and not options["quiet"]:
+            say(f"saved before that: {len(record.pictures)} of {request.count}")
         raise
     if as_json:
         hand_out(json.dumps(report(record)))
     if not options["quiet"]:
         say(progress.summary())
+    if paths.failure is not None:
+        raise paths.failure
+
+
+class _Paths:
+    """Hands out paths while somebody reads them; `failure` is why nobody does: the pictures are drawn all the same."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.failure: OSError | SdcliError | None = None
+        self._quiet = quiet
+
+    def hand_out(self, path: str) -> None:
+        """One path."""
+        if self._quiet or self.failure is not None:
+            return
+        try:
+            hand_out(path)
+        except (BrokenPipeError, SdcliError) as error:
+            self.failure = error
 
 
 def _provenance(record: RunRecord, picture: PictureDone, init_sha256: str | None) -> Provenance:
@@ -135,7 +163,7 @@ def _provenance(record: RunRecord, picture: PictureDone, init_sha256: str | None
         strength=request.strength,
         init_sha256=init_sha256,
         device=task.device,
-        dtype=task.dtype,
+        dtype=record.denoised_in.get(picture.image, task.dtype),
         sdcli_version=__version__,
         torch_version=record.torch_version,
     )

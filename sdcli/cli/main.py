@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
-from sdcli import __version__
+from sdcli import __version__, interrupts
 from sdcli.cli.say import say
-from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable
+from sdcli.errors import BadRequest, SdcliError, echo, printable
 
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
@@ -64,9 +62,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     _open_standard_streams()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(getattr(signal, name), _interrupt)
+    interrupts.install()
     sys.exit(_flush(run(sys.argv[1:])))
 
 
@@ -121,14 +117,6 @@ def _as_text(argv: list[str]) -> list[str]:
         except UnicodeError:
             raise BadRequest(f"argument {number} is not valid UTF-8: check the terminal's encoding") from None
     return text
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """The first signal unwinds and cleans up; the next one leaves at once, and the worker dies with us."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda again, _: os._exit(128 + again))
-    raise Interrupted(signum)
 
 
 def _open_standard_streams() -> None:

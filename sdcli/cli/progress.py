@@ -6,7 +6,7 @@ import shutil
 import time
 
 from sdcli.cli.say import is_terminal, say
-from sdcli.host.run import RunRecord
+from sdcli.host.record import RunRecord
 from sdcli.host.watchdog import Watchdog
 from sdcli.memory.limit import Ceiling
 from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone

@@ -1,7 +1,8 @@
 """The worker process: reads what to do from standard input, says what happens on standard output.
 
 `python -m sdcli.engine` is started by the host and by nobody else. It dies with the host: standard input
-ends then, and on Linux the kernel sends SIGKILL besides, even while a C call holds the interpreter.
+ends then, and on Linux the kernel sends SIGKILL besides, even while a C call holds the interpreter. It stands still
+while the host does, since nobody would watch its memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,6 +31,7 @@ from sdcli.messages import (
     Relieve,
     Start,
     Synthesize,
+    Watched,
     read_message,
     write_message,
 )
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 PLAINLY = "--plain-imports"
 """The worker's only argument, which it gives itself."""
+
+LOOK_S, LOOKS = 0.2, 3
+"""A worker that has not heard of its watchdog at so many looks, so long apart, stops itself."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,7 +62,9 @@ def main() -> None:
         device = _open(start)
         write_message(pipe_out, _ready(device, start))
         jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(pipe_in, jobs, device), daemon=True).start()
+        watched = threading.Event()
+        threading.Thread(target=_stand_still_unless, args=(watched,), daemon=True).start()
+        threading.Thread(target=_listen, args=(pipe_in, jobs, device, watched), daemon=True).start()
         while True:
             for event in _work(jobs.get(), device):
                 write_message(pipe_out, event)
@@ -73,8 +81,6 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with suppress(OSError):  # should the system run out of memory, the host must be left to tell of it
             Path("/proc/self/oom_score_adj").write_text("900", "ascii")
-        if os.getppid() == 1:
-            os._exit(1)
 
 
 def _import_models(pipe_out: BinaryIO) -> None:
@@ -120,14 +126,32 @@ def _ready(device: Device, start: Start) -> Ready:
     return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops)
 
 
-def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device) -> None:
+def _stand_still_unless(watched: threading.Event) -> None:
+    """Stop this whole process when the watchdog is not heard of any more; the watchdog lets it go on.
+
+    From the first time on that it is heard of: a worker that makes a model is not watched.
+    """
+    watched.wait()
+    missed = 0
+    while hasattr(signal, "SIGSTOP"):
+        time.sleep(LOOK_S)
+        missed = 0 if watched.is_set() else missed + 1  # it counts its own looks: whatever held it up held up the other
+        watched.clear()
+        if missed == LOOKS:
+            missed = 0
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device, watched: threading.Event) -> None:
     """Queue jobs; answer a call for relief at once, whatever the main thread is doing; leave with the host.
 
     Leave as well when what comes is no message: nobody would hear the host any more.
     """
     try:
         while (message := read_message(pipe)) is not None:
-            if isinstance(message, Relieve):
+            if isinstance(message, Watched):
+                watched.set()
+            elif isinstance(message, Relieve):
                 device.release()
             else:
                 jobs.put(message)

@@ -10,35 +10,33 @@ from sdcli.components.autoencoder import borrow_decoder
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.latents import Latents
-from sdcli.engine.stage import Stage, require_finite
-from sdcli.messages import Message, Notice, PictureDone
+from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
+from sdcli.errors import NotFinite
+from sdcli.messages import Message, PictureDone
 from sdcli.models.folder import Model
 
 
 def decode(
     latents: Latents, request: Request, model: Model, plan: Plan, device: Device, dtype: torch.dtype
 ) -> Iterator[Message]:
-    """Yields events, a picture as soon as it is decoded. What is not finite is done again in FP32."""
+    """Yields events, a picture as soon as it is decoded. If one is not finite the error comes after all the others."""
     stage = Stage("decode", device)
     yield stage.began()
-    again, keep_maps = [], plan.vae_tile is None
-    with borrow_decoder(model.vae, device, dtype, keep_maps=keep_maps) as run:
+    failure: NotFinite | None = None
+    with borrow_decoder(model.vae, device, dtype, keep_maps=plan.vae_tile is None) as run:
         yield stage.loaded()
-        for image, seed in enumerate(request.seeds):
+        for image in sorted(latents):
             pixels = run(latents[image])
-            if torch.isfinite(pixels).all():
-                yield _picture(image, seed, pixels)
+            if is_finite(pixels):
+                yield _picture(image, request.seeds[image], pixels)
             else:
-                again.append((image, seed))
+                failure = blown_up(latents[image], stage.name) or not_finite(
+                    stage.name, dtype, "the autoencoder's weights are damaged"
+                )
             device.between_blocks()
-    if again:
-        yield Notice("the decode was not finite: done again in fp32")
-        with borrow_decoder(model.vae, device, torch.float32, keep_maps=False) as run:
-            for image, seed in again:
-                pixels = run(latents[image])
-                require_finite(pixels, stage.name, "in fp32 as well; the autoencoder's weights are damaged")
-                yield _picture(image, seed, pixels)
     yield stage.ended()
+    if failure is not None:
+        raise failure
 
 
 def _picture(image: int, seed: int, pixels: torch.Tensor) -> PictureDone:

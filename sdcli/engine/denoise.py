@@ -16,10 +16,10 @@ from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
-from sdcli.engine.stage import Stage, require_finite
-from sdcli.errors import echo
+from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
+from sdcli.errors import NotFinite, echo
 from sdcli.machine import cpu_packs_for
-from sdcli.messages import Message, Notice, StepDone
+from sdcli.messages import LatentsDone, Message, Notice, StepDone
 from sdcli.models.folder import Model
 
 InitLatents = tuple[torch.Tensor, torch.Tensor]
@@ -52,9 +52,9 @@ def denoise(
     with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
-            latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
-            require_finite(latents, stage.name, "the weights are damaged, or try --dtype fp32")
-            finished[image] = latents
+            done = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
+            finished[image] = done.latents
+            yield LatentsDone(image, done.to_bytes())
             device.between_blocks()  # each picture begins with what the first one began with
     yield stage.ended()
     return finished
@@ -70,8 +70,9 @@ def _draw(
     init: InitLatents | None,
     denoiser: Denoiser,
     resume: Checkpoint | None,
-) -> Generator[Message, None, torch.Tensor]:
-    """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
+) -> Generator[Message, None, Checkpoint]:
+    """The checkpoint after one picture's last step. Noise and schedule live on the CPU in FP32: a seed is one picture
+    on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(model.scheduler, request.steps)
     timesteps = scheduler.timesteps
@@ -88,29 +89,47 @@ def _draw(
         started, read = time.perf_counter(), denoiser.lent.bytes_read
         timestep = timesteps[step]
         sample = scheduler.scale_model_input(latents, timestep)
-        output = _guided(denoiser, sample, timestep, context, request.guidance, plan)
+        told = _told(denoiser, sample, timestep, context, plan)
+        output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        if not is_finite(latents):
+            raise _who_is_to_blame(sample, told, output, step + 1, denoiser.dtype)
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
         checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler)
         yield StepDone(image, step + 1, len(timesteps), seconds, read, checkpoint.to_bytes())
-    return latents
+    return Checkpoint.take(image, len(timesteps), len(timesteps), latents, generator, scheduler)
 
 
-def _guided(
-    denoiser: Denoiser, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, guidance: float, plan: Plan
-) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598): u + g (c - u).
+def _told(
+    denoiser: Denoiser, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, plan: Plan
+) -> tuple[torch.Tensor, ...]:
+    """What the denoiser says for each row of the context: for the negative prompt, which comes first, and the prompt.
 
-    `context` has the negative prompt first; with one row only there is no guidance. Batched evaluates both
-    at once, sequential one after the other in half the activations.
+    Batched evaluates both at once, sequential one after the other in half the activations.
     """
     if len(context) == 1:
-        return denoiser(sample, timestep, context)
+        return (denoiser(sample, timestep, context),)
     if plan.guidance == "batched":
-        unconditional, conditional = denoiser(sample.expand(2, -1, -1, -1), timestep, context).chunk(2)
-    else:
-        unconditional, conditional = (denoiser(sample, timestep, row[None]) for row in context)
+        return denoiser(sample.expand(2, -1, -1, -1), timestep, context).chunk(2)
+    return tuple(denoiser(sample, timestep, row[None]) for row in context)
+
+
+def _guided(told: tuple[torch.Tensor, ...], guidance: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598): u + g (c - u)."""
+    if len(told) == 1:
+        return told[0]
+    unconditional, conditional = told
     return unconditional + guidance * (conditional - unconditional)
+
+
+def _who_is_to_blame(
+    sample: torch.Tensor, told: tuple[torch.Tensor, ...], output: torch.Tensor, step: int, dtype: torch.dtype
+) -> NotFinite:
+    """The error of a step that ended in NaN or infinity, by where they came up first."""
+    if all(map(is_finite, told)):
+        after = "the scheduler's settings" if is_finite(output) else "a --guidance that is too high"
+        return NotFinite(f"NaN or infinity came out of step {step} of the stage denoise: {after} made them")
+    return blown_up(sample, "denoise") or not_finite("denoise", dtype, "the denoiser's weights are damaged")
 
 
 def _noise(request: Request, model: Model, generator: torch.Generator) -> torch.Tensor:

@@ -10,7 +10,7 @@ from sdcli.components.autoencoder import borrow_encoder
 from sdcli.components.text_encoder import borrow_text_encoder, tokenize
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
-from sdcli.engine.stage import Stage, require_finite
+from sdcli.engine.stage import Stage, is_finite, not_finite
 from sdcli.messages import Message, Notice
 from sdcli.models.folder import Model
 
@@ -29,7 +29,8 @@ def encode_prompt(
     with borrow_text_encoder(model.text_encoder, device, dtype) as encode:
         yield stage.loaded()
         context = encode(tokens.ids)
-    require_finite(context, stage.name, "the text encoder's weights are damaged, or try --dtype fp32")
+    if not is_finite(context):
+        raise not_finite(stage.name, dtype, "the text encoder's weights are damaged")
     yield stage.ended()
     return context
 
@@ -43,7 +44,7 @@ def encode_image(
     with borrow_encoder(model.vae, device, dtype, keep_maps=plan.vae_tile is None) as encode:
         yield stage.loaded()
         mean, deviation = encode(pixels)
-    for values in (mean, deviation):
-        require_finite(values, stage.name, "try --dtype fp32")
+    if not (is_finite(mean) and is_finite(deviation)):
+        raise not_finite(stage.name, dtype, "the autoencoder's weights are damaged")
     yield stage.ended()
     return mean, deviation

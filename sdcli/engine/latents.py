@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from sdcli.spool import Spool
@@ -16,6 +18,9 @@ class Latents:
 
     def __setitem__(self, image: int, latents: torch.Tensor) -> None:
         self._spool[image] = latents.float().contiguous().numpy().tobytes()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._spool)
 
     def __getitem__(self, image: int) -> torch.Tensor:
         return torch.frombuffer(bytearray(self._spool[image]), dtype=torch.float32).view(self._shape)

@@ -8,8 +8,11 @@ import torch
 
 from sdcli.devices.base import Device
 from sdcli.domain import StageName
-from sdcli.errors import NotFinite
+from sdcli.errors import NotFinite, NotFiniteInHalf
 from sdcli.messages import StageBegan, StageEnded, StageLoaded
+
+SANE_LATENTS = 1e4
+"""Latents have a deviation of about 1, and before the first step of some schedulers one of about 150."""
 
 
 class Stage:
@@ -41,7 +44,24 @@ class Stage:
         return lap
 
 
-def require_finite(values: torch.Tensor, stage: StageName, hint: str) -> None:
-    """Raise NotFinite when `values` has NaN or infinity: turned into pixels they would silently be black."""
-    if not torch.isfinite(values).all():
-        raise NotFinite(f"NaN or infinity came out of the stage {stage}: {hint}")
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinity: turned into pixels they would silently be black."""
+    return bool(torch.isfinite(values).all())
+
+
+def not_finite(stage: StageName, dtype: torch.dtype, culprit: str) -> NotFinite:
+    """The error for numbers that are none: in half precision the type may be to blame, in FP32 it is `culprit`."""
+    if dtype is torch.float32:
+        return NotFinite(f"NaN or infinity came out of the stage {stage}: {culprit}")
+    return NotFiniteInHalf(f"NaN or infinity came out of the stage {stage} in {str(dtype).removeprefix('torch.')}")
+
+
+def blown_up(latents: torch.Tensor, stage: StageName) -> NotFinite | None:
+    """The error where latents had grown beyond all measure before a model saw them: then it is not to blame."""
+    largest = latents.abs().max().item()
+    if largest <= SANE_LATENTS:
+        return None
+    return NotFinite(
+        f"NaN or infinity came out of the stage {stage}: the latents had grown to {largest:.0e} before it;"
+        " lower --guidance, or the scheduler's settings are wrong"
+    )

@@ -8,7 +8,8 @@ from typing import Any
 
 from sdcli.errors import WillNotFit
 from sdcli.host.baseline import TYPICAL_BYTES, remembered_baseline
-from sdcli.host.run import Task, means_of
+from sdcli.host.record import Task
+from sdcli.host.run import means_of
 from sdcli.memory.planner import Planned, make_plan, smallest_limit_bytes
 
 SCHEMA = "sdcli.plan/1"

@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from sdcli import __version__
-from sdcli.host.run import RunRecord
+from sdcli.host.record import RunRecord
 from sdcli.host.watchdog import PERIOD_S
 
 SCHEMA = "sdcli.report/1"

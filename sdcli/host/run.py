@@ -7,93 +7,27 @@ import shutil
 import statistics
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from sdcli import machine
-from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request
-from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
+from sdcli import interrupts, machine
+from sdcli.domain import Part, Plan
+from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError, WillNotFit
+from sdcli.host.attempt import relay, watched_worker
 from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
+from sdcli.host.record import RunRecord, Task
 from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
-from sdcli.host.watchdog import START, Crossing, Watchdog
+from sdcli.host.watchdog import Watchdog
 from sdcli.host.worker import Worker
-from sdcli.memory.limit import Ceiling, kernel_share_bytes
+from sdcli.memory.limit import kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
-from sdcli.memory.planner import MARGIN_BYTES, Means, Planned, make_plan
+from sdcli.memory.planner import MARGIN_BYTES, VAE_TILE, Means, Planned, make_plan
 from sdcli.memory.prepared import place_of_copy, unfinished
 from sdcli.memory.speed import learned
-from sdcli.messages import (
-    Finished,
-    Job,
-    Message,
-    Notice,
-    PictureDone,
-    Progress,
-    Ready,
-    Relieve,
-    StageBegan,
-    StageEnded,
-    StageLoaded,
-    Start,
-    StepDone,
-    Synthesize,
-)
-from sdcli.models.folder import Model
-from sdcli.spool import Spool
-from sdcli.units import MIB, format_limit, format_size
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Everything a run needs: what to draw, with what, on what, under which ceiling.
-
-    `pixels` is the init image of img2img, RGB, at the request's size.
-    """
-
-    model: Model
-    request: Request
-    device: DeviceName
-    dtype: DtypeName
-    ceiling: Ceiling
-    pixels: bytes = b""
-    debug: bool = False
-
-
-@dataclass(slots=True)
-class StageRecord:
-    """One stage as it went."""
-
-    name: str
-    load_s: float = 0.0
-    run_s: float = 0.0
-    predicted_peak_bytes: int = 0
-    peak_bytes: int = 0
-
-
-@dataclass(slots=True)
-class RunRecord:
-    """One run as it went. It is filled in as events come, so that a run that fails leaves what it has."""
-
-    task: Task
-    planned: Planned | None = None
-    baseline_bytes: int = 0
-    peak_bytes: int = 0
-    host_peak_bytes: int = 0
-    samples: int = 0
-    torch_version: str = ""
-    device: str = ""
-    stages: list[StageRecord] = field(default_factory=list)
-    steps: list[StepDone] = field(default_factory=list)
-    checkpoints: Spool = field(default_factory=Spool)
-    pictures: list[tuple[str | None, PictureDone]] = field(default_factory=list)
-    events: list[tuple[int | None, str]] = field(default_factory=list)
-    total_s: float = 0.0
-    traceback: str = ""
-    worker_pid: int = 0
-
+from sdcli.messages import Finished, Job, Message, Notice, PictureDone, Progress, Ready, Start, Synthesize
+from sdcli.units import MIB
 
 VARYING_BYTES = 4 * MIB
 """By so much the same baseline differs from run to run."""
@@ -108,51 +42,147 @@ Save = Callable[[PictureDone, RunRecord], str | None]
 """Keeps one picture; returns where, or None for standard output."""
 
 
-def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict[int, bytes] | None = None) -> None:
-    """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left."""
+def run_task(
+    task: Task, record: RunRecord, save: Save | None, show: Show, resume: dict[int, bytes] | None = None
+) -> None:
+    """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left.
+
+    Whatever that is, pictures that are denoised by then are decoded and saved first; without `save` nobody wants
+    them. `resume` has checkpoints of pictures, by their numbers.
+    """
     started = time.monotonic()
-    limit = task.ceiling.limit_bytes
-    known = remembered_baseline(task.device)
-    place = _place(task)
-    if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
-        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, means_of(task))
-
-    def plan_job(ready: Ready) -> Job:
-        record.device, record.torch_version = ready.device, ready.torch_version
-        if ready.flops is not None:
-            remember_speed(task.device, task.dtype, replace(means_of(task).speed, flops=ready.flops))
-        record.baseline_bytes = _baseline(task, ready)
-        remember_baseline(task.device, record.baseline_bytes)
-        planned_for = _as_planned(known, record.baseline_bytes)
-        record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, means_of(task))
-        part: Part = "latents" if record.planned.plan.fresh_decode else "whole"
-        return _job(task, record.planned.plan, resume or {}, place, part)
-
+    run = _Run(task, record, save, show)
+    record.checkpoints.update(resume or {})
     try:
-        _work(task, record, plan_job, save, show)
-        plan = record.planned.plan if record.planned else None
-        if plan is not None and plan.fresh_decode:
-            latents = ChainMap(record.checkpoints, dict(resume or {}))
-            _work(task, record, lambda _: _job(task, plan, latents, place, "pictures"), save, show)
+        run.refuse_what_is_known_not_to_fit()
+        try:
+            run.draw()
+        except BaseException as error:
+            run.save_what_is_finished(error)
+            raise
+        if run.trouble is not None:
+            raise run.trouble
         _learn(record)
     finally:
         record.total_s = time.monotonic() - started
-        if record.worker_pid and place is not None:
-            shutil.rmtree(unfinished(place, record.worker_pid), ignore_errors=True)  # of a worker that was stopped
 
 
-def _work(task: Task, record: RunRecord, job_for: Callable[[Ready], Job], save: Save, show: Show) -> None:
-    """Have a worker do one job."""
-    with watched_worker(task, record) as (worker, watchdog):
-        for message in _relay(worker, watchdog, record):
-            if isinstance(message, Ready):
-                worker.send(job_for(message))
-            elif isinstance(message, PictureDone):
-                record.pictures.append((save(message, record), replace(message, payload=b"")))
-                record.checkpoints.pop(message.image, None)
-            show(message, watchdog)
-            if isinstance(message, Finished):
+class _Run:
+    """The attempts that a task takes, each a job for a worker of its own: mostly one.
+
+    `trouble` is what went wrong first with keeping a picture; the others are kept all the same.
+    """
+
+    def __init__(self, task: Task, record: RunRecord, save: Save | None, show: Show) -> None:
+        self.trouble: Exception | None = None
+        self._task, self._record, self._save, self._show = task, record, save, show
+        self._known_bytes = remembered_baseline(task.device)
+        self._watchdog: Watchdog | None = None
+
+    def refuse_what_is_known_not_to_fit(self) -> None:
+        """Raise WillNotFit before a worker starts, if that can be known."""
+        limit = self._task.ceiling.limit_bytes
+        if self._known_bytes is not None or (limit is not None and limit <= HOPELESS_BYTES):
+            self._plan(self._task, self._known_bytes or TYPICAL_BYTES)
+
+    def draw(self) -> None:
+        """All pictures. What half precision cannot do goes on in fp32 from the last good step."""
+        task: Task = self._task
+        part: Part | None = None
+        while True:
+            try:
+                self._attempt(task, part)
+            except NotFiniteInHalf as error:
+                if task.dtype == "fp32":
+                    raise
+                self._tell(f"{error}: done again in fp32")
+                task, part = replace(self._task, dtype="fp32"), "latents" if self._record.undone else "pictures"
+                continue
+            if part == "pictures" or not self._record.finished:
                 return
+            task, part = self._task, "pictures"
+
+    def save_what_is_finished(self, trouble: BaseException) -> None:
+        """Decode and save what is denoised, in the least memory; what prevents that is told, and no more."""
+        if self.trouble is not None:
+            self._tell(str(self.trouble))
+        finished, planned = len(self._record.finished), self._record.planned
+        if not finished or planned is None or self._save is None:
+            return
+        what = str(trouble) or type(trouble).__name__
+        self._tell(f"{what}; {_pictures(finished)} denoised by then: decoding and saving first")
+        self._record.planned = replace(planned, plan=replace(planned.plan, vae_tile=VAE_TILE, fresh_decode=True))
+        try:
+            try:
+                self._attempt(self._task, "pictures")
+            except NotFiniteInHalf:
+                self._attempt(replace(self._task, dtype="fp32"), "pictures")
+        except SdcliError as error:
+            self._tell(f"{_pictures(len(self._record.finished))} not saved: {error}")
+
+    def _attempt(self, task: Task, part: Part | None) -> None:
+        """Have a worker do one job; without a part all of it, the pictures by another worker if the plan says so."""
+        place = _place(task)
+        try:
+            with watched_worker(task, self._record) as (worker, self._watchdog):
+                for message in relay(worker, self._watchdog, self._record, task.dtype):
+                    if isinstance(message, Ready):
+                        worker.send(self._job(task, part, place, message))
+                    elif isinstance(message, PictureDone):
+                        self._keep(message)
+                    self._show(message, self._watchdog)
+                    if isinstance(message, Finished):
+                        return
+        finally:
+            if self._record.worker_pid and place is not None:
+                shutil.rmtree(unfinished(place, self._record.worker_pid), ignore_errors=True)  # if it was stopped
+
+    def _job(self, task: Task, part: Part | None, place: Path | None, ready: Ready) -> Job:
+        """What the worker is to do, planned now that it has said what it weighs."""
+        record = self._record
+        if ready.flops is not None:
+            remember_speed(task.device, task.dtype, replace(means_of(task).speed, flops=ready.flops))
+        if record.planned is None:
+            record.device, record.torch_version = ready.device, ready.torch_version
+            record.baseline_bytes = _baseline(task, ready)
+            remember_baseline(task.device, record.baseline_bytes)
+            record.planned = self._plan(task, _as_planned(self._known_bytes, record.baseline_bytes))
+            part = "latents" if record.planned.plan.fresh_decode else "whole"
+        elif task.dtype != self._task.dtype:
+            try:
+                record.planned = self._plan(task, _as_planned(self._known_bytes, record.baseline_bytes))
+            except WillNotFit as error:
+                if part != "pictures":
+                    raise NotFinite(f"NaN or infinity came out in {self._task.dtype}, and fp32 {error}") from error
+                record.planned = replace(record.planned, plan=replace(record.planned.plan, vae_tile=VAE_TILE))
+        blobs: Mapping[int, bytes] = record.finished
+        if part != "pictures":
+            blobs = ChainMap(record.finished, record.checkpoints)
+        return _job(task, record.planned.plan, blobs, place, part or "whole")
+
+    def _plan(self, task: Task, baseline_bytes: int) -> Planned:
+        return make_plan(task.model, task.request, task.dtype, task.ceiling.limit_bytes, baseline_bytes, means_of(task))
+
+    def _keep(self, picture: PictureDone) -> None:
+        """Save a picture. One that cannot be saved, or not where it should be, is no reason to lose the next."""
+        with interrupts.held():
+            try:
+                path = self._save(picture, self._record) if self._save is not None else None
+                self._record.pictures.append((path, replace(picture, payload=b"")))
+            except Exception as error:
+                if self.trouble is not None:
+                    self._tell(str(error))
+                self.trouble = self.trouble or error
+            self._record.finished.pop(picture.image, None)
+
+    def _tell(self, what: str) -> None:
+        self._record.events.append((None, what))
+        if self._watchdog is not None:
+            self._show(Notice(what), self._watchdog)
+
+
+def _pictures(count: int) -> str:
+    return "1 picture was" if count == 1 else f"{count} pictures were"
 
 
 def means_of(task: Task) -> Means:
@@ -188,57 +218,10 @@ def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], de
         raise worker.end()
 
 
-@contextmanager
-def watched_worker(task: Task, record: RunRecord) -> Iterator[tuple[Worker, Watchdog]]:
-    """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error."""
-    device, limit_bytes = task.device, task.ceiling.limit_bytes
-    footprint_limit = None if device == "cuda" else limit_bytes
-    known = remembered_speed(device, task.dtype)
-    with Worker(task.debug) as worker:
-        record.worker_pid = worker.pid
-        watchdog = Watchdog(os.getpid(), worker.pid, footprint_limit, lambda _: worker.send(Relieve()))
-        worker.send(Start(device, limit_bytes, task.dtype if known is None else None))
-        watchdog.start()
-        try:
-            yield worker, watchdog
-        except SdcliError:
-            _raise_if_ended_by(watchdog, limit_bytes)
-            record.traceback = worker.traceback
-            raise
-        finally:
-            watchdog.stop()
-            _take_peaks(watchdog, record)
-        _raise_if_ended_by(watchdog, limit_bytes)
-
-
-def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Message]:
-    """The worker's messages, each noted in the record and shown to the watchdog first."""
-    for message in worker.messages():
-        match message:
-            case StageBegan(name):
-                watchdog.enter(name)
-                predicted = {need.name: need.peak_bytes for need in record.planned.needs} if record.planned else {}
-                record.stages.append(StageRecord(name, predicted_peak_bytes=predicted.get(name, 0)))
-            case StageLoaded(_, load_s):
-                record.stages[-1].load_s = load_s
-            case StepDone():
-                watchdog.step = message.step
-                record.steps.append(replace(message, payload=b""))  # of a thousand pictures they would be many
-                record.checkpoints[message.image] = message.payload
-            case StageEnded(_, run_s, device_peak_bytes):
-                watchdog.leave()
-                record.stages[-1].run_s = run_s
-                record.stages[-1].peak_bytes = device_peak_bytes
-            case Notice(what, step):
-                record.events.append((step, what))
-        yield message
-    raise worker.end()
-
-
 def _learn(record: RunRecord) -> None:
     """Correct the speeds that plans go by. The first step compiles kernels, and tells of them."""
     task, seconds = record.task, [step.seconds for step in record.steps[1:]]
-    if record.planned is not None and seconds:
+    if record.planned is not None and seconds and set(record.denoised_in.values()) == {task.dtype}:
         took, speed = statistics.median(seconds), means_of(task).speed
         now = learned(speed, task.model, task.request, record.planned.plan, task.dtype, took)
         if now != speed:
@@ -264,41 +247,3 @@ def _job(task: Task, plan: Plan, resume: Mapping[int, bytes], place: Path | None
     payload = (task.pixels if part != "pictures" else b"") + b"".join(blobs)
     copy, folder = None if place is None else str(place), str(task.model.folder)
     return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part)
-
-
-def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
-    """Into the record: the footprint's peaks, or on CUDA the device's beside the host's."""
-    peaks, on_cuda = watchdog.peaks, record.task.device == "cuda"
-    record.samples += peaks.samples
-    record.host_peak_bytes = max(record.host_peak_bytes, peaks.overall_bytes)
-    if not on_cuda:
-        for stage in record.stages:
-            stage.peak_bytes = max(stage.peak_bytes, peaks.by_stage.get(stage.name, 0))
-    on_device = max((stage.peak_bytes for stage in record.stages), default=0)
-    record.peak_bytes = on_device if on_cuda else record.host_peak_bytes
-
-
-def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
-    """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
-    if watchdog.crossing is not None and limit_bytes is not None:
-        if watchdog.crossing.stage == START:
-            raise WillNotFit(
-                f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)};"
-                " give --mem-limit 1GiB"
-            )
-        raise CeilingCrossed(crossing_text(watchdog.crossing, limit_bytes))
-    if watchdog.failure is not None:
-        raise SdcliError(
-            f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped"
-        )
-
-
-def crossing_text(crossing: Crossing, limit_bytes: int) -> str:
-    """One line: stage, step, footprint, ceiling, what to do."""
-    step = "" if crossing.step is None else f" after step {crossing.step}"
-    more = format_limit(crossing.footprint_bytes + 128 * MIB)
-    return (
-        f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}:"
-        f" footprint {format_size(crossing.footprint_bytes)}, the worker was killed; give --mem-limit {more}"
-        " or a smaller picture"
-    )

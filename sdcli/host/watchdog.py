@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psutil
@@ -24,6 +25,9 @@ PACE_BYTES_PER_S = 8 * GIB
 
 WARN_BYTES = 100 * 10**6
 """This far below the ceiling the worker is told to free what it can, as iOS warns an app."""
+
+BEAT_S = 0.15
+"""How often the worker hears that it is watched. It stops itself after 0.6 s without (engine/__main__.py)."""
 
 START = "start"
 """The stage before the first: the worker imports, nothing is loaded."""
@@ -54,10 +58,18 @@ class Watchdog(threading.Thread):
     """Watches `host` and all its descendants, and kills `worker` and its descendants on crossing.
 
     `enter`, `leave` and `step` are for whoever relays the worker's events. `warn` is called, in this
-    thread, when the footprint comes near the ceiling. `failure` holds what ended the watch, if anything did.
+    thread, when the footprint comes near the ceiling, and `beat` as long as the watch goes on; neither may wait for
+    anything. `failure` holds what ended the watch, if anything did.
     """
 
-    def __init__(self, host: int, worker: int, limit_bytes: int | None, warn: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        host: int,
+        worker: int,
+        limit_bytes: int | None,
+        warn: Callable[[int], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.stage = START
         self.step: int | None = None
@@ -67,8 +79,8 @@ class Watchdog(threading.Thread):
         self.failure: BaseException | None = None
         self._meter = TreeMeter(host)
         self._worker = psutil.Process(worker)
-        self._limit_bytes, self._warn = limit_bytes, warn
-        self._warned_at = float("-inf")
+        self._limit_bytes, self._warn, self._beat = limit_bytes, warn, beat
+        self._warned_at = self._beat_at = float("-inf")
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -100,6 +112,7 @@ class Watchdog(threading.Thread):
         if self._limit_bytes is not None and footprint > self._limit_bytes:
             footprint = self._meter.footprint_bytes()  # a child just forked shares its parent's pages for a moment
         self._record(footprint)
+        self._keep_going()
         if self._limit_bytes is None:
             return PERIOD_S
         if footprint > self._limit_bytes and self.crossing is None:
@@ -109,6 +122,17 @@ class Watchdog(threading.Thread):
             self._warned_at = time.monotonic()
             self._warn(footprint)
         return min(PERIOD_S, max(NEAR_PERIOD_S, (self._limit_bytes - footprint) / PACE_BYTES_PER_S))
+
+    def _keep_going(self) -> None:
+        """Tell the worker that it is watched, and let it go on if it has stopped because it was not."""
+        now = time.monotonic()
+        if now - self._beat_at < BEAT_S:
+            return
+        self._beat_at = now
+        self._beat()
+        with suppress(psutil.Error):
+            if self._worker.status() == psutil.STATUS_STOPPED:
+                self._worker.resume()
 
     def _record(self, footprint: int) -> None:
         stage = self.stage

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,17 @@ parts the free memory on both sides: the next tensor of the same size does not f
 (https://sourceware.org/bugzilla/show_bug.cgi?id=30723). Without that cache 2.36, 2.39 and 2.41 leave the same gaps.
 It can only be set before a process starts; the heap's other dials are in devices/cpu.py."""
 
-_KILLED, _BUS_ERROR, _SEGMENTATION_FAULT = 9, 7, 11
+_DEATHS = {
+    "SIGILL": "the installed torch uses instructions that this processor lacks (signal 4): install its CPU build,"
+    " pip install torch --index-url https://download.pytorch.org/whl/cpu",
+    "SIGBUS": "the model's file changed or its disk failed while it was read: check it, run again",
+    "SIGFPE": "the worker crashed in arithmetic of a library (signal 8): run with --debug and report it",
+    "SIGKILL": "the worker was killed, by the system's out-of-memory killer perhaps: lower --mem-limit",
+    "SIGSEGV": "the worker crashed in native code (signal 11): run with --debug and report it",
+    "SIGTERM": "the worker was terminated by somebody (signal 15): run again",
+    "SIGXCPU": "the worker used up the processor time that it may have (ulimit -t): raise it",
+}
+"""What a signal that killed a worker most likely was, and what to do."""
 
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
@@ -47,15 +59,23 @@ class Worker:
         )
         self._stdin = cast("BinaryIO", self._process.stdin)
         self._stdout = cast("BinaryIO", self._process.stdout)
-        self._sending = threading.Lock()
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send_all, daemon=True)
         self.traceback = ""
 
     def __enter__(self) -> Worker:
+        try:
+            self._sender.start()
+        except RuntimeError:  # no thread is left
+            self._process.kill()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.wait()
+        self._outbox.put(None)
+        self._sender.join(1)
         for pipe in (self._stdin, self._stdout, self._stderr):
             try:
                 pipe.close()
@@ -68,9 +88,17 @@ class Worker:
         return self._process.pid
 
     def send(self, message: Message) -> None:
-        """Say something; a worker that is gone hears nothing, and `messages` will tell how it ended."""
-        with self._sending, suppress(BrokenPipeError, ValueError):  # the watchdog's thread sends as well
-            write_message(self._stdin, message)
+        """Have something said. Nobody waits for that: a large job takes its time, and the watchdog speaks as well.
+
+        A worker that is gone hears nothing, and `messages` will tell how it ended.
+        """
+        self._outbox.put(message)
+
+    def _send_all(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            with suppress(OSError, ValueError):
+                write_message(self._stdin, message)
+            del message  # a job's payload must not stay while the next message is waited for
 
     def messages(self) -> Iterator[Message]:
         """What the worker says, until it ends. Raises the SdcliError that it reports."""
@@ -86,12 +114,9 @@ class Worker:
     def end(self) -> SdcliError:
         """What to say of a worker that ended without a word."""
         code = self._process.wait()
-        if code == -_BUS_ERROR:
-            return SdcliError("the model's file changed or its disk failed while it was read: check it, run again")
-        if code == -_KILLED:
-            return SdcliError("the worker was killed, by the system's out-of-memory killer perhaps: lower --mem-limit")
-        if code == -_SEGMENTATION_FAULT:
-            return SdcliError("the worker crashed in native code (signal 11): run with --debug and report it")
+        for name, meaning in _DEATHS.items():
+            if -code == getattr(signal, name, None):
+                return SdcliError(meaning)
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - 4096))
         last = self._stderr.read().decode(errors="replace").strip().rpartition("\n")[2]

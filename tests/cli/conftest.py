@@ -13,7 +13,7 @@ import pytest
 
 from sdcli import machine
 from sdcli.cli.main import run
-from sdcli.host.run import Task
+from sdcli.host.record import Task
 from sdcli.images.write import Destination
 from sdcli.units import GIB
 from tests.conftest import SDCLI
@@ -48,7 +48,8 @@ def sdcli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     def no_worker(*_: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("sdcli.host.run.Worker", no_worker)
+    for module in ("run", "attempt"):
+        monkeypatch.setattr(f"sdcli.host.{module}.Worker", no_worker)
 
     def command(*argv: str | Path) -> Outcome:
         code = run([str(argument) for argument in argv])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdcli import machine
 from sdcli.errors import CeilingCrossed, NotFinite
-from sdcli.host.run import Task
+from sdcli.host.record import Task
 from sdcli.units import GIB, MIB
 from tests.cli.conftest import Asked, Command
 

@@ -13,7 +13,7 @@ import pytest
 from sdcli.cli import progress, say
 from sdcli.cli.progress import MakingLine, ProgressLines
 from sdcli.domain import Plan, Request, StageNeed
-from sdcli.host.run import RunRecord, StageRecord, Task
+from sdcli.host.record import RunRecord, StageRecord, Task
 from sdcli.host.watchdog import Peaks, Watchdog
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.planner import Planned

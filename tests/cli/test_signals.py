@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli.conftest import clean_environment
+from tests.cli.conftest import clean_environment, shell
+from tests.conftest import SDCLI
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 
@@ -115,11 +117,111 @@ def test_g2_a_second_signal_does_not_wait_for_the_cleaning_up(first: str, second
     assert (host.returncode, out, err) == (code, b"", b"")
 
 
+def comes_to(process: psutil.Process, *wanted: str) -> bool:
+    """Whether a process is in one of these states before long."""
+    deadline = time.monotonic() + 20
+    while process.status() not in wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process.status() in wanted
+
+
+def test_g5_the_worker_stands_still_while_its_host_does(tiny: Path, work: Path) -> None:
+    with long_run(tiny, work) as (host, workers):
+        host.send_signal(signal.SIGSTOP)
+        assert comes_to(workers[0], psutil.STATUS_STOPPED), "it computes and nobody watches"
+        host.send_signal(signal.SIGCONT)
+        assert comes_to(workers[0], psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING)
+        host.terminate()
+        _, err = host.communicate(timeout=20)
+        assert host.returncode == 143 and err.splitlines()[-1] == b"Error: terminated"
+        assert gone(workers)
+
+
+def test_a_worker_that_stands_still_dies_with_its_host(tiny: Path, work: Path) -> None:
+    with long_run(tiny, work) as (host, workers):
+        host.send_signal(signal.SIGSTOP)
+        assert comes_to(workers[0], psutil.STATUS_STOPPED)
+        host.kill()
+        host.wait(timeout=20)
+        assert gone(workers)
+
+
+def test_pictures_that_are_denoised_outlive_ctrl_c(tiny: Path, work: Path) -> None:
+    options = ["-m", str(tiny), "-s", "400", "-b", "3", "--seed", "5", "-v", "-o", "fox.png", "--json"]
+    host = subprocess.Popen(
+        [*PROGRAM, PLAINLY + "from sdcli.cli.main import main; main()", "txt2img", "a", *options],
+        cwd=work, env=clean_environment(work), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert host.stderr is not None
+    for line in host.stderr:
+        if b"picture 3 of 3  step 1/" in line:
+            break
+    os.killpg(host.pid, signal.SIGINT)
+    out, err = host.communicate(timeout=60)
+    assert host.returncode == 130 and err.splitlines()[-2:] == [b"saved before that: 2 of 3", b"Error: interrupted"]
+    assert sorted(path.name for path in work.iterdir()) == ["fox-1.png", "fox-2.png"]
+    assert [image["seed"] for image in json.loads(out)["images"]] == [5, 6]
+
+
+SUBREAPER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1)
+if os.fork() == 0:
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
+"""
+"""Takes in the children of its children that die, as the first process of a container does (PR_SET_CHILD_SUBREAPER)."""
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="containers are Linux's")
+
+
+@linux
+def test_under_a_subreaper_the_worker_dies_with_its_host(tiny: Path, work: Path) -> None:
+    argv = ["-P", "-m", "sdcli", "txt2img", "a", "-m", str(tiny), "-s", "999", "-v", "-o", "fox.png"]
+    reaper = subprocess.Popen(
+        [*PROGRAM, SUBREAPER, *argv], cwd=work, env=clean_environment(work), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert reaper.stderr is not None
+        assert any(b" step 1/999 " in line for line in reaper.stderr)
+        (host,) = psutil.Process(reaper.pid).children()
+        workers = host.children()
+        assert workers
+        host.kill()
+        assert gone(workers)
+        assert reaper.wait(20) == 0
+    finally:
+        reaper.kill()
+        reaper.communicate()
+
+
+@linux
+@pytest.mark.skipif(not (hasattr(os, "geteuid") and os.geteuid() == 0), reason="a process namespace needs root")
+def test_the_first_process_of_a_container_draws(tiny: Path, work: Path) -> None:
+    argv = ["txt2img", "a", "-m", str(tiny), "-s", "2", "-o", "fox.png"]
+    program = ["unshare", "--pid", "--fork", "--mount-proc", *SDCLI]
+    done = shell(work, *argv, program=program)
+    if b"unshare" in done.stderr:
+        pytest.skip("no process namespace can be made here")
+    assert done.returncode == 0, done.stderr
+    assert (work / "fox.png").is_file()
+
+    blind = shell(work, *argv[:-1], "blind.png", program=["unshare", "--pid", "--fork", *SDCLI])
+    assert blind.returncode == 1 and b"/proc is of another process namespace" in blind.stderr
+
+
 @pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "in the background"])
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored(ignored: int) -> None:
     script = (
         f"import signal; signal.signal({ignored:d}, signal.SIG_IGN); from sdcli.cli import main;"
-        "main.run = lambda argv: print([n for n in (1, 2, 15) if signal.getsignal(n) is main._interrupt]) or 0;"
+        "ours = main.interrupts.interrupt;"
+        "main.run = lambda argv: print([n for n in (1, 2, 15) if signal.getsignal(n) is ours]) or 0;"
         "main.main()"
     )
     done = subprocess.run([*PROGRAM, PLAINLY + script], capture_output=True, timeout=60)

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -28,6 +30,7 @@ from sdcli.messages import (
     Start,
     StepDone,
     Synthesize,
+    Watched,
     read_message,
     write_message,
 )
@@ -272,3 +275,31 @@ def test_a_host_that_no_longer_reads_ends_it_quietly(tiny: Path) -> None:
         worker.stdout.close()
         worker.say(job(tiny))
         assert worker.end() == (1, "")
+
+
+def status_comes_to(process: psutil.Process, wanted: str) -> bool:
+    """Whether the process is in this state before long."""
+    deadline = time.monotonic() + WAIT_S
+    while process.status() != wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process.status() == wanted
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_a_worker_that_is_not_watched_any_more_stands_still_until_it_is(tiny: Path) -> None:
+    with spoken() as worker:
+        process = psutil.Process(worker.process.pid)
+        time.sleep(1)
+        assert process.status() != psutil.STATUS_STOPPED, "nobody has watched it yet: it may be making a model"
+        for _ in range(10):
+            worker.say(Watched())
+            time.sleep(0.1)
+            assert process.status() != psutil.STATUS_STOPPED
+        assert status_comes_to(process, psutil.STATUS_STOPPED)
+        worker.say(job(tiny), Watched())
+        process.resume()
+        heard = []
+        while not isinstance(message := worker.hear(), Finished):
+            heard.append(message)
+            worker.say(Watched())
+        assert sum(isinstance(event, PictureDone) for event in heard) == 1

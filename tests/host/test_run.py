@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
-from sdcli.domain import Request
 from sdcli.errors import BY_NAME, BadRequest, CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.host.baseline import remember_baseline, remembered_baseline
+from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
-from sdcli.host.run import RunRecord, Task, _job, make_synthetic, run_task
+from sdcli.host.run import _job, make_synthetic, run_task
 from sdcli.host.watchdog import WARN_BYTES, Watchdog
-from sdcli.memory.limit import Ceiling
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.planner import Planned, make_plan
 from sdcli.messages import Message, PictureDone, StepDone
-from sdcli.models.folder import open_model
 from sdcli.units import MIB
+from tests.host.conftest import REQUEST, standing, task
 
-REQUEST = Request("a red fox", "", 64, 64, 4, 7.5, 11, 1)
-
-PROLOGUE = """
-import os, sys, time
-from sdcli.messages import *
-say = lambda message: write_message(sys.stdout.buffer, message)
-def hear():
-    while isinstance(message := read_message(sys.stdin.buffer), Relieve):
-        pass
-    return message
-assert isinstance(hear(), Start)
-"""
 READY = 'say(Ready("a script", "2.0"))\njob = hear()\nassert isinstance(job, Job)\n'
 IN_STEP_1 = (
     READY + 'say(StageBegan("denoise"))\nsay(StageLoaded("denoise", 0.5))\nsay(StepDone(0, 1, 4, 0.1, 0, b"x"))\n'
 )
-PICTURE = 'say(StageEnded("denoise", 1.5))\nsay(PictureDone(0, 11, 64, 64, b"p"))\nsay(Finished())\ntime.sleep(600)\n'
+DRAWN = 'say(LatentsDone(0, b"y"))\nsay(StageEnded("denoise", 1.5))\nsay(PictureDone(0, 11, 64, 64, b"p"))\n'
+PICTURE = DRAWN + "say(Finished())\ntime.sleep(600)\n"
 
 Save = Callable[[PictureDone, RunRecord], str | None]
 
@@ -60,28 +44,6 @@ class Saved:
         return "fox.png"
 
 
-@pytest.fixture(autouse=True)
-def no_worker_left() -> Iterator[None]:
-    """However a run ends, its worker has ended."""
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    assert set(psutil.Process().children(recursive=True)) - before == set()
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a script in the worker's place."""
-
-    def put(body: str) -> None:
-        def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            assert command == [sys.executable, "-P", "-m", "sdcli.engine"]
-            return subprocess.Popen([sys.executable, "-P", "-c", PROLOGUE + body], **options)
-
-        monkeypatch.setattr("sdcli.host.worker.subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
-
-    return put
-
-
 @pytest.fixture
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting a worker fails the test."""
@@ -89,16 +51,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("sdcli.host.run.Worker", refuse)
-
-
-def task(model: Path, limit_bytes: int | None = None, request: Request = REQUEST, **more: Any) -> Task:
-    return Task(open_model("tiny", model), request, "cpu", "fp32", Ceiling(limit_bytes, "asked for"), **more)
-
-
-def standing() -> int:
-    """What the tests themselves weigh, which the ceiling covers too."""
-    return TreeMeter(os.getpid()).footprint_bytes()
+    monkeypatch.setattr("sdcli.host.attempt.Worker", refuse)
 
 
 def run(
@@ -117,7 +70,8 @@ def test_a_run_is_recorded_as_it_goes(tiny: Path, script: Callable[[str], None])
     shown: list[Message] = []
     record = run(task(tiny), show=shown.append)
     assert [type(message).__name__ for message in shown] == [
-        "Ready", "StageBegan", "StageLoaded", "StepDone", "Notice", "StageEnded", "PictureDone", "Finished",
+        "Ready", "StageBegan", "StageLoaded", "StepDone", "Notice",
+        "LatentsDone", "StageEnded", "PictureDone", "Finished",
     ]  # fmt: skip
     assert (record.device, record.torch_version, record.events) == ("a script", "2.0", [(1, "left out")])
     (stage,) = record.stages
@@ -148,7 +102,9 @@ def test_the_job_carries_init_image_and_checkpoints(tiny: Path, script: Callable
         pytest.param("os.kill(os.getpid(), 7)", "the model's file changed or its disk failed", id="D18 SIGBUS"),
         pytest.param("os.kill(os.getpid(), 9)", "killed, by the system's out-of-memory killer perhaps", id="SIGKILL"),
         pytest.param("os.kill(os.getpid(), 11)", "crashed in native code (signal 11)", id="SIGSEGV"),
+        pytest.param("os.kill(os.getpid(), 4)", "instructions that this processor lacks (signal 4)", id="SIGILL"),
         pytest.param("os.kill(os.getpid(), 6)", "the worker ended with code -6", id="SIGABRT"),
+        pytest.param("os.kill(os.getpid(), 15)", "terminated by somebody (signal 15)", id="SIGTERM"),
         pytest.param("os._exit(0)", "the worker ended with code 0; --debug shows more", id="no word at all"),
         pytest.param("sys.exit('first\\nlast\\x1b')", r"ended with code 1: 'last\x1b'; --debug", id="words on stderr"),
         pytest.param("sys.exit('x' * 10**6)", "x…x", id="many words on stderr"),
@@ -221,7 +177,7 @@ def test_m5_a_ceiling_crossed_by_imports_alone_is_will_not_fit(tiny: Path, scrip
 def test_near_the_ceiling_the_worker_is_told_to_free_what_it_can(tiny: Path, script: Callable[[str], None]) -> None:
     script(
         IN_STEP_1 + "kept = [b'x' * 2**21 for _ in range(int(job.request.prompt))]\n"
-        "assert isinstance(read_message(sys.stdin.buffer), Relieve)\n"
+        "while not isinstance(read_message(sys.stdin.buffer), Relieve):\n    pass\n"
         'say(Notice("relieved"))\n' + PICTURE
     )  # fmt: skip
     limit = standing() + WARN_BYTES + 300 * MIB
@@ -266,7 +222,7 @@ def test_what_does_not_fit_once_measured_is_refused_at_once_the_next_time(
         run_task(asked, record, lambda *_: None, lambda *_: None)
     assert record.events == [] and remembered_baseline("cpu") == record.baseline_bytes > 0
 
-    monkeypatch.setattr("sdcli.host.run.Worker", None)
+    monkeypatch.setattr("sdcli.host.attempt.Worker", None)
     with pytest.raises(WillNotFit) as second:
         run(asked)
     assert str(second.value) == str(first.value)
@@ -333,11 +289,11 @@ def test_what_is_kept_of_a_run_has_no_pixels_and_until_it_is_drawn_one_checkpoin
     kept: dict[int, bytes] = {}
 
     def save(picture: PictureDone, record: RunRecord) -> str:
-        kept.update(record.checkpoints)
+        kept.update(record.finished)
         return "fox.png"
 
     record = run(task(tiny, request=replace(REQUEST, count=2)), save)
-    assert record.checkpoints == {}
+    assert record.checkpoints == {} and record.finished == {}
     assert [picture.payload for _, picture in record.pictures] == [b"", b""]
     assert {step.payload for step in record.steps} == {b""} and len(record.steps) == 8
     assert sorted(kept) == [0, 1]

@@ -6,10 +6,14 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from sdcli.host.worker import COMPACT_HEAP, worker_environment
+from sdcli.host.worker import COMPACT_HEAP, Worker, worker_environment
+from sdcli.messages import Job, Notice, Relieve, Start
+from tests.support import ASTRONAUT, RESIDENT
 
 FREED = """
 import ctypes
@@ -47,3 +51,27 @@ def test_the_users_own_tunables_come_after_ours() -> None:
     named = worker_environment({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7", "HOME": "/root"})
     assert named["GLIBC_TUNABLES"] == f"{COMPACT_HEAP}:glibc.malloc.tcache_count=7"
     assert named["HOME"] == "/root" and named["PYTHONUTF8"] == "1"
+
+
+LATE = """
+print("up", file=open("up", "w"))
+while not os.path.exists("said"):
+    time.sleep(0.01)
+job = hear()
+say(Notice(str(len(job.payload))))
+assert isinstance(read_message(sys.stdin.buffer), Relieve)
+say(Notice("relieved"))
+time.sleep(600)
+"""
+
+
+def test_nobody_waits_while_a_large_job_is_sent(script: Callable[[str], None]) -> None:
+    """Nor does the watchdog: a worker that reads nothing yet is told two things, and hears both later."""
+    script(LATE)
+    with Worker() as worker:
+        worker.send(Start("cpu", None))
+        worker.send(Job(ASTRONAUT, RESIDENT, "tiny", "fp32", payload=bytes(50_000_000)))
+        worker.send(Relieve())
+        Path("said").touch()
+        heard = worker.messages()
+        assert [next(heard), next(heard)] == [Notice("50000000"), Notice("relieved")]
