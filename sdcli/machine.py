@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 
@@ -228,19 +229,22 @@ class _NvmlMemory(ctypes.Structure):
 
 
 def gpu_memory_bytes() -> int | None:
-    """All memory of the first NVIDIA GPU, or None without one."""
+    """All memory of the GPU that CUDA takes first, or None without one."""
     memory = _gpu_memory()
     return int(memory.total) if memory else None
 
 
 def gpu_used_bytes() -> int:
-    """Memory of the first NVIDIA GPU in use by anyone, 0 without one."""
+    """Memory of that GPU in use by anyone, 0 without one."""
     memory = _gpu_memory()
     return int(memory.used) if memory else 0
 
 
 def _gpu_memory() -> _NvmlMemory | None:
     """From the driver's management library (NVML): asking CUDA would make a context of half a GiB."""
+    uuid = _gpu_uuid()
+    if uuid is None:
+        return None
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
@@ -249,10 +253,26 @@ def _gpu_memory() -> _NvmlMemory | None:
     if nvml.nvmlInit_v2() != 0:
         return None
     try:
-        if nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) != 0:
+        names = (f"{kind}-{uuid}".encode() for kind in ("GPU", "MIG"))
+        if all(nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)) != 0 for name in names):
             return None
         if nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
             return None
         return memory
     finally:
         nvml.nvmlShutdown()
+
+
+def _gpu_uuid() -> UUID | None:
+    """Of CUDA's device 0. NVML counts every GPU in the order of their slots; CUDA the fastest first, and only those of
+    CUDA_VISIBLE_DEVICES. Asking this makes no context."""
+    device, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+            return None
+        if driver.cuDeviceGetUuid_v2(ctypes.byref(raw), device) != 0:
+            return None
+    except (OSError, AttributeError):  # no driver, or one from before CUDA 11.4
+        return None
+    return UUID(bytes=bytes(raw))

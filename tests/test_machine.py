@@ -327,17 +327,23 @@ def test_every_form_of_torch_s_version_file_is_read(
     assert machine.torch_cuda_version() is None
 
 
-class FakeNvml:
-    """The driver's library, failing at the given call."""
+class FakeDriver:
+    """The driver's two libraries for CUDA and for management, failing at the given call; `mig` for a share of a GPU."""
 
-    def __init__(self, failing: str) -> None:
-        self.failing, self.calls = failing, []  # type: tuple[str, list[str]]
+    def __init__(self, failing: str, mig: bool = False) -> None:
+        self.failing, self.mig = failing, mig
+        self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         def call(*arguments: object) -> int:
             self.calls.append(name)
             if name == self.failing:
                 return 999
+            if name == "cuDeviceGetUuid_v2":
+                arguments[0]._obj[:] = bytes(range(16))
+            if name == "nvmlDeviceGetHandleByUUID":
+                kind = b"MIG" if self.mig else b"GPU"
+                return int(arguments[0] != kind + b"-00010203-0405-0607-0809-0a0b0c0d0e0f")
             if name == "nvmlDeviceGetMemoryInfo":
                 arguments[1]._obj.total = 24 * GIB
             return 0
@@ -350,14 +356,18 @@ class FakeNvml:
     [
         ("", 24 * GIB, True),
         ("nvmlInit_v2", None, False),
-        ("nvmlDeviceGetHandleByIndex_v2", None, True),
+        ("nvmlDeviceGetHandleByUUID", None, True),
+        ("cuInit", None, False),
+        ("cuDeviceGet", None, False),
+        ("cuDeviceGetUuid_v2", None, False),
         ("nvmlDeviceGetMemoryInfo", None, True),
     ],
 )
-def test_the_gpu_s_memory_comes_from_the_driver(
-    monkeypatch: pytest.MonkeyPatch, failing: str, total: int | None, shut_down: bool
+@pytest.mark.parametrize("mig", [False, True])
+def test_the_gpu_s_memory_comes_from_the_driver_by_the_uuid_of_cuda_s_first(
+    monkeypatch: pytest.MonkeyPatch, failing: str, total: int | None, shut_down: bool, mig: bool
 ) -> None:
-    library = FakeNvml(failing)
+    library = FakeDriver(failing, mig)
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: library)
     assert machine.gpu_memory_bytes() == total
     assert ("nvmlShutdown" in library.calls) == shut_down

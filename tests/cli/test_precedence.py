@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdcli import machine
-from sdcli.errors import CeilingCrossed, NotFinite
+from sdcli.errors import CeilingCrossed, Interrupted, NotFinite
 from sdcli.host.record import Task
 from sdcli.units import GIB, MIB
 from tests.cli.conftest import Asked, Command
@@ -330,9 +330,30 @@ def test_a_ceiling_that_is_crossed_is_a_result_of_bench_and_not_its_failure(
     assert [line.split()[:3] for line in table[1:]] == [["1.00", "GiB", "killed"], ["none", "ok", "-"]]
 
 
-def test_any_other_failure_ends_bench(sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise NotFinite("NaN or infinity came out of the stage decode")
+def test_any_other_failure_is_a_row_of_bench_and_its_exit_code(
+    sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(task: Task, *_: object) -> None:
+        if task.ceiling.limit_bytes == GIB:
+            raise NotFinite("NaN or infinity came out of the stage decode")
 
     monkeypatch.setattr("sdcli.cli.bench.run_task", fail)
-    sdcli("bench", "-m", tiny, "--mem-limit", "none", "-q").refused(5, "the stage decode")
+    outcome = sdcli("bench", "-m", tiny, "--mem-limit", "none,1GiB,2GiB", "--json", "-q")
+    assert (outcome.code, outcome.err) == (5, "Error: NaN or infinity came out of the stage decode\n")
+    assert [one["outcome"] for one in json.loads(outcome.out)["runs"]] == ["ok", "failed", "ok"]
+
+
+def test_an_interrupted_bench_shows_the_rows_that_it_has(
+    sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(task: Task, *_: object) -> None:
+        if task.ceiling.limit_bytes == GIB:
+            raise Interrupted(2)
+
+    monkeypatch.setattr("sdcli.cli.bench.run_task", interrupt)
+    outcome = sdcli("bench", "-m", tiny, "--mem-limit", "none,1GiB,2GiB", "-q")
+    assert (outcome.code, outcome.err) == (130, "Error: interrupted\n")
+    assert [line.split()[-10 if "GiB" not in line else 2] for line in outcome.out.splitlines()[1:]] == [
+        "none",
+        "failed",
+    ]
