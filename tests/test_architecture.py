@@ -37,6 +37,7 @@ FLOORS = {
     "errors": 0,
     "settings": 0,
     "messages": 0,
+    "sniff": 0,
     "spool": 0,
 }
 
