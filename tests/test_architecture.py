@@ -51,6 +51,7 @@ BOUNDARIES = {
     "cli/main.py": "the one boundary of the program: a person gets one line",
     "engine/__main__.py": "the one boundary of the worker: the host hears of it, or it begins anew with plain imports",
     "host/watchdog.py": "the watch's thread: the run must not go on unwatched",
+    "components/empty.py": "constructors raise bare exceptions of many kinds for a config that they cannot build",
     "components/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
     "images/read.py": "decoders raise nearly anything on a hostile file",
 }

@@ -127,7 +127,9 @@ def test_a_damaged_tokenizer_is_one_line(tiny: Path, tmp_path: Path, file: str, 
     copy = tmp_path / "model"
     shutil.copytree(tiny, copy)
     (copy / "tokenizer" / file).write_bytes(content)
-    with pytest.raises(SdcliError, match=r"the tokenizer in .* is damaged .* fetch it again") as caught:
+    with pytest.raises(
+        SdcliError, match=r"tokenizer.* (is damaged|lacks \d+ merges|is not a table) .*fetch it again"
+    ) as caught:
         tokenize(open_model("tiny", copy).tokenizer, LENGTH, ["a fox is here"])
     message = str(caught.value)
     assert message.isprintable() and len(message) < 400
