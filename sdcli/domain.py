@@ -20,9 +20,6 @@ MapShape = tuple[int, int, int]
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
-LATENT_FACTOR = 8
-"""Pixels to a latent, along each side, in every Stable Diffusion 1.x and 2.x autoencoder."""
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -47,11 +44,6 @@ class Request:
     def guided(self) -> bool:
         """Whether the negative prompt is evaluated as well: at a guidance of 1 or less it has no say."""
         return self.guidance > 1.0
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """Height and width in latents."""
-        return self.height // LATENT_FACTOR, self.width // LATENT_FACTOR
 
 
 @dataclass(frozen=True, slots=True)

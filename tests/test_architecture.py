@@ -38,6 +38,7 @@ FLOORS = {
     "settings": 0,
     "messages": 0,
     "interrupts": 0,
+    "sniff": 0,
     "spool": 0,
 }
 
@@ -52,6 +53,7 @@ BOUNDARIES = {
     "engine/__main__.py": "the one boundary of the worker: the host hears of it, or it begins anew with plain imports",
     "host/run.py": "a picture that cannot be kept: it is raised when the others are",
     "host/watchdog.py": "the watch's thread: the run must not go on unwatched",
+    "components/empty.py": "constructors raise bare exceptions of many kinds for a config that they cannot build",
     "components/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
     "images/read.py": "decoders raise nearly anything on a hostile file",
 }

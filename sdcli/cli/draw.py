@@ -11,7 +11,7 @@ from sdcli.cli.progress import MakingLine, ProgressLines
 from sdcli.cli.say import hand_out, say
 from sdcli.cli.types import SEED_END
 from sdcli.domain import DeviceName, Request
-from sdcli.errors import BadRequest, SdcliError
+from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
 from sdcli.host.run import make_synthetic, run_task
@@ -30,6 +30,9 @@ NO_MODEL = (
     " --include '*.json' --include '*.txt' --include '*.fp16.safetensors', then --model sd15"
 )
 
+KEYS_SHOWN = 12
+"""Keys of a config that were passed over, as far as they are named."""
+
 
 def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
     """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
@@ -41,7 +44,10 @@ def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, MakingLine(f"synthetic:{name}", quiet), debug)
 
-    return resolve_model(ref, make)
+    model = resolve_model(ref, make)
+    for note in () if quiet else model.notes:
+        say(note)
+    return model
 
 
 def build_request(model: Model, options: dict[str, Any], **special: Any) -> Request:
@@ -52,7 +58,8 @@ def build_request(model: Model, options: dict[str, Any], **special: Any) -> Requ
     count = options.get("count", 1)
     if options["seed"] + count > SEED_END:
         raise BadRequest(f"--seed {options['seed']} leaves no room for {count} pictures: give a smaller seed")
-    sides = {"width": options["width"] or model.native_size, "height": options["height"] or model.native_size}
+    width, height = model.native_size
+    sides = {"width": options["width"] or width, "height": options["height"] or height}
     fields: dict[str, Any] = {
         "prompt": options["prompt"],
         "negative": options["negative"],
@@ -63,6 +70,13 @@ def build_request(model: Model, options: dict[str, Any], **special: Any) -> Requ
         **sides,
         **special,
     }
+    for side in ("width", "height"):
+        if fields[side] % model.latent_factor:
+            below = fields[side] - fields[side] % model.latent_factor
+            raise BadRequest(
+                f"--{side} {fields[side]} is not a multiple of {model.latent_factor}, which this model needs:"
+                f" give {below or model.latent_factor} or {below + model.latent_factor}"
+            )
     return Request(**fields)
 
 
@@ -78,6 +92,11 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
         say(f"warning: {ceiling.warning}")
     if options["verbose"]:
         say(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}")
+        for part in model.components:
+            if part.passed_over:
+                keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
+                more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
+                say(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over")
     return Task(model, request, name, dtype, ceiling, pixels, options["debug"])
 
 

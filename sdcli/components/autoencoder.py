@@ -21,7 +21,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from sdcli.components.attention import BoundedAttention
-from sdcli.components.empty import without_memory
+from sdcli.components.empty import build
 from sdcli.components.frugal import make_frugal
 from sdcli.components.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
 from sdcli.components.weights import lend_weights
@@ -145,8 +145,7 @@ class _Bands:
 
 @contextmanager
 def _half(component: Component, parts: tuple[str, ...], device: Device, dtype: torch.dtype) -> Iterator[AutoencoderKL]:
-    with without_memory():
-        vae = AutoencoderKL(**component.config).eval()
+    vae = build(component, lambda: AutoencoderKL(**component.config))
     attention = BoundedAttention(SCRATCH_BYTES)
     vae.set_attn_processor(attention)
     make_frugal(vae)

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from sdcli.components.attention import BoundedAttention
-from sdcli.components.empty import without_memory
+from sdcli.components.empty import build
 from sdcli.components.frugal import make_frugal
 from sdcli.components.lent import Lent
 from sdcli.components.packed import SOME_MAP, can_map
@@ -53,8 +53,7 @@ def prepare_denoiser(
     """Make the prepared copy of the denoiser's weights in `folder`, for such latents; None where none can be used."""
     if not can_map():
         return None
-    with without_memory():
-        unet = UNet2DConditionModel(**component.config)
+    unet = build(component, lambda: UNet2DConditionModel(**component.config))
     with packer(unet, component, device, dtype, _pieces(unet), what_layers_see(unet, sees)) as (names, pack):
         return make_copy(folder, names, pack) if names else None
 
@@ -76,8 +75,7 @@ def borrow_denoiser(
 
     With a prepared copy, what streams comes from there.
     """
-    with without_memory():
-        unet = UNet2DConditionModel(**component.config).eval()
+    unet = build(component, lambda: UNet2DConditionModel(**component.config))
     attention = BoundedAttention(plan.attention_scratch_bytes, fused=device.fused_attention(dtype))
     unet.set_attn_processor(attention)
     make_frugal(unet, by_sample=device.name == "cpu")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from accelerate import init_empty_weights
+from torch import nn
 from transformers.initialization import no_init_weights
+
+from sdcli.errors import SdcliError, echo
+from sdcli.models.folder import Component
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
@@ -14,3 +21,17 @@ def without_memory() -> Iterator[None]:
     """Modules built inside have parameters on the meta device and are not initialised; buffers are real."""
     with init_empty_weights(), no_init_weights():
         yield
+
+
+def build(component: Component, make: Callable[[], Module]) -> Module:
+    """The module that a component's config describes, without memory, ready to be asked.
+
+    Raises SdcliError naming the config where the constructor takes it for none.
+    """
+    try:
+        with without_memory():
+            return make().eval()
+    except Exception as error:  # a constructor raises whatever it stumbles over
+        raise SdcliError(
+            f"{echo(component.config_file)} describes nothing that can be built ({echo(error, 100)}): fetch it again"
+        ) from error

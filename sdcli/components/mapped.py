@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from sdcli.errors import SdcliError, echo
 from sdcli.models.folder import Component
+from sdcli.models.kinds import likely_kind
 
 
 class Mapped:
@@ -53,9 +54,10 @@ def require_match(component: Component, shapes: dict[str, torch.Size], parts: tu
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            likely = likely_kind(stored)
             raise SdcliError(
-                f"{echo(component.folder)} {kind} {', '.join(map(echo, names[:3]))}{more}:"
-                " not the model that its config describes"
+                f"{echo(component.folder)} {kind} {', '.join(echo(name, 60) for name in names[:3])}{more}:"
+                f" not the model that its config describes{f'; it looks like {likely}' if likely else ''}"
             )
 
 

@@ -12,11 +12,12 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from sdcli.components.empty import without_memory
+from sdcli.components.empty import build
 from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
 from sdcli.errors import SdcliError, echo
 from sdcli.models.folder import Component
+from sdcli.models.tokenizer_files import check_tokenizer
 
 CHUNKS_LIMIT = 8
 """Chunks of a prompt that are used: 600 tokens with CLIP's 75 a chunk. Attention to the prompt grows with each."""
@@ -44,7 +45,8 @@ def tokenize(component: Component, length: int, prompts: list[str]) -> Tokens:
         for chunk in range(chunks):
             part = ids[chunk * room : (chunk + 1) * room]
             pad = [tokenizer.pad_token_id] * (room - len(part))
-            framed.append([tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *pad])
+            marked = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
+            framed.append([*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad])
     return Tokens(
         torch.tensor(framed, dtype=torch.long).view(len(prompts), chunks, length),
         [max(0, len(ids) - chunks * room) for ids in words],
@@ -52,17 +54,23 @@ def tokenize(component: Component, length: int, prompts: list[str]) -> Tokens:
 
 
 def _open_tokenizer(component: Component) -> Any:
-    options = {
-        key: value["content"] if isinstance(value, dict) and "content" in value else value
-        for key, value in component.config.items()
-        if key in ("bos_token", "eos_token", "pad_token", "unk_token")
-    }
+    """As CLIPTokenizer.from_pretrained opens it, from the files and settings that have been checked."""
+    files = {part: str(path) for part, path in check_tokenizer(component.folder).items()}
+    settings = {key: _marked(value) for key, value in component.config.items()}
     try:
-        return CLIPTokenizer.from_pretrained(str(component.folder), local_files_only=True, **options)
+        tokenizer = CLIPTokenizer._from_pretrained(files, str(component.folder), settings, _is_local=True)
+        if None in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            raise ValueError("it lacks a mark")
     except Exception as error:  # the library raises bare exceptions of many kinds for a damaged file
         raise SdcliError(
             f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again"
         ) from error
+    return tokenizer
+
+
+def _marked(token: object) -> object:
+    """A token that is written as a table, as the library knows them; the oldest configs leave the mark out."""
+    return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
 
 
 @contextmanager
@@ -73,13 +81,11 @@ def borrow_text_encoder(
 
     The context has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
     """
-    config = CLIPTextConfig(**component.config, attn_implementation="sdpa")
-    with without_memory():
-        model = CLIPTextModel(config).eval()
+    model = build(component, lambda: CLIPTextModel(CLIPTextConfig(**component.config, attn_implementation="sdpa")))
     with lend_weights(model, component, device, dtype):
 
         def encode(ids: torch.Tensor) -> torch.Tensor:
-            if ids.max() >= config.vocab_size:
+            if ids.max() >= model.config.vocab_size:
                 raise SdcliError(
                     f"the tokenizer knows more words than the text encoder in {echo(component.folder)}:"
                     " they are of two models; fetch both again"

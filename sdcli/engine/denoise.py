@@ -43,8 +43,8 @@ def denoise(
     """
     stage = Stage("denoise", device)
     yield stage.began()
-    finished = Latents(model.latent_channels, *request.latent_shape)
-    sees = cpu_packs_for(*request.latent_shape)
+    finished = Latents(model.latent_channels, *model.latent_shape(request))
+    sees = cpu_packs_for(*model.latent_shape(request))
     copy = open_copy(prepared) if prepared is not None else None
     if copy is None and prepared is not None and plan.prepared:
         yield Notice(f"preparing the denoiser for this processor, once, in {echo(prepared.parent)}")
@@ -134,7 +134,7 @@ def _who_is_to_blame(
 
 def _noise(request: Request, model: Model, generator: torch.Generator) -> torch.Tensor:
     """Standard normal latents, (1, channels, h, w)."""
-    return torch.randn(1, model.latent_channels, *request.latent_shape, generator=generator)
+    return torch.randn(1, model.latent_channels, *model.latent_shape(request), generator=generator)
 
 
 def steps_run(steps: int, strength: float) -> int:

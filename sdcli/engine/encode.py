@@ -22,7 +22,7 @@ def encode_prompt(
     stage = Stage("encode_prompt", device)
     yield stage.began()
     prompts = [request.negative, request.prompt] if request.guided else [request.prompt]
-    tokens = tokenize(model.tokenizer, model.text_encoder.config.get("max_position_embeddings", 77), prompts)
+    tokens = tokenize(model.tokenizer, model.prompt_tokens, prompts)
     for kind, dropped in zip(["negative prompt", "prompt"][-len(prompts) :], tokens.dropped, strict=True):
         if dropped:
             yield Notice(f"the {kind} is too long: its last {dropped} tokens are left out")

@@ -53,7 +53,7 @@ def _unpack(job: Job) -> tuple[torch.Tensor | None, dict[int, Checkpoint]]:
 
 def _finished(job: Job, model: Model) -> Latents:
     """The latents of all pictures, from their checkpoints."""
-    latents = Latents(model.latent_channels, *job.request.latent_shape)
+    latents = Latents(model.latent_channels, *model.latent_shape(job.request))
     for checkpoint in _checkpoints(job, 0):
         latents[checkpoint.image] = checkpoint.latents
     return latents

@@ -202,7 +202,7 @@ def means_of(task: Task) -> Means:
 
 def _place(task: Task) -> Path | None:
     """Of the denoiser's prepared copy."""
-    return place_of_copy(task.model, task.device, task.dtype, task.request.latent_shape)
+    return place_of_copy(task.model, task.device, task.dtype, task.model.latent_shape(task.request))
 
 
 def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False) -> None:

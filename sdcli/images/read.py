@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.images.flatten import to_rgb
-from sdcli.images.sniff import HEAD_BYTES, detect
+from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import MIB
 
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -106,7 +106,7 @@ def stage_needs(
 
 def latents_bytes(model: Model, request: Request) -> int:
     """One picture's latents in FP32. The worker and the host have one's in memory, the others' lie in files."""
-    height, width = request.latent_shape
+    height, width = model.latent_shape(request)
     return model.latent_channels * height * width * DTYPE_BYTES["fp32"]
 
 
@@ -160,7 +160,7 @@ def _denoise_activations(model: Model, request: Request, plan: Plan, dtype: Dtyp
 
 def first_tensor_bytes(model: Model, request: Request, dtype: DtypeName) -> int:
     """The first level's tensor of one sample: base channels x latents."""
-    height, width = request.latent_shape
+    height, width = model.latent_shape(request)
     channels: int = model.unet.config.get("block_out_channels", [320])[0]
     return channels * height * width * DTYPE_BYTES[dtype]
 

@@ -87,7 +87,7 @@ def step_flops(model: Model, request: Request) -> float:
 
     And 4 T² C for T tokens attending to each other (Vaswani et al. 2017: Q K^T and its product with V).
     """
-    height, width = request.latent_shape
+    height, width = model.latent_shape(request)
     levels = len(model.unet.config.get("block_out_channels", [320, 640, 1280, 1280]))
     flops = 0.0
     for name, (_, _, info) in model.unet.weights().items():

@@ -1,7 +1,8 @@
 """Config files of models, which are other people's input: which classes and which keys are let through.
 
-Nothing in a config may name code to import. A component's class comes from our own table, a key that is
-not on the list is refused by name, and values are plain numbers, words and short lists.
+Nothing in a config may name code to import. A component's class comes from our own table. Only keys on the list reach a
+constructor, with plain numbers, words and short lists as values; a key that asks for what is not done is refused by
+name, and what else other versions of the libraries have left there is passed over.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdcli.errors import SdcliError, echo
+from sdcli.models.networks import fault_of, is_usable
 from sdcli.units import MIB
 
 ComponentName = Literal["text_encoder", "unet", "vae", "scheduler", "tokenizer"]
@@ -46,7 +48,7 @@ SCHEDULERS = {
 """The schedulers a model may name, and the module of diffusers.schedulers each lives in."""
 
 CLASSES: dict[ComponentName, frozenset[str]] = {
-    "text_encoder": frozenset({"CLIPTextModel"}),
+    "text_encoder": frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"}),
     "unet": frozenset({"UNet2DConditionModel"}),
     "vae": frozenset({"AutoencoderKL"}),
     "scheduler": frozenset(SCHEDULERS),
@@ -60,18 +62,23 @@ def _words(text: str) -> frozenset[str]:
 
 _NOTES = _words(
     "_class_name _diffusers_version _name_or_path _commit_hash architectures model_type torch_dtype dtype "
-    "transformers_version name_or_path"
+    "transformers_version name_or_path "
+    # of use in training only, or for what is not asked for: pooled and projected words, words from tokens
+    "dropout attention_dropout initializer_range initializer_factor projection_dim bos_token_id eos_token_id "
+    "pad_token_id return_dict tie_word_embeddings tokenizer_class tokenizer_file special_tokens_map_file is_local "
+    "local_files_only backend do_lower_case errors add_prefix_space add_bos_token add_eos_token "
+    "clean_up_tokenization_spaces processor_class use_fast"
 )
-"""Keys that say where a config came from. They are read for the class name and otherwise dropped."""
+"""Keys that the libraries write and that have no say in a picture. They are read for the class name, if at all."""
 
 _ALLOWED: dict[ComponentName, frozenset[str]] = {
     "unet": _words(
         "sample_size in_channels out_channels center_input_sample flip_sin_to_cos freq_shift down_block_types "
         "mid_block_type up_block_types only_cross_attention block_out_channels layers_per_block downsample_padding "
         "mid_block_scale_factor act_fn norm_num_groups norm_eps cross_attention_dim transformer_layers_per_block "
-        "attention_head_dim num_attention_heads dual_cross_attention use_linear_projection upcast_attention "
-        "resnet_time_scale_shift resnet_skip_time_act resnet_out_scale_factor time_embedding_type "
-        "conv_in_kernel conv_out_kernel dropout attention_type"
+        "attention_head_dim use_linear_projection upcast_attention resnet_time_scale_shift resnet_skip_time_act "
+        "resnet_out_scale_factor time_embedding_type time_embedding_dim timestep_post_act conv_in_kernel "
+        "conv_out_kernel mid_block_only_cross_attention"
     ),
     "vae": _words(
         "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
@@ -79,9 +86,8 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
         "mid_block_add_attention"
     ),
     "text_encoder": _words(
-        "vocab_size hidden_size intermediate_size projection_dim num_hidden_layers num_attention_heads "
-        "max_position_embeddings hidden_act layer_norm_eps attention_dropout initializer_range initializer_factor "
-        "bos_token_id eos_token_id pad_token_id dropout"
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "hidden_act layer_norm_eps"
     ),
     "scheduler": _words(
         "num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample clip_sample_range "
@@ -92,37 +98,36 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
         "original_inference_steps timestep_scaling predict_x0 disable_corrector solver_p"
     ),
     "tokenizer": _words(
-        "tokenizer_class model_max_length bos_token eos_token pad_token unk_token add_prefix_space do_lower_case "
-        "errors special_tokens_map_file tokenizer_file clean_up_tokenization_spaces added_tokens_decoder "
-        "add_bos_token add_eos_token is_local backend local_files_only"
+        "bos_token eos_token unk_token sep_token pad_token cls_token mask_token added_tokens_decoder "
+        "additional_special_tokens extra_special_tokens split_special_tokens model_max_length padding_side"
     ),
 }
 
 _OTHER_USES: dict[ComponentName, frozenset[str]] = {
     "unet": _words(
         "encoder_hid_dim encoder_hid_dim_type class_embed_type addition_embed_type addition_time_embed_dim "
-        "num_class_embeds time_embedding_dim time_embedding_act_fn timestep_post_act time_cond_proj_dim "
-        "projection_class_embeddings_input_dim class_embeddings_concat mid_block_only_cross_attention "
-        "cross_attention_norm addition_embed_type_num_heads reverse_transformer_layers_per_block"
+        "num_class_embeds time_embedding_act_fn time_cond_proj_dim projection_class_embeddings_input_dim "
+        "class_embeddings_concat cross_attention_norm addition_embed_type_num_heads num_attention_heads "
+        "reverse_transformer_layers_per_block dual_cross_attention attention_type quantization_config"
     ),
-    "vae": _words("shift_factor latents_mean latents_std"),
-    "text_encoder": _words(
-        "return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss pruned_heads "
-        "tie_word_embeddings is_encoder_decoder is_decoder add_cross_attention chunk_size_feed_forward"
-    ),
+    "vae": _words("shift_factor latents_mean latents_std quantization_config"),
+    "text_encoder": _words("use_attention_mask is_causal quantization_config"),
     "scheduler": _words("use_flow_sigmas flow_shift use_dynamic_shifting time_shift_type shift_terminal"),
-    "tokenizer": frozenset(),
+    "tokenizer": _words("fast_tokenizer_files gguf_file"),
 }
-"""Keys known from other families of models: let through only while they are unset."""
+"""Keys that would change the picture and are not honoured: let through only while they are unset."""
+
+_CODE = _words("auto_map custom_pipeline trust_remote_code")
+"""Keys that name somebody's program."""
 
 _UNSET: dict[str, object] = {
     "addition_embed_type_num_heads": 64,
+    "attention_type": "default",
     "flow_shift": 1.0,
+    "is_causal": True,
     "time_shift_type": "exponential",
-    "return_dict": True,
-    "tie_word_embeddings": True,
 }
-"""What some of them are while unset; the others are null, false, zero or empty."""
+"""What some of them are while unset; null is unset, and for the others false, zero and empty are."""
 
 _LAYER_COUNTS = _words("layers_per_block num_hidden_layers transformer_layers_per_block")
 _LAYERS_LIMIT, _NUMBER_LIMIT = 64, 10**6
@@ -170,21 +175,28 @@ def class_name(component: ComponentName, table: dict[str, Any], path: Path) -> s
 
 
 def checked_config(component: ComponentName, table: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The keys of a config that reach a constructor. Raises SdcliError for a key or a value that is not known."""
+    """The keys of a config that reach a constructor. Raises SdcliError for what is asked for and not done.
+
+    And for a value that no constructor takes.
+    """
     kept = {}
     for key, value in table.items():
-        if key in _NOTES:
-            continue
-        if key in _OTHER_USES[component]:
-            if value and value != _UNSET.get(key):
-                raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
-            continue
-        if key not in _ALLOWED[component]:
-            raise SdcliError(f"{echo(path)} has an unknown setting {echo(key)}: refused; only known settings are used")
-        if component != "tokenizer" and not (_plain(key, value) and _usable(key, value)):
-            raise SdcliError(f"{echo(path)} sets {echo(key)} to what no known model has: refused; fetch it again")
-        kept[key] = value
+        if key in _CODE:
+            raise SdcliError(f"{echo(path)} sets {echo(key)}: refused; no code that a model brings is run")
+        if key in _OTHER_USES[component] and value is not None and (value != _UNSET[key] if key in _UNSET else value):
+            raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
+        if key in _ALLOWED[component]:
+            if component != "tokenizer" and not (_plain(key, value) and is_usable(key, value)):
+                raise SdcliError(f"{echo(path)} sets {echo(key)} to what no known model has: refused; fetch it again")
+            kept[key] = value
+    if component in ("unet", "vae", "text_encoder") and (fault := fault_of(component, kept)):
+        raise SdcliError(f"{echo(path)} {fault}: refused; fetch it again")
     return kept
+
+
+def keys_passed_over(component: ComponentName, table: dict[str, Any]) -> list[str]:
+    """The keys of a config that are not known here: no constructor gets to see them."""
+    return sorted(set(table) - _NOTES - _ALLOWED[component] - _OTHER_USES[component])
 
 
 def _plain(key: str, value: object, depth: int = 0) -> bool:
@@ -197,27 +209,3 @@ def _plain(key: str, value: object, depth: int = 0) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or (isinstance(value, str) and len(value) <= 64)
-
-
-def _usable(key: str, value: object) -> bool:
-    """Whether a setting that sdcli itself reads is of the type it takes it for."""
-    match key:
-        case "sample_size":
-            return value is None or _is_size(value) or (isinstance(value, list) and bool(value) and _are_sizes(value))
-        case "block_out_channels":
-            return isinstance(value, list) and bool(value) and _are_sizes(value)
-        case "in_channels" | "latent_channels":
-            return _is_size(value)
-        case "max_position_embeddings":
-            return _is_size(value) and value not in (1, 2)  # the begin and end marks, and a word
-        case "scaling_factor":
-            return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    return True
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def _are_sizes(values: list[object]) -> bool:
-    return all(map(_is_size, values))

@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import SdcliError, echo
+from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import KIB, MIB, format_size
 
 HEADER_LIMIT_BYTES = 4 * MIB
 """Stable Diffusion 1.5's largest header is 0.1 MiB; parsing JSON costs some fifteen times its size."""
+
+_DOWNLOADED = {"HTML": "an HTML page", "XML": "an XML page", "JSON": "a JSON message", "text": "plain text"}
+"""What a server sends in place of a file that it does not give."""
 
 ITEM_BYTES = (
     dict.fromkeys(("F64", "I64", "U64", "C64"), 8)
@@ -71,8 +75,10 @@ def read_header(path: Path) -> WeightFile:
             raise SdcliError(f"{echo(path)} is not a regular file: give a safetensors file")
         size_bytes = status.st_size
         with path.open("rb") as file:
-            start = file.read(9)
-            if start[8:] != b"{":  # the length of a short header may look like the magic of a pickle
+            start = file.read(HEAD_BYTES)
+            if not start:
+                raise SdcliError(f"{echo(path)} is empty: fetch it again")
+            if start[8:9] != b"{":  # the length of a short header may look like the magic of a pickle
                 _refuse_other_formats(path, start)
             if len(start) < 8:
                 raise SdcliError(
@@ -108,12 +114,17 @@ def read_header(path: Path) -> WeightFile:
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+    kind = detect(start)
+    if kind == "pickle":
         raise SdcliError(
             f"{echo(path)} holds a pickle, which can run code when opened: refused; only safetensors files are read"
         )
-    if start.startswith(b"version "):
+    if kind == "Git LFS pointer":
         raise SdcliError(f"{echo(path)} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+    if kind in _DOWNLOADED and (kind != "text" or start.isascii()):
+        raise SdcliError(f"{echo(path)} is {_DOWNLOADED[kind]}, not safetensors: the download failed, fetch it again")
+    if kind not in (None, "text"):
+        raise SdcliError(f"{echo(path)} is a {kind} file, not safetensors: give safetensors, or fetch it again")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

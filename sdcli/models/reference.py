@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
 from sdcli.models.folder import Model, open_model
+from sdcli.models.hub import snapshot_in
 from sdcli.models.synthetic import SYNTHETIC, find_synthetic
 
 DEMO = "demo"
@@ -43,4 +45,9 @@ def resolve_model(ref: str, make: MakeSynthetic) -> Model:
         raise SdcliError(f"cannot open the model {echo(ref)}: {error.strerror}; check the path") from error
     if not stat.S_ISDIR(mode):
         raise SdcliError(f"{echo(ref)} is a file: give a folder in diffusers layout; single files are not read yet")
-    return open_model(ref, path)
+    try:
+        folder, note = snapshot_in(ref, path)
+    except OSError as error:
+        raise SdcliError(f"cannot read the model {echo(ref)}: {error.strerror}; check its permissions") from error
+    model = open_model(ref, folder)
+    return replace(model, notes=(note, *model.notes)) if note else model

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +47,61 @@ def test_short_prompts_have_the_library_s_tokens(tiny: Path, tokenizer: Componen
     tokens = tokenize(tokenizer, LENGTH, [prompt])
     assert len(expected) == LENGTH, "not a short prompt"
     assert tokens.ids.tolist() == [[expected]] and tokens.dropped == [0]
+
+
+PLAIN_MARK = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+ADDED = {**PLAIN_MARK, "content": "<cat>", "special": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pad_token": "!"},
+        {"pad_token": {"__type": "AddedToken", **PLAIN_MARK}, "eos_token": {"__type": "AddedToken", **PLAIN_MARK}},
+        {"extra_special_tokens": {}, "additional_special_tokens": [], "processor_class": "CLIPProcessor"},
+        {"extra_special_tokens": ["<cat>", "don"]},
+        {"extra_special_tokens": {"cat_token": "<cat>"}},
+        {"additional_special_tokens": ["<cat>", {"__type": "AddedToken", **ADDED}]},
+        {"added_tokens_decoder": {"1999": {**PLAIN_MARK, "special": True}, "2000": ADDED}},
+        {"mask_token": "<cat>", "sep_token": "</s>", "cls_token": "[CLS]"},
+        {"split_special_tokens": True},
+        {"padding_side": "left", "truncation_side": "left"},
+        {"add_prefix_space": True, "do_lower_case": False, "clean_up_tokenization_spaces": True},
+        {"add_bos_token": False, "add_eos_token": False, "use_fast": False, "errors": "strict"},
+        {"chat_template": "{{ raise_exception('run') }}", "model_max_length": LENGTH, "max_len": 20},
+        {"tokenizer_class": "CLIPTokenizerFast", "name_or_path": "x/y", "special_tokens_map_file": "/etc/passwd"},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("form", ["vocab and merges", "one file", "with added tokens"])
+def test_settings_of_every_version_give_the_library_s_tokens(
+    tiny: Path, tmp_path: Path, settings: dict[str, Any], form: str
+) -> None:
+    home = shutil.copytree(tiny, tmp_path / "model") / "tokenizer"
+    if form == "one file":
+        library = CLIPTokenizer.from_pretrained(home, local_files_only=True)
+        shutil.rmtree(home)
+        library.save_pretrained(home)
+    if form == "with added tokens":
+        (home / "added_tokens.json").write_text('{"<dog>": 2000}', "utf-8")
+        (home / "special_tokens_map.json").write_text(json.dumps({"unk_token": PLAIN_MARK, "pad_token": "<dog>"}))
+    path = home / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **settings}), "utf-8")
+    library = CLIPTokenizer.from_pretrained(home, local_files_only=True)
+    for prompt in ("a <cat> and a <dog>, don't!", "", "<|endoftext|> a </s>[CLS]"):
+        expected = library(prompt, padding="max_length", max_length=LENGTH)["input_ids"]
+        assert tokenize(open_model("m", home.parent).tokenizer, LENGTH, [prompt]).ids.tolist() == [[expected]]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pad_token": None}, {"bos_token": 7}, {"eos_token": ["a"]}, {"added_tokens_decoder": []}]
+)
+def test_settings_that_the_library_stumbles_over_are_one_line(tiny: Path, tmp_path: Path, settings: Any) -> None:
+    home = shutil.copytree(tiny, tmp_path / "model") / "tokenizer"
+    path = home / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **settings}), "utf-8")
+    with pytest.raises(SdcliError, match=r"is damaged .* fetch it again"):
+        tokenize(open_model("m", home.parent).tokenizer, LENGTH, ["a"])
 
 
 def words(count: int) -> str:
@@ -127,7 +184,9 @@ def test_a_damaged_tokenizer_is_one_line(tiny: Path, tmp_path: Path, file: str, 
     copy = tmp_path / "model"
     shutil.copytree(tiny, copy)
     (copy / "tokenizer" / file).write_bytes(content)
-    with pytest.raises(SdcliError, match=r"the tokenizer in .* is damaged .* fetch it again") as caught:
+    with pytest.raises(
+        SdcliError, match=r"tokenizer.* (is damaged|lacks \d+ merges|is not a table) .*fetch it again"
+    ) as caught:
         tokenize(open_model("tiny", copy).tokenizer, LENGTH, ["a fox is here"])
     message = str(caught.value)
     assert message.isprintable() and len(message) < 400

@@ -100,7 +100,7 @@ def test_libraries_load_it_strictly_with_nothing_missing(tiny: Path, part: str) 
 
 def test_we_ourselves_find_a_whole_model(tiny: Path) -> None:
     model = open_model("tiny", tiny)
-    assert model.native_size == 64 and model.family == "sd"
+    assert model.native_size == (64, 64) and model.family == "sd"
 
 
 def test_numbers_are_those_of_an_untrained_model(tiny: Path) -> None:

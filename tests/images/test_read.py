@@ -20,7 +20,7 @@ from sdcli.errors import BadRequest, SdcliError
 from sdcli.images import read
 from sdcli.images.flatten import to_rgb
 from sdcli.images.read import InitImage, read_init, resized_size
-from sdcli.images.sniff import detect
+from sdcli.sniff import detect
 
 SIDE = 64
 

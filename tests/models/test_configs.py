@@ -24,6 +24,7 @@ from sdcli.models.configs import (
     ComponentName,
     checked_config,
     class_name,
+    keys_passed_over,
     read_json,
 )
 from sdcli.units import MIB
@@ -197,9 +198,15 @@ def test_the_configs_of_the_published_model_are_let_through(component: Component
     table = read_json(path)
     assert table == PUBLISHED[component]
     assert class_name(component, table, path) in CLASSES[component]
-    notes = {"_class_name", "_diffusers_version", "_name_or_path", "architectures", "model_type", "torch_dtype"}
-    notes |= {"transformers_version", "name_or_path"}
-    assert checked_config(component, table, path) == {k: v for k, v in table.items() if k not in notes}
+    kept = checked_config(component, table, path)
+    assert kept.items() <= table.items() and keys_passed_over(component, table) == []
+    without_effect = {
+        "text_encoder": "dropout attention_dropout initializer_factor initializer_range projection_dim bos_token_id "
+        "eos_token_id pad_token_id",
+        "tokenizer": "add_prefix_space do_lower_case errors special_tokens_map_file tokenizer_class",
+    }.get(component, "")
+    notes = "_class_name _diffusers_version _name_or_path architectures model_type torch_dtype transformers_version"
+    assert set(table) - set(kept) <= {*notes.split(), "name_or_path", *without_effect.split()}
 
 
 @pytest.mark.parametrize("name", settings.config_names("models"))
@@ -239,7 +246,6 @@ def test_every_scheduler_of_the_table_is_a_class_of_that_name(name: str) -> None
         ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}),
         ("scheduler", {"_class_name": "scheduling_ddim"}),
         ("text_encoder", {"architectures": ["T5EncoderModel"]}),
-        ("text_encoder", {"architectures": ["CLIPTextModelWithProjection"]}),
         ("text_encoder", {"architectures": "T5EncoderModel"}),
         ("text_encoder", {"architectures": ["CLIPTextModel"], "_class_name": "Evil"}),
         ("tokenizer", {"tokenizer_class": "T5Tokenizer"}),
@@ -283,11 +289,8 @@ def test_a_text_encoder_or_tokenizer_that_names_no_class_is_clip_s(table: dict[s
 @pytest.mark.parametrize(
     "key",
     [
-        "auto_map",
-        "custom_pipeline",
-        "trust_remote_code",
         "_attn_implementation",
-        "quantization_config",
+        "decay",
         "__class__",
         "self",
         "",
@@ -297,9 +300,20 @@ def test_a_text_encoder_or_tokenizer_that_names_no_class_is_clip_s(table: dict[s
         "x" * 5000,
     ],
 )
-def test_an_unknown_setting_is_refused_whatever_its_value(refused: Refused, component: ComponentName, key: str) -> None:
+def test_an_unknown_setting_reaches_no_constructor_whatever_its_value(component: ComponentName, key: str) -> None:
+    plain = checked_config(component, PUBLISHED[component], PATH)
+    for value in (None, False, "evil.py--Evil", {"AutoModel": "evil.Evil"}, [[[[]]]], math.nan):
+        assert checked_config(component, {**PUBLISHED[component], key: value}, PATH) == plain
+        assert keys_passed_over(component, {**PUBLISHED[component], key: value}) == [key]
+
+
+@pytest.mark.parametrize("component", get_args(ComponentName))
+@pytest.mark.parametrize("key", ["auto_map", "custom_pipeline", "trust_remote_code"])
+def test_a_setting_that_names_code_is_refused_whatever_its_value(
+    refused: Refused, component: ComponentName, key: str
+) -> None:
     for value in (None, False, "evil.py--Evil", {"AutoModel": "evil.Evil"}):
-        with refused(1, "config.json", "unknown setting"):
+        with refused(1, "config.json", f"'{key}'", "no code that a model brings is run"):
             checked_config(component, {**PUBLISHED[component], key: value}, PATH)
 
 
@@ -317,18 +331,20 @@ def test_an_unknown_setting_is_refused_whatever_its_value(refused: Refused, comp
         ("unet", "num_class_embeds", 1000),
         ("unet", "num_class_embeds", 1),
         ("unet", "class_embeddings_concat", True),
-        ("unet", "mid_block_only_cross_attention", True),
+        ("unet", "dual_cross_attention", True),
+        ("unet", "num_attention_heads", 8),
+        ("unet", "attention_type", "gated"),
+        ("unet", "cross_attention_norm", "layer_norm"),
+        ("unet", "quantization_config", {"load_in_8bit": True}),
         ("unet", "addition_embed_type_num_heads", 32),
         ("unet", "encoder_hid_dim", [1]),
         ("unet", "encoder_hid_dim", {"a": 1}),
         ("unet", "encoder_hid_dim", math.nan),
         ("vae", "shift_factor", 0.0609),
         ("vae", "latents_mean", [0.1, 0.2, 0.3, 0.4]),
-        ("text_encoder", "is_decoder", True),
-        ("text_encoder", "add_cross_attention", True),
-        ("text_encoder", "torchscript", True),
-        ("text_encoder", "pruned_heads", {"0": [1]}),
-        ("text_encoder", "output_hidden_states", True),
+        ("text_encoder", "is_causal", False),
+        ("text_encoder", "use_attention_mask", True),
+        ("tokenizer", "fast_tokenizer_files", ["../tokenizer.4.json"]),
         ("scheduler", "use_flow_sigmas", True),
         ("scheduler", "use_dynamic_shifting", True),
         ("scheduler", "flow_shift", 3.0),
@@ -346,6 +362,48 @@ def test_a_setting_of_another_family_is_refused_by_name_when_it_is_set(
     [
         ("unet", "act_fn", {"a": 1}),
         ("unet", "act_fn", "x" * 65),
+        ("unet", "act_fn", "nope"),
+        ("unet", "act_fn", None),
+        ("unet", "attention_head_dim", 0),
+        ("unet", "attention_head_dim", [8, 8, 0, 8]),
+        ("unet", "attention_head_dim", -8),
+        ("unet", "attention_head_dim", "8"),
+        ("unet", "attention_head_dim", 8.0),
+        ("unet", "attention_head_dim", None),
+        ("unet", "norm_num_groups", 0),
+        ("unet", "norm_num_groups", -32),
+        ("unet", "norm_num_groups", None),
+        ("unet", "norm_eps", 0),
+        ("unet", "norm_eps", "1e-5"),
+        ("unet", "layers_per_block", 0),
+        ("unet", "layers_per_block", None),
+        ("unet", "cross_attention_dim", 0),
+        ("unet", "cross_attention_dim", "768"),
+        ("unet", "transformer_layers_per_block", 0),
+        ("unet", "transformer_layers_per_block", [[1], [1]]),
+        ("unet", "only_cross_attention", [0, 1, 0, 1]),
+        ("unet", "downsample_padding", 2),
+        ("unet", "mid_block_scale_factor", 0),
+        ("unet", "conv_in_kernel", 0),
+        ("unet", "conv_out_kernel", 2),
+        ("unet", "freq_shift", "0"),
+        ("unet", "flip_sin_to_cos", "yes"),
+        ("unet", "mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),
+        ("unet", "resnet_time_scale_shift", "spatial"),
+        ("unet", "time_embedding_type", "nope"),
+        ("unet", "block_out_channels", [32] * 8),
+        ("vae", "norm_num_groups", 0),
+        ("vae", "layers_per_block", [2, 2, 2, 2.5]),
+        ("vae", "use_quant_conv", 1),
+        ("vae", "latent_channels", 0),
+        ("vae", "act_fn", "nope"),
+        ("text_encoder", "num_hidden_layers", 0),
+        ("text_encoder", "num_attention_heads", 0),
+        ("text_encoder", "hidden_size", -768),
+        ("text_encoder", "vocab_size", 0),
+        ("text_encoder", "vocab_size", "49408"),
+        ("text_encoder", "hidden_act", "nope"),
+        ("text_encoder", "layer_norm_eps", 0),
         ("unet", "down_block_types", [[["DownBlock2D"]]]),
         ("unet", "down_block_types", ["DownBlock2D"] * 33),
         ("unet", "down_block_types", [{"a": 1}]),
@@ -391,6 +449,47 @@ def test_a_value_that_no_model_has_is_refused(
 ) -> None:
     with refused(1, "config.json", f"'{key}'", "refused"):
         checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+
+
+@pytest.mark.parametrize(
+    ("component", "changes", "words"),
+    [
+        ("unet", {"block_out_channels": [320, 640]}, ["2 'block_out_channels'", "4 for 'down_block_types'"]),
+        ("unet", {"down_block_types": ["DownBlock2D"]}, ["4 'block_out_channels'", "1 for 'down_block_types'"]),
+        ("unet", {"up_block_types": ["UpBlock2D"] * 5}, ["5 for 'up_block_types'"]),
+        ("unet", {"attention_head_dim": [8, 8]}, ["2 for 'attention_head_dim'"]),
+        ("unet", {"layers_per_block": [2, 2, 2]}, ["3 for 'layers_per_block'"]),
+        ("unet", {"cross_attention_dim": [768] * 5}, ["5 for 'cross_attention_dim'"]),
+        ("unet", {"only_cross_attention": [True]}, ["1 for 'only_cross_attention'"]),
+        ("unet", {"block_out_channels": [320, 650, 1280, 1280]}, ["650", "32 'norm_num_groups' do not divide"]),
+        ("unet", {"norm_num_groups": 7}, ["320", "7 'norm_num_groups' do not divide"]),
+        ("unet", {"attention_head_dim": 641}, ["641 attention heads for 320 channels"]),
+        ("unet", {"down_block_types": ["KDownBlock2D"] * 4}, ["block 'KDownBlock2D'", "not supported"]),
+        ("unet", {"up_block_types": ["SimpleCrossAttnUpBlock2D"] * 4}, ["block 'SimpleCrossAttnUpBlock2D'"]),
+        ("unet", {"up_block_types": ["UpDecoderBlock2D"] * 4}, ["block 'UpDecoderBlock2D'"]),
+        ("unet", {"down_block_types": ["os.system"] * 4}, ["block 'os.system'"]),
+        ("vae", {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, ["block 'AttnDownEncoderBlock2D'"]),
+        ("vae", {"block_out_channels": [128, 256, 512]}, ["3 'block_out_channels'", "4 for"]),
+        ("vae", {"layers_per_block": [2, 2, 2, 2]}, ["a list for 'layers_per_block'"]),
+        ("unet", {"layers_per_block": 64, "transformer_layers_per_block": [1, 2, 10, 64]}, ["more than 256 layers"]),
+        ("vae", {"norm_num_groups": 48}, ["128", "48 'norm_num_groups' do not divide"]),
+        ("text_encoder", {"num_attention_heads": 7}, ["'hidden_size' of 768", "7 'num_attention_heads' do not divide"]),
+    ],
+    ids=repr,
+)
+def test_settings_that_describe_no_network_together_are_refused(
+    refused: Refused, component: ComponentName, changes: dict[str, Any], words: list[str]
+) -> None:
+    with refused(1, "config.json", "refused", *words):
+        checked_config(component, {**PUBLISHED[component], **changes}, PATH)
+
+
+def test_a_network_that_says_nothing_of_its_levels_is_what_the_library_takes_it_for(refused: Refused) -> None:
+    assert checked_config("unet", {}, PATH) == {} == checked_config("vae", {}, PATH)
+    with refused(1, "config.json", "2 'block_out_channels' and no 'down_block_types'"):
+        checked_config("unet", {"block_out_channels": [320, 640]}, PATH)
+    levels = {"down_block_types": ["UNetResDownBlock2D"] * 2, "up_block_types": ["UNetResUpBlock2D"] * 2}
+    assert checked_config("unet", {"block_out_channels": [320, 640], **levels}, PATH)["up_block_types"]
 
 
 @pytest.mark.parametrize(

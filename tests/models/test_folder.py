@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.domain import Request
 from sdcli.models.folder import Component, open_model
 
 Refused = Callable[..., AbstractContextManager[None]]
@@ -33,7 +34,8 @@ def test_a_whole_model_is_described_by_its_parts(model_folder: Path) -> None:
         "DDIMScheduler",
         "CLIPTokenizer",
     ]
-    assert model.unet.config == {"sample_size": 8, "block_out_channels": [4, 8], "cross_attention_dim": 8}
+    assert model.unet.config.items() >= {"sample_size": 8, "cross_attention_dim": 8}.items()
+    assert model.components[0] is model.tokenizer and len(model.components) == 5 and model.notes == ()
     path, stored, info = model.unet.weights()["conv_in.weight"]
     assert path.samefile(model_folder / UNET)
     assert (stored, info.dtype, info.shape) == ("conv_in.weight", "F16", (4, 4, 3, 3))
@@ -74,7 +76,7 @@ def test_a_missing_part_is_named_and_no_other(model_folder: Path, refused: Refus
 
 def test_weights_that_are_a_pickle_are_mentioned_and_not_opened(model_folder: Path, refused: Refused) -> None:
     (model_folder / UNET).rename(model_folder / "unet" / "diffusion_pytorch_model.bin")
-    with refused(1, f"lacks {UNET}", "diffusion_pytorch_model.bin is a pickle"):
+    with refused(1, f"lacks {UNET}", "'diffusion_pytorch_model.bin' is a pickle", "convert it"):
         open_model("m", model_folder)
 
 
@@ -201,21 +203,60 @@ def test_a_truncated_weight_file_is_refused_by_name(model_folder: Path, refused:
 def test_the_family_is_told_from_the_unet(model_folder: Path, edit_config: EditConfig) -> None:
     config = model_folder / "unet" / "config.json"
     assert open_model("m", model_folder).family == "sd"
-    edit_config(config, block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768)
-    assert open_model("m", model_folder).family == "sd15"
-    for context in (1024, [768, 768], None, "768"):
-        edit_config(config, cross_attention_dim=context)
-        assert open_model("m", model_folder).family == "sd"
+    words = model_folder / "text_encoder" / "config.json"
+    config.write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
+    for context, family in ((768, "sd15"), (1024, "sd"), ([768] * 4, "sd")):
+        edit_config(config, block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=context)
+        edit_config(words, hidden_size=768 if family == "sd15" or isinstance(context, list) else 1024)
+        assert open_model("m", model_folder).family == family
+    edit_config(words, hidden_size=1280)
     config.write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
     assert open_model("m", model_folder).family == "sd"
 
 
-@pytest.mark.parametrize(("sample_size", "side"), [(64, 512), (96, 768), (None, 512), ([64, 64], 512), ([64, 96], 768)])
-def test_the_native_size_is_the_sample_size_in_pixels(
-    model_folder: Path, edit_config: EditConfig, sample_size: object, side: int
+@pytest.mark.parametrize(
+    ("sample_size", "size"),
+    [(64, (512, 512)), (96, (768, 768)), (None, (512, 512)), ([64, 64], (512, 512)), ([64, 96], (768, 512))],
+)
+def test_the_native_size_is_the_sample_size_in_pixels_height_first_as_diffusers_takes_it(
+    model_folder: Path, edit_config: EditConfig, sample_size: object, size: tuple[int, int]
 ) -> None:
     edit_config(model_folder / "unet" / "config.json", sample_size=sample_size)
-    assert open_model("m", model_folder).native_size == side
+    assert open_model("m", model_folder).native_size == size
+
+
+@pytest.mark.parametrize(
+    ("version", "sample_size", "side"),
+    [("0.8.1", 32, 512), ("0.3.0.dev0", 32, 512), ("0.9.0.dev0", 32, 256), ("0.10.2", 32, 256), ("0.6.0", 96, 768),
+     (None, 32, 256), ("none", 32, 256), ("0.6.0", [32, 32], 256)],
+)  # fmt: skip
+def test_a_model_converted_before_diffusers_0_9_is_for_512_pixels_whatever_it_says(
+    model_folder: Path, edit_config: EditConfig, version: object, sample_size: object, side: int
+) -> None:
+    edit_config(model_folder / "unet" / "config.json", sample_size=sample_size, _diffusers_version=version)
+    assert open_model("m", model_folder).native_size == (side, side)
+
+
+@pytest.mark.parametrize("sample_size", [1_000_000, 1025, [64, 1025], [2**19, 64]])
+def test_the_native_size_obeys_the_cap_of_every_size(
+    model_folder: Path, edit_config: EditConfig, refused: Refused, sample_size: object
+) -> None:
+    edit_config(model_folder / "unet" / "config.json", sample_size=1024)
+    assert open_model("m", model_folder).native_size == (8192, 8192)
+    edit_config(model_folder / "unet" / "config.json", sample_size=sample_size)
+    with refused(1, "unet/config.json", "'sample_size'", "8192"):
+        open_model("m", model_folder)
+
+
+@pytest.mark.parametrize(("levels", "factor"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16)])
+def test_each_level_of_the_autoencoder_but_one_halves(
+    model_folder: Path, edit_config: EditConfig, levels: int, factor: int
+) -> None:
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+    edit_config(model_folder / "vae" / "config.json", block_out_channels=[4] * levels, **blocks)
+    model = open_model("m", model_folder)
+    assert model.latent_factor == factor and model.native_size == (8 * factor, 8 * factor)
+    assert model.latent_shape(Request("", "", 96, 64, 1, 1.0, 0, 1)) == (64 // factor, 96 // factor)
 
 
 def test_a_denoiser_for_other_latents_is_refused_as_not_supported(
@@ -227,8 +268,10 @@ def test_a_denoiser_for_other_latents_is_refused_as_not_supported(
 
 
 def test_the_native_size_of_a_model_that_does_not_say_is_that_of_stable_diffusion_1(model_folder: Path) -> None:
-    (model_folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
-    assert open_model("m", model_folder).native_size == 512
+    config = json.loads((model_folder / "unet" / "config.json").read_text("utf-8"))
+    del config["sample_size"]
+    (model_folder / "unet" / "config.json").write_text(json.dumps(config), "utf-8")
+    assert open_model("m", model_folder).native_size == (512, 512)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae", "scheduler", "tokenizer"])
@@ -241,10 +284,41 @@ def test_a_hostile_config_of_any_part_is_refused_by_its_file(
         open_model("m", model_folder)
 
 
-def test_the_index_of_the_pipeline_is_not_asked_for_anything(model_folder: Path) -> None:
-    index = {"_class_name": ["evil", "Evil"], "unet": ["os", "system"], "custom_pipeline": "evil/evil"}
-    (model_folder / "model_index.json").write_text(json.dumps(index), "utf-8")
-    assert open_model("m", model_folder).unet.class_name == "UNet2DConditionModel"
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"_class_name": "StableDiffusionXLPipeline"}, ["'StableDiffusionXLPipeline'", "not supported yet"]),
+        ({"_class_name": "FluxPipeline"}, ["'FluxPipeline'"]),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, ["'StableDiffusionInpaintPipeline'"]),
+        ({"_class_name": "StableDiffusionControlNetPipeline"}, ["'StableDiffusionControlNetPipeline'"]),
+        ({"_class_name": "os.system"}, ["'os.system'"]),
+        ({"_class_name": ["evil", "Evil"]}, ["somebody's own pipeline"]),
+        ({"_class_name": {"a": 1}}, ["somebody's own pipeline"]),
+        ({"unet": ["os", "system"]}, ["'unet'", "no known library"]),
+        ({"vae": ["diffusers_modules.local.evil", "Evil"]}, ["'vae'", "no known library"]),
+        ({"scheduler": ["diffusers", "evil"]}, ["asks for the class 'evil'"]),
+        ({"text_encoder": [None, None]}, ["'text_encoder'"]),
+        ({"tokenizer": "CLIPTokenizer"}, ["'tokenizer'"]),
+        ({"custom_pipeline": "evil/evil"}, ["pipeline of its own"]),
+    ],
+    ids=repr,
+)
+def test_an_index_of_another_pipeline_or_of_somebody_s_code_is_refused(
+    model_folder: Path, refused: Refused, index: dict[str, object], words: list[str]
+) -> None:
+    (model_folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
+    with refused(1, "model_index.json", *words):
+        open_model("m", model_folder)
+
+
+def test_an_index_says_which_scheduler_and_nothing_of_what_is_not_used(
+    model_folder: Path, edit_config: EditConfig
+) -> None:
+    index = {"safety_checker": ["stable_diffusion", "Checker"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    (model_folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
+    assert open_model("m", model_folder).scheduler.class_name == "PNDMScheduler"
+    (model_folder / "model_index.json").write_text(json.dumps(index))
+    assert open_model("m", model_folder).scheduler.class_name == "DDIMScheduler"
 
 
 def test_a_tokenizer_may_be_one_file_and_have_no_config(model_folder: Path) -> None:

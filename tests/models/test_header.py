@@ -59,7 +59,7 @@ def test_a_header_whose_length_looks_like_the_magic_of_a_pickle_is_read(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["truncated", "0 bytes"]),
+        (b"", ["is empty"]),
         (b"\x02\0\0\0\0", ["truncated", "5 bytes"]),
         (b"\x80", ["truncated", "1 bytes"]),
         (bytes(8), ["malformed"]),
@@ -67,8 +67,19 @@ def test_a_header_whose_length_looks_like_the_magic_of_a_pickle_is_read(
         ((2**64 - 1).to_bytes(8, "little") + b"{}", ["truncated", str(2**64 - 1)]),
         ((10**8 + 1).to_bytes(8, "little") + b"{}", ["truncated", str(10**8 + 1)]),
         ((3).to_bytes(8, "little") + b"{}", ["truncated", "3 bytes", "10"]),
-        (b"<!DOCTYPE html><html><body>404</body></html>", ["not safetensors"]),
-        (b"GGUF\x03\0\0\0" + bytes(32), ["not safetensors"]),
+        (b"<!DOCTYPE html><html><body>404</body></html>", ["an HTML page, not safetensors", "download failed"]),
+        (b"\xef\xbb\xbf\n <html lang='\xfc'>", ["an HTML page, not safetensors"]),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", ["an XML page, not safetensors"]),
+        (b'{"error": "Repository not found"}', ["a JSON message, not safetensors"]),
+        (b'[{"error": 1}]', ["a JSON message, not safetensors"]),
+        (b"Entry not found", ["plain text, not safetensors", "download failed"]),
+        (b"404", ["plain text, not safetensors"]),
+        (b"GGUF\x03\0\0\0" + bytes(32), ["a GGUF file, not safetensors"]),
+        (b"\x1f\x8b\x08\0" + bytes(32), ["a gzip file, not safetensors"]),
+        (b"PK\x03\x04" + bytes(32), ["a ZIP file, not safetensors"]),
+        (b"\x89PNG\r\n\x1a\n" + bytes(32), ["a PNG file, not safetensors"]),
+        (b"\x89HDF\r\n\x1a\n" + bytes(32), ["a HDF5 file, not safetensors"]),
+        (b"name".ljust(257, b"\0") + b"ustar" + bytes(300), ["a tar file, not safetensors"]),
     ],
 )
 def test_a_file_that_cannot_hold_its_header_is_refused(

@@ -263,7 +263,7 @@ def test_the_texts_of_a_shipped_model_and_any_weights_make_a_whole_model(
     for component in ("text_encoder", "unet", "vae"):
         write_weights(weight_path(tmp_path, component), {"weight": ("F16", [1])})
     model = open_model(name, tmp_path)
-    assert model.family == name and model.native_size == 8 * config["unet"]["sample_size"]
+    assert model.family == name and model.native_size[0] == 8 * config["unet"]["sample_size"]
     vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text("utf-8"))
     assert len(vocabulary) == model.text_encoder.config["vocab_size"]
     merges = (tmp_path / "tokenizer" / "merges.txt").read_text("utf-8")

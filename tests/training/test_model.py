@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_the_folder_is_a_model(model: Path) -> None:
     opened = open_model("model", model)
-    assert opened.native_size == 64
+    assert opened.native_size == (64, 64)
     assert opened.vae.config["scaling_factor"] == SCALING_FACTOR
     assert opened.scheduler.config["prediction_type"] == "v_prediction"
     assert {info.dtype for _, _, info in opened.unet.weights().values()} == {"F16"}

@@ -31,6 +31,12 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x76\x2f\x31\x01", "OpenEXR"),
     (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b", "gzip"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+    (257, b"ustar", "tar"),
+    (0, b"GGUF", "GGUF"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (0, b"version https://git-lfs", "Git LFS pointer"),
+    *((0, bytes((0x80, protocol)), "pickle") for protocol in range(2, 6)),
 )
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
@@ -42,7 +48,7 @@ def detect(head: bytes) -> str | None:
     """The type that the first `HEAD_BYTES` of a file show, such as `PNG` or `SVG`; None if they show none."""
     for offset, magic, name in _MAGIC:
         if head.startswith(magic, offset) and (name != "WEBP" or head.startswith(b"RIFF")):
-            return name
+            return "pickle" if name == "ZIP" and b"data.pkl" in head else name
     if head.startswith(b"ftyp", 4):
         return _BRANDS.get(head[8:12], "MP4")
     if head.startswith(b"BM") and head[6:10] == bytes(4):
@@ -56,6 +62,8 @@ def _detect_text(head: bytes) -> str | None:
         return None
     if text.startswith((b"<!doctype html", b"<html")):
         return "HTML"
+    if text.startswith((b"{", b"[")):
+        return "JSON"
     if text.startswith(b"<"):
         return "SVG" if b"<svg" in text else "HTML" if b"<html" in text else "XML"
     return "text"

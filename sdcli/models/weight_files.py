@@ -1,0 +1,77 @@
+"""Which of the weight files in a component's folder are used.
+
+Names as diffusers and transformers write them: a stem, a variant such as fp16, and the number of a shard, before the
+variant in older versions and after it in newer ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcli.errors import echo
+
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf", ".zip")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_VARIANTS = ("", "fp16", "bf16", "fp32", "ema", "non_ema")
+"""In the order in which sharded ones are preferred; of whole files fp16 comes first, which is half the reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files, in order, the variant that they are of, and the first one that is missing."""
+
+    paths: tuple[Path, ...]
+    variant: str
+    missing: str | None
+
+
+def find_weights(home: Path, stem: str) -> WeightFiles:
+    """The best of the sets of files that lie in `home`: a whole one if there is one, else the nearest to it."""
+    name_of = re.compile(
+        rf"{re.escape(stem)}(?:\.(?P<variant>[\w-]+?))?(?P<shard>-\d{{5}}-of-\d{{5}})?(?:\.(?P<older>[\w-]+))?\.safetensors",
+        re.ASCII,
+    )
+    sets: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name in _names(home):
+        found = name_of.fullmatch(name)
+        if found and (found["shard"] or (home / name).is_file()):
+            variant = ".".join(filter(None, (found["variant"], found["older"])))
+            every = re.sub(r"-\d{5}-of-", "-*-of-", name) if found["shard"] else name
+            sets[variant, every].add(name)
+    choices = [_choice(home, variant, every, names) for (variant, every), names in sets.items()]
+    return min(choices, key=_rank, default=WeightFiles((), "", f"{stem}.safetensors"))
+
+
+def _choice(home: Path, variant: str, every: str, names: set[str]) -> WeightFiles:
+    found = re.search(r"-\*-of-(\d{5})", every)
+    needed = [every.replace("*", f"{index:05}") for index in range(1, int(found[1]) + 1)] if found else [every]
+    missing = next((name for name in needed if name not in names), None)
+    return WeightFiles(tuple(home / name for name in sorted(names)), variant, missing)
+
+
+def _rank(files: WeightFiles) -> tuple[bool, bool, bool, int, str]:
+    variant, whole = files.variant, len(files.paths) == 1 and "-of-" not in files.paths[0].name
+    known = _VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS)
+    return bool(files.missing), known > 1, not whole, -known if whole and known < 2 else known, files.paths[0].name
+
+
+def what_lies_there(home: Path, missing: str) -> str:
+    """What there is in place of weights that are missing, and what to do about it; empty if there is nothing."""
+    if (home / missing).is_symlink():
+        return f"{missing} is a link to a file that is gone"
+    names = sorted(name for name in _names(home) if name.lower().endswith(_OTHER_WEIGHTS))
+    pickles = [name for name in names if name.lower().endswith(_PICKLES)]
+    if pickles:
+        return f"{echo(pickles[0])} is a pickle, which is never opened; fetch the .safetensors files, or convert it"
+    return f"{home.name} has {echo(names[0])}" if names and "-of-" not in missing else ""
+
+
+def _names(home: Path) -> list[str]:
+    try:
+        return os.listdir(home)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
