@@ -20,6 +20,7 @@ from sdcli.cli.say import hand_out, say
 from sdcli.errors import CeilingCrossed, WillNotFit
 from sdcli.host.report import report
 from sdcli.host.run import RunRecord, Task, run_task
+from sdcli.models.schedulers import possible_steps
 from sdcli.units import MIB, format_size
 
 DEFAULT_MODEL = "synthetic:sd15"
@@ -108,7 +109,9 @@ def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
     """One step without a ceiling, so that every measured run finds the files in the page cache."""
     if not chosen["quiet"]:
         say("warm-up: one step, not measured")
-    short = replace(task, request=replace(task.request, steps=1), ceiling=replace(task.ceiling, limit_bytes=None))
+    scheduler = task.model.scheduler
+    fewest = possible_steps(scheduler.class_name, scheduler.config).start
+    short = replace(task, request=replace(task.request, steps=fewest), ceiling=replace(task.ceiling, limit_bytes=None))
     run_task(short, RunRecord(short), lambda *_: None, lambda *_: None)
 
 

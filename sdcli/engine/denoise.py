@@ -11,7 +11,7 @@ import torch
 
 from sdcli.components.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
 from sdcli.components.prepared import open_copy
-from sdcli.components.schedulers import build_scheduler, step_options
+from sdcli.components.schedulers import begin_at, build_scheduler, step_options
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
@@ -135,10 +135,7 @@ def _start_from(
     the sample of the latents first, then the noise.
     """
     mean, deviation = init
-    skipped = (request.steps - steps_run(request.steps, request.strength or 0.0)) * scheduler.order
-    timesteps = scheduler.timesteps[skipped:]
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(skipped)
+    timesteps = begin_at(scheduler, request.steps - steps_run(request.steps, request.strength or 0.0))
     sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
     latents = sampled * model.vae.config.get("scaling_factor", 0.18215)
     if len(timesteps) == 0:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from sdcli.components.schedulers import rehearse
 from sdcli.devices.base import DTYPES, Device
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
-from sdcli.engine.denoise import denoise
+from sdcli.engine.denoise import denoise, steps_run
 from sdcli.engine.encode import encode_image, encode_prompt
 from sdcli.engine.latents import Latents
 from sdcli.messages import Finished, Job, Message
@@ -27,6 +28,8 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
         latents = _finished(job, model)
         job = replace(job, payload=b"")  # of a thousand pictures it is 70 MiB
     else:
+        given = request.strength
+        rehearse(model.scheduler, request.steps, None if given is None else steps_run(request.steps, given))
         pixels, resume = _unpack(job)
         context = yield from encode_prompt(request, model, device, dtype)
         init = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdcli.errors import SdcliError, echo
+from sdcli.models.schedulers import SETTINGS, is_usable, lacks_scipy
 from sdcli.units import MIB
 
 ComponentName = Literal["text_encoder", "unet", "vae", "scheduler", "tokenizer"]
@@ -28,18 +29,25 @@ CONFIG_FILES: dict[ComponentName, str] = {
 }
 
 SCHEDULERS = {
+    "DDIMParallelScheduler": "scheduling_ddim_parallel",
     "DDIMScheduler": "scheduling_ddim",
+    "DDPMParallelScheduler": "scheduling_ddpm_parallel",
     "DDPMScheduler": "scheduling_ddpm",
     "DEISMultistepScheduler": "scheduling_deis_multistep",
     "DPMSolverMultistepScheduler": "scheduling_dpmsolver_multistep",
     "DPMSolverSinglestepScheduler": "scheduling_dpmsolver_singlestep",
+    "EDMDPMSolverMultistepScheduler": "scheduling_edm_dpmsolver_multistep",
+    "EDMEulerScheduler": "scheduling_edm_euler",
     "EulerAncestralDiscreteScheduler": "scheduling_euler_ancestral_discrete",
     "EulerDiscreteScheduler": "scheduling_euler_discrete",
     "HeunDiscreteScheduler": "scheduling_heun_discrete",
+    "IPNDMScheduler": "scheduling_ipndm",
     "KDPM2AncestralDiscreteScheduler": "scheduling_k_dpm_2_ancestral_discrete",
     "KDPM2DiscreteScheduler": "scheduling_k_dpm_2_discrete",
     "LCMScheduler": "scheduling_lcm",
+    "LMSDiscreteScheduler": "scheduling_lms_discrete",
     "PNDMScheduler": "scheduling_pndm",
+    "SASolverScheduler": "scheduling_sasolver",
     "TCDScheduler": "scheduling_tcd",
     "UniPCMultistepScheduler": "scheduling_unipc_multistep",
 }
@@ -83,14 +91,7 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
         "max_position_embeddings hidden_act layer_norm_eps attention_dropout initializer_range initializer_factor "
         "bos_token_id eos_token_id pad_token_id dropout"
     ),
-    "scheduler": _words(
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample clip_sample_range "
-        "set_alpha_to_one steps_offset prediction_type thresholding dynamic_thresholding_ratio sample_max_value "
-        "timestep_spacing rescale_betas_zero_snr skip_prk_steps variance_type solver_order algorithm_type solver_type "
-        "lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas "
-        "final_sigmas_type lambda_min_clipped interpolation_type sigma_min sigma_max timestep_type "
-        "original_inference_steps timestep_scaling predict_x0 disable_corrector solver_p"
-    ),
+    "scheduler": frozenset().union(*SETTINGS.values()),
     "tokenizer": _words(
         "tokenizer_class model_max_length bos_token eos_token pad_token unk_token add_prefix_space do_lower_case "
         "errors special_tokens_map_file tokenizer_file clean_up_tokenization_spaces added_tokens_decoder "
@@ -128,9 +129,8 @@ _LAYER_COUNTS = _words("layers_per_block num_hidden_layers transformer_layers_pe
 _LAYERS_LIMIT, _NUMBER_LIMIT = 64, 10**6
 """Far above any model of these families: a config must not ask for a million layers, or for tables of terabytes."""
 
-_LENGTH_LIMITS = {"trained_betas": 1000}
 _LENGTH_LIMIT = 32
-"""Entries of a list: one a block of the network, or one a training timestep."""
+"""Entries of a list: one a block of the network."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -160,17 +160,29 @@ def class_name(component: ComponentName, table: dict[str, Any], path: Path) -> s
         name = name[0] if isinstance(name, list) else name
     elif name is None and component == "tokenizer":
         name = table.get("tokenizer_class") or "CLIPTokenizer"
+    elif name is None and component == "scheduler":
+        name = _named_in_index(path)
     if not isinstance(name, str) or name not in CLASSES[component]:
         asked = f"asks for the class {echo(name)}" if isinstance(name, str) else "names no class"
-        raise SdcliError(
-            f"{echo(path)} {asked}: refused; a {component} may be"
-            f" {', '.join(sorted(CLASSES[component])[:3])}{' …' if len(CLASSES[component]) > 3 else ''}"
-        )
+        names = sorted(CLASSES[component])
+        hint = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+        if component == "scheduler":
+            hint = f"{' '.join(name.removesuffix('Scheduler') for name in names)}Scheduler: edit _class_name"
+        raise SdcliError(f"{echo(path)} {asked}: refused; a {component} may be {hint}")
     return name
+
+
+def _named_in_index(path: Path) -> object:
+    """The scheduler's class by the model's table of contents, where its own config names none."""
+    index = path.parent.parent / "model_index.json"
+    entry = read_json(index).get("scheduler") if index.is_file() else None
+    return entry[-1] if isinstance(entry, list) and entry else None
 
 
 def checked_config(component: ComponentName, table: dict[str, Any], path: Path) -> dict[str, Any]:
     """The keys of a config that reach a constructor. Raises SdcliError for a key or a value that is not known."""
+    if component == "scheduler":
+        return _scheduler_config(table, path)
     kept = {}
     for key, value in table.items():
         if key in _NOTES:
@@ -187,11 +199,28 @@ def checked_config(component: ComponentName, table: dict[str, Any], path: Path) 
     return kept
 
 
+def _scheduler_config(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings that some scheduler takes. What the config's own class does not take may be anything."""
+    taken = SETTINGS.get(str(table.get("_class_name")), _ALLOWED["scheduler"])
+    kept = {}
+    for key, value in table.items():
+        if key in _OTHER_USES["scheduler"] and value and value != _UNSET.get(key):
+            raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
+        if key in taken and not is_usable(key, value):
+            raise SdcliError(f"{echo(path)} sets {echo(key)} to what no known scheduler has: refused; correct it")
+        if key in _ALLOWED["scheduler"] and is_usable(key, value):
+            kept[key] = value
+    if table.get("predict_epsilon") is False:  # what it was called before diffusers 0.10
+        kept["prediction_type"] = "sample"
+    if "use_beta_sigmas" in taken and lacks_scipy(kept):
+        raise SdcliError(f"{echo(path)} sets 'use_beta_sigmas', which needs scipy: install it, or set it to false")
+    return kept
+
+
 def _plain(key: str, value: object, depth: int = 0) -> bool:
     """Whether a value is a finite number, a word, or a short list of such."""
     if isinstance(value, list):
-        room = _LENGTH_LIMITS.get(key, _LENGTH_LIMIT)
-        return depth < 2 and len(value) <= room and all(_plain(key, item, depth + 1) for item in value)
+        return depth < 2 and len(value) <= _LENGTH_LIMIT and all(_plain(key, item, depth + 1) for item in value)
     if isinstance(value, int):
         return abs(value) <= (_LAYERS_LIMIT if key in _LAYER_COUNTS else _NUMBER_LIMIT)
     if isinstance(value, float):
