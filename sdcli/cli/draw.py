@@ -66,6 +66,7 @@ def build_request(model: Model, options: dict[str, Any], **special: Any) -> Requ
         "guidance": options["guidance"],
         "seed": options["seed"],
         "count": count,
+        "guidance_is_input": model.takes_guidance,
         **sides,
         **special,
     }

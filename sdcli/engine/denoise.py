@@ -105,7 +105,7 @@ def _guided(
     at once, sequential one after the other in half the activations.
     """
     if len(context) == 1:
-        return denoiser(sample, timestep, context)
+        return denoiser(sample, timestep, context, guidance)
     if plan.guidance == "batched":
         unconditional, conditional = denoiser(sample.expand(2, -1, -1, -1), timestep, context).chunk(2)
     else:

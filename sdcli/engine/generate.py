@@ -22,8 +22,9 @@ from sdcli.models.folder import Model, open_model
 @torch.inference_mode()
 def generate(job: Job, device: Device) -> Iterator[Message]:
     """Yields every event of the job, between heavy pieces of work, so that the caller may look, free or stop."""
-    request, plan, dtype = job.request, job.plan, DTYPES[job.dtype]
+    plan, dtype = job.plan, DTYPES[job.dtype]
     model = open_model(job.model, Path(job.model))
+    request = replace(job.request, guidance_is_input=model.takes_guidance)
     if job.part == "pictures":
         latents = _finished(job, model)
         job = replace(job, payload=b"")  # of a thousand pictures it is 70 MiB

@@ -79,7 +79,7 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
         "mid_block_scale_factor act_fn norm_num_groups norm_eps cross_attention_dim transformer_layers_per_block "
         "attention_head_dim num_attention_heads dual_cross_attention use_linear_projection upcast_attention "
         "resnet_time_scale_shift resnet_skip_time_act resnet_out_scale_factor time_embedding_type "
-        "conv_in_kernel conv_out_kernel dropout attention_type"
+        "conv_in_kernel conv_out_kernel dropout attention_type time_cond_proj_dim"
     ),
     "vae": _words(
         "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
@@ -187,7 +187,7 @@ def checked_config(component: ComponentName, table: dict[str, Any], path: Path) 
     for key, value in table.items():
         if key in _NOTES:
             continue
-        if key in _OTHER_USES[component]:
+        if key in _OTHER_USES[component] and not (value and key in _ALLOWED[component]):
             if value and value != _UNSET.get(key):
                 raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
             continue
@@ -237,8 +237,9 @@ def _usable(key: str, value: object) -> bool:
             return isinstance(value, list) and bool(value) and _are_sizes(value)
         case "in_channels" | "latent_channels":
             return _is_size(value)
-        case "max_position_embeddings":
-            return _is_size(value) and value not in (1, 2)  # the begin and end marks, and a word
+        case "max_position_embeddings" | "time_cond_proj_dim":
+            # the begin and end marks, and a word; sines and cosines, two of each
+            return _is_size(value) and value not in ((1, 2) if key == "max_position_embeddings" else (1, 2, 3))
         case "scaling_factor":
             return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
     return True

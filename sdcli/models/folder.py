@@ -72,6 +72,11 @@ class Model:
         return int(self.vae.config.get("latent_channels", 4))
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser was distilled to take the guidance as an input (Meng et al. 2022), as LCM's were."""
+        return self.unet.config.get("time_cond_proj_dim") is not None
+
+    @property
     def native_size(self) -> int:
         """The side of the square picture it was made for, in pixels."""
         side = self.unet.config.get("sample_size") or 64
