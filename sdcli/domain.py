@@ -34,6 +34,8 @@ class Request:
     seed: int
     count: int
     strength: float | None = None
+    guidance_is_input: bool = False
+    """Whether the model takes the guidance as a number, and needs no second pass."""
 
     @property
     def seeds(self) -> range:
@@ -43,7 +45,7 @@ class Request:
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is evaluated as well: at a guidance of 1 or less it has no say."""
-        return self.guidance > 1.0
+        return self.guidance > 1.0 and not self.guidance_is_input
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
 from sdcli.host.run import run_task
+from sdcli.models.schedulers import possible_steps
 from sdcli.units import MIB, format_size
 
 DEFAULT_MODEL = "synthetic:sd15"
@@ -118,7 +119,9 @@ def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
     """One step without a ceiling, so that every measured run finds the files in the page cache."""
     if not chosen["quiet"]:
         say("warm-up: one step, not measured")
-    short = replace(task, request=replace(task.request, steps=1), ceiling=replace(task.ceiling, limit_bytes=None))
+    scheduler = task.model.scheduler
+    fewest = possible_steps(scheduler.class_name, scheduler.config).start
+    short = replace(task, request=replace(task.request, steps=fewest), ceiling=replace(task.ceiling, limit_bytes=None))
     run_task(short, RunRecord(short), None, lambda *_: None)
 
 

@@ -20,6 +20,7 @@ from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
 from sdcli.models.reference import DEMO, resolve_model
+from sdcli.models.schedulers import adds_noise, possible_steps
 
 if TYPE_CHECKING:
     from sdcli.images.write import Destination
@@ -52,9 +53,15 @@ def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
 
 def build_request(model: Model, options: dict[str, Any], **special: Any) -> Request:
     """The request, with nothing left undecided. Raises BadRequest for what the model or a seed cannot do."""
-    known = model.scheduler.config.get("num_train_timesteps", 1000)
-    if options["steps"] > known:
-        raise BadRequest(f"--steps {options['steps']} is more than the {known} the model knows: give fewer")
+    steps, scheduler = options["steps"], model.scheduler
+    possible = possible_steps(scheduler.class_name, scheduler.config)
+    if steps >= possible.stop:
+        raise BadRequest(f"--steps {steps} is more than the {possible.stop - 1} the model knows: give fewer")
+    if steps < possible.start:
+        least = f"{possible.start} Runge-Kutta steps"
+        raise BadRequest(f"--steps {steps} is too few: the model's scheduler begins with {least}; give as many or more")
+    if special.get("strength") and not adds_noise(scheduler.class_name):
+        raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
     count = options.get("count", 1)
     if options["seed"] + count > SEED_END:
         raise BadRequest(f"--seed {options['seed']} leaves no room for {count} pictures: give a smaller seed")
@@ -67,6 +74,7 @@ def build_request(model: Model, options: dict[str, Any], **special: Any) -> Requ
         "guidance": options["guidance"],
         "seed": options["seed"],
         "count": count,
+        "guidance_is_input": model.takes_guidance,
         **sides,
         **special,
     }

@@ -22,7 +22,7 @@ COMMANDS = {
 }
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""
 
-MESSAGE_LIMIT = 400
+MESSAGE_LIMIT = 600
 USAGE_LIMIT = 200
 """Click echoes arguments whole; ours are cut where they are echoed."""
 

@@ -76,29 +76,44 @@ class BoundedAttention:
             for project, given in ((attn.to_q, states), (attn.to_k, context), (attn.to_v, context))
         )
         del states, context  # nobody else may know them any more
+        # the fused kernels have scores in FP32, and BF16 holds what FP32 does
+        upcast = attn.upcast_attention and query.dtype == torch.float16
         if self._fused and key.shape[3] <= FUSED_HEAD_LIMIT:
             mixed = _fused(query, key, value, attn.scale)
-        elif key.shape[2] < FEW_KEYS:
+        elif key.shape[2] < FEW_KEYS and not upcast:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
-            mixed = self._attend(query, key, value, attn.scale)
+            mixed = self._attend(query, key, value, attn.scale, torch.float32 if upcast else None)
         return mixed.transpose(1, 2).flatten(2)
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Scaled dot-product attention over (batch, heads, tokens, head size), a few queries at a time."""
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        scores_dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Scaled dot-product attention over (batch, heads, tokens, head size), a few queries at a time.
+
+        Scores are in the queries' type, or in another: those of Stable Diffusion 2.1 are too large for FP16.
+        """
         batch, heads, queries, size = query.shape
         keys = key.shape[2]
         query, value = query.reshape(-1, queries, size), value.reshape(-1, keys, size)
         key = key.reshape(-1, keys, size).transpose(1, 2)
         output = torch.empty_like(query)
-        rows = self.rows(batch * heads * keys * query.element_size(), queries)
-        scratch = self._room(rows * batch * heads * keys, query)
+        dtype = query.dtype if scores_dtype is None else scores_dtype
+        key = key.to(dtype)
+        item = dtype.itemsize + (query.element_size() if dtype != query.dtype else 0)  # beside the scores, their copy
+        rows = self.rows(batch * heads * keys * item, queries)
+        scratch = self._room(rows * batch * heads * keys, dtype, query.device)
         for begin in range(0, queries, rows):
             some = query[:, begin : begin + rows]
             scores = scratch[: some.shape[0] * some.shape[1] * keys].view(-1, some.shape[1], keys)
-            torch.baddbmm(scores, some, key, beta=0, alpha=scale, out=scores)
+            torch.baddbmm(scores, some.to(dtype), key, beta=0, alpha=scale, out=scores)
             torch.softmax(scores, dim=-1, out=scores)
-            output[:, begin : begin + rows] = torch.bmm(scores, value)
+            output[:, begin : begin + rows] = torch.bmm(scores.to(value.dtype), value)
         return output.view(batch, heads, queries, size)
 
     def free(self) -> None:
@@ -110,11 +125,11 @@ class BoundedAttention:
         shares = math.ceil(queries / max(1, self._scratch_bytes // row_bytes))
         return math.ceil(queries / shares)
 
-    def _room(self, numel: int, like: torch.Tensor) -> torch.Tensor:
-        if self._scratch.numel() < numel or self._scratch.dtype != like.dtype or self._scratch.device != like.device:
+    def _room(self, numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if self._scratch.numel() < numel or self._scratch.dtype != dtype or self._scratch.device != device:
             self._scratch = torch.empty(0)  # the old one goes before the new one comes
             # zeros, since baddbmm on MPS lets NaN through from what beta=0 says to ignore (pytorch#187521, #194442)
-            self._scratch = torch.zeros(numel, dtype=like.dtype, device=like.device)
+            self._scratch = torch.zeros(numel, dtype=dtype, device=device)
         return self._scratch
 
 

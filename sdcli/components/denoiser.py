@@ -16,7 +16,7 @@ from sdcli.components.frugal import make_frugal
 from sdcli.components.lent import Lent
 from sdcli.components.packed import SOME_MAP, can_map
 from sdcli.components.prepared import PreparedCopy, make_copy
-from sdcli.components.unet import is_plain, pieces, predict, what_layers_see
+from sdcli.components.unet import embedded_guidance, is_plain, pieces, predict, what_layers_see
 from sdcli.components.weights import lend_weights, packer
 from sdcli.devices.base import Device
 from sdcli.domain import GiveBack, MapShape, Plan
@@ -33,13 +33,21 @@ class Denoiser:
     dtype: torch.dtype
     give_back: GiveBack
 
-    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The model's output for (batch, channels, h, w) latents on the CPU in FP32: the same shape, place and type."""
+    def __call__(
+        self, latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """The model's output for (batch, channels, h, w) latents on the CPU in FP32: the same shape, place and type.
+
+        `guidance` is for models that take it as an input; to others it says nothing.
+        """
         sample = latents.to(self.device.torch_device, self.dtype).contiguous(memory_format=self.device.memory_format)
+        size = self.unet.config.time_cond_proj_dim
+        condition = None if size is None else embedded_guidance(guidance, size).to(sample)
         if is_plain(self.unet):
-            output = predict(self.unet, sample, timestep, context, self._between)
+            output = predict(self.unet, sample, timestep, context, self._between, condition)
         else:
-            output = self.unet(sample, timestep, encoder_hidden_states=context, return_dict=False)[0]
+            given = {"encoder_hidden_states": context, "timestep_cond": condition}
+            output = self.unet(sample, timestep, **given, return_dict=False)[0]
         return output.to("cpu", torch.float32).contiguous()
 
     def _between(self, after: GiveBack) -> None:

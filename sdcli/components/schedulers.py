@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from sdcli.errors import SdcliError, echo
-from sdcli.models.configs import SCHEDULERS
+from sdcli.models.configs import CONFIG_FILES, SCHEDULERS
 from sdcli.models.folder import Component
+
+TRIPPED_OVER = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What comes of settings that a class does not check, in its constructor or in a step."""
 
 Scalar = int | float | bool | str | None
 
@@ -22,21 +38,67 @@ def build_scheduler(component: Component, steps: int) -> Any:
     for Stable Diffusion are put right (diffusers, StableDiffusionPipeline.__init__). Raises SdcliError for
     settings that the class refuses, and for more steps than it can take.
     """
-    module = importlib.import_module(f"diffusers.schedulers.{SCHEDULERS[component.class_name]}")
-    kind = getattr(module, component.class_name)
+    with _told(component, steps):
+        scheduler = _build(component, steps, offset=1)
+        known = scheduler.config.num_train_timesteps
+        if int(scheduler.timesteps.max()) >= known and not hasattr(scheduler, "sigmas"):
+            # with all steps that the model knows, the offset of 1 begins one past the last: diffusers fails there
+            scheduler = _build(component, steps, offset=0)
+    return scheduler
+
+
+def _build(component: Component, steps: int, offset: int) -> Any:
+    name = component.class_name
+    ours = name == "LMSDiscreteScheduler"
+    module = importlib.import_module("sdcli.components.lms" if ours else f"diffusers.schedulers.{SCHEDULERS[name]}")
+    kind = getattr(module, name)
     known = inspect.signature(kind.__init__).parameters
-    corrected = {**component.config, "steps_offset": 1, "clip_sample": False}
+    corrected = {**component.config, "steps_offset": offset, "clip_sample": False}
+    scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@contextmanager
+def _told(component: Component, steps: int) -> Iterator[None]:
+    """Whatever the library trips over inside is told of as one line, and none of its warnings is seen."""
     try:
-        scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
-        scheduler.set_timesteps(steps)
-        # with as many steps as the model knows, the offset of 1 begins one past the last: diffusers fails there
-        scheduler.timesteps = scheduler.timesteps.clamp(max=scheduler.config.num_train_timesteps - 1)
-    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except TRIPPED_OVER as error:
         raise SdcliError(
             f"the {component.class_name} in {echo(component.folder)} cannot do {steps} steps with its settings"
-            f" ({echo(error, 120)}): try fewer --steps"
+            f" ({echo(error, 120)}): correct its {CONFIG_FILES['scheduler']}, or try other --steps"
         ) from error
-    return scheduler
+
+
+def rehearse(component: Component, steps: int, run: int | None = None) -> None:
+    """Go through all steps with one number that a model finds no noise in: milliseconds, before anything is loaded.
+
+    img2img runs only the last `run` of them. Raises SdcliError where an exception, NaN or infinity comes of it.
+    """
+    with _told(component, steps):
+        scheduler, generator = build_scheduler(component, steps), torch.Generator("cpu").manual_seed(0)
+        states, timesteps = torch.ones(1, 1, 1, 1) * scheduler.init_noise_sigma, scheduler.timesteps
+        if run == 0:
+            return
+        if run is not None:
+            timesteps = begin_at(scheduler, steps - run)
+            states = scheduler.add_noise(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), timesteps[:1])
+        options = step_options(scheduler, generator)
+        for timestep in timesteps:
+            nothing = torch.zeros_like(scheduler.scale_model_input(states, timestep))
+            states = scheduler.step(nothing, timestep, states, **options).prev_sample
+            if not torch.isfinite(states).all():
+                raise ValueError(f"NaN or infinity at timestep {float(timestep):g}")
+
+
+def begin_at(scheduler: Any, skipped: int) -> torch.Tensor:
+    """The timesteps that are left when so many steps are left out, which the scheduler is told of."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped * scheduler.order)
+    timesteps: torch.Tensor = scheduler.timesteps[skipped * scheduler.order :]
+    return timesteps
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:

@@ -38,12 +38,13 @@ def predict(
     timestep: torch.Tensor,
     context: torch.Tensor,
     between: Between,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What UNet2DConditionModel.forward gives for (batch, channels, h, w) latents, all at one timestep.
 
-    Attention must have been bounded and the modules made frugal.
+    Attention must have been bounded and the modules made frugal. `condition`, (1, channels), goes with the time.
     """
-    time = unet.time_embedding(unet.time_proj(timestep.reshape(1)).to(latents))
+    time = unet.time_embedding(unet.time_proj(timestep.reshape(1)).to(latents), condition)
     states = unet.conv_in(latents)
     skips = [states]
     for block in unet.down_blocks:
@@ -72,6 +73,18 @@ def predict(
         between("block")
     output: torch.Tensor = unet.conv_out(F.silu(unet.conv_norm_out(states), inplace=True))
     return output
+
+
+def embedded_guidance(guidance: float, size: int) -> torch.Tensor:
+    """The guidance as a model distilled to take it wants it, (1, size): sines and cosines of 1000 (guidance - 1).
+
+    As diffusers' StableDiffusionPipeline.get_guidance_scale_embedding.
+    """
+    half = size // 2
+    step = torch.log(torch.tensor(10_000.0)) / (half - 1)
+    frequencies = torch.exp(torch.arange(half) * -step)
+    angles = torch.tensor(guidance - 1) * 1000.0 * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, size % 2))[None]
 
 
 def _pairs(block: Any) -> Iterator[tuple[Any, Any]]:

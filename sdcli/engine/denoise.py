@@ -11,7 +11,7 @@ import torch
 
 from sdcli.components.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
 from sdcli.components.prepared import open_copy
-from sdcli.components.schedulers import build_scheduler, step_options
+from sdcli.components.schedulers import begin_at, build_scheduler, step_options
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def _draw(
         started, read = time.perf_counter(), denoiser.lent.bytes_read
         timestep = timesteps[step]
         sample = scheduler.scale_model_input(latents, timestep)
-        told = _told(denoiser, sample, timestep, context, plan)
+        told = _told(denoiser, sample, timestep, context, request.guidance, plan)
         output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
         if not is_finite(latents):
@@ -101,14 +101,14 @@ def _draw(
 
 
 def _told(
-    denoiser: Denoiser, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, plan: Plan
+    denoiser: Denoiser, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, guidance: float, plan: Plan
 ) -> tuple[torch.Tensor, ...]:
     """What the denoiser says for each row of the context: for the negative prompt, which comes first, and the prompt.
 
     Batched evaluates both at once, sequential one after the other in half the activations.
     """
     if len(context) == 1:
-        return (denoiser(sample, timestep, context),)
+        return (denoiser(sample, timestep, context, guidance),)
     if plan.guidance == "batched":
         return denoiser(sample.expand(2, -1, -1, -1), timestep, context).chunk(2)
     return tuple(denoiser(sample, timestep, row[None]) for row in context)
@@ -154,10 +154,7 @@ def _start_from(
     the sample of the latents first, then the noise.
     """
     mean, deviation = init
-    skipped = (request.steps - steps_run(request.steps, request.strength or 0.0)) * scheduler.order
-    timesteps = scheduler.timesteps[skipped:]
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(skipped)
+    timesteps = begin_at(scheduler, request.steps - steps_run(request.steps, request.strength or 0.0))
     sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
     latents = sampled * model.vae.config.get("scaling_factor", 0.18215)
     if len(timesteps) == 0:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from sdcli.components.schedulers import rehearse
 from sdcli.devices.base import DTYPES, Device
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
-from sdcli.engine.denoise import denoise
+from sdcli.engine.denoise import denoise, steps_run
 from sdcli.engine.encode import encode_image, encode_prompt
 from sdcli.engine.latents import Latents
 from sdcli.messages import Finished, Job, Message
@@ -21,12 +22,15 @@ from sdcli.models.folder import Model, open_model
 @torch.inference_mode()
 def generate(job: Job, device: Device) -> Iterator[Message]:
     """Yields every event of the job, between heavy pieces of work, so that the caller may look, free or stop."""
-    request, plan, dtype = job.request, job.plan, DTYPES[job.dtype]
+    plan, dtype = job.plan, DTYPES[job.dtype]
     model = open_model(job.model, Path(job.model))
+    request = replace(job.request, guidance_is_input=model.takes_guidance)
     if job.part == "pictures":
         latents = _finished(job, model)
         job = replace(job, payload=b"")  # of a thousand pictures it is 70 MiB
     else:
+        given = request.strength
+        rehearse(model.scheduler, request.steps, None if given is None else steps_run(request.steps, given))
         pixels, resume = _unpack(job)
         context = yield from encode_prompt(request, model, device, dtype)
         init = None

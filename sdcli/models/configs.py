@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from sdcli.errors import SdcliError, echo
 from sdcli.models.networks import fault_of, is_usable
+from sdcli.models.schedulers import SETTINGS, lacks_scipy
+from sdcli.models.schedulers import is_usable as is_usable_in_a_scheduler
 from sdcli.units import MIB
 
 ComponentName = Literal["text_encoder", "unet", "vae", "scheduler", "tokenizer"]
@@ -30,18 +32,25 @@ CONFIG_FILES: dict[ComponentName, str] = {
 }
 
 SCHEDULERS = {
+    "DDIMParallelScheduler": "scheduling_ddim_parallel",
     "DDIMScheduler": "scheduling_ddim",
+    "DDPMParallelScheduler": "scheduling_ddpm_parallel",
     "DDPMScheduler": "scheduling_ddpm",
     "DEISMultistepScheduler": "scheduling_deis_multistep",
     "DPMSolverMultistepScheduler": "scheduling_dpmsolver_multistep",
     "DPMSolverSinglestepScheduler": "scheduling_dpmsolver_singlestep",
+    "EDMDPMSolverMultistepScheduler": "scheduling_edm_dpmsolver_multistep",
+    "EDMEulerScheduler": "scheduling_edm_euler",
     "EulerAncestralDiscreteScheduler": "scheduling_euler_ancestral_discrete",
     "EulerDiscreteScheduler": "scheduling_euler_discrete",
     "HeunDiscreteScheduler": "scheduling_heun_discrete",
+    "IPNDMScheduler": "scheduling_ipndm",
     "KDPM2AncestralDiscreteScheduler": "scheduling_k_dpm_2_ancestral_discrete",
     "KDPM2DiscreteScheduler": "scheduling_k_dpm_2_discrete",
     "LCMScheduler": "scheduling_lcm",
+    "LMSDiscreteScheduler": "scheduling_lms_discrete",
     "PNDMScheduler": "scheduling_pndm",
+    "SASolverScheduler": "scheduling_sasolver",
     "TCDScheduler": "scheduling_tcd",
     "UniPCMultistepScheduler": "scheduling_unipc_multistep",
 }
@@ -77,8 +86,8 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
         "mid_block_type up_block_types only_cross_attention block_out_channels layers_per_block downsample_padding "
         "mid_block_scale_factor act_fn norm_num_groups norm_eps cross_attention_dim transformer_layers_per_block "
         "attention_head_dim use_linear_projection upcast_attention resnet_time_scale_shift resnet_skip_time_act "
-        "resnet_out_scale_factor time_embedding_type time_embedding_dim timestep_post_act conv_in_kernel "
-        "conv_out_kernel mid_block_only_cross_attention"
+        "resnet_out_scale_factor time_embedding_type time_embedding_dim timestep_post_act time_cond_proj_dim "
+        "conv_in_kernel conv_out_kernel mid_block_only_cross_attention"
     ),
     "vae": _words(
         "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
@@ -89,14 +98,7 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
         "hidden_act layer_norm_eps"
     ),
-    "scheduler": _words(
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample clip_sample_range "
-        "set_alpha_to_one steps_offset prediction_type thresholding dynamic_thresholding_ratio sample_max_value "
-        "timestep_spacing rescale_betas_zero_snr skip_prk_steps variance_type solver_order algorithm_type solver_type "
-        "lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas "
-        "final_sigmas_type lambda_min_clipped interpolation_type sigma_min sigma_max timestep_type "
-        "original_inference_steps timestep_scaling predict_x0 disable_corrector solver_p"
-    ),
+    "scheduler": frozenset().union(*SETTINGS.values()),
     "tokenizer": _words(
         "bos_token eos_token unk_token sep_token pad_token cls_token mask_token added_tokens_decoder "
         "additional_special_tokens extra_special_tokens split_special_tokens model_max_length padding_side"
@@ -106,7 +108,7 @@ _ALLOWED: dict[ComponentName, frozenset[str]] = {
 _OTHER_USES: dict[ComponentName, frozenset[str]] = {
     "unet": _words(
         "encoder_hid_dim encoder_hid_dim_type class_embed_type addition_embed_type addition_time_embed_dim "
-        "num_class_embeds time_embedding_act_fn time_cond_proj_dim projection_class_embeddings_input_dim "
+        "num_class_embeds time_embedding_act_fn projection_class_embeddings_input_dim "
         "class_embeddings_concat cross_attention_norm addition_embed_type_num_heads num_attention_heads "
         "reverse_transformer_layers_per_block dual_cross_attention attention_type quantization_config"
     ),
@@ -133,9 +135,8 @@ _LAYER_COUNTS = _words("layers_per_block num_hidden_layers transformer_layers_pe
 _LAYERS_LIMIT, _NUMBER_LIMIT = 64, 10**6
 """Far above any model of these families: a config must not ask for a million layers, or for tables of terabytes."""
 
-_LENGTH_LIMITS = {"trained_betas": 1000}
 _LENGTH_LIMIT = 32
-"""Entries of a list: one a block of the network, or one a training timestep."""
+"""Entries of a list: one a block of the network."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -165,13 +166,24 @@ def class_name(component: ComponentName, table: dict[str, Any], path: Path) -> s
         name = name[0] if isinstance(name, list) else name
     elif name is None and component == "tokenizer":
         name = table.get("tokenizer_class") or "CLIPTokenizer"
+    elif name is None and component == "scheduler":
+        name = _named_in_index(path)
     if not isinstance(name, str) or name not in CLASSES[component]:
         asked = f"asks for the class {echo(name)}" if isinstance(name, str) else "names no class"
-        raise SdcliError(
-            f"{echo(path)} {asked}: refused; a {component} may be"
-            f" {', '.join(sorted(CLASSES[component])[:3])}{' …' if len(CLASSES[component]) > 3 else ''}"
-        )
+        names = sorted(CLASSES[component])
+        hint = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+        if component == "scheduler":
+            hint = f"{' '.join(name.removesuffix('Scheduler') for name in names)}Scheduler: edit _class_name"
+        shown = 40 if component == "scheduler" else 80  # so that all of them fit into a message
+        raise SdcliError(f"{echo(path, shown)} {asked}: refused; a {component} may be {hint}")
     return name
+
+
+def _named_in_index(path: Path) -> object:
+    """The scheduler's class by the model's table of contents, where its own config names none."""
+    index = path.parent.parent / "model_index.json"
+    entry = read_json(index).get("scheduler") if index.is_file() else None
+    return entry[-1] if isinstance(entry, list) and entry else None
 
 
 def checked_config(component: ComponentName, table: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -179,10 +191,13 @@ def checked_config(component: ComponentName, table: dict[str, Any], path: Path) 
 
     And for a value that no constructor takes.
     """
-    kept = {}
-    for key, value in table.items():
+    for key in table:
         if key in _CODE:
             raise SdcliError(f"{echo(path)} sets {echo(key)}: refused; no code that a model brings is run")
+    if component == "scheduler":
+        return _scheduler_config(table, path)
+    kept = {}
+    for key, value in table.items():
         if key in _OTHER_USES[component] and value is not None and (value != _UNSET[key] if key in _UNSET else value):
             raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
         if key in _ALLOWED[component]:
@@ -199,11 +214,28 @@ def keys_passed_over(component: ComponentName, table: dict[str, Any]) -> list[st
     return sorted(set(table) - _NOTES - _ALLOWED[component] - _OTHER_USES[component])
 
 
+def _scheduler_config(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings that some scheduler takes. What the config's own class does not take may be anything."""
+    taken = SETTINGS.get(str(table.get("_class_name")), _ALLOWED["scheduler"])
+    kept = {}
+    for key, value in table.items():
+        if key in _OTHER_USES["scheduler"] and value and value != _UNSET.get(key):
+            raise SdcliError(f"{echo(path)} sets {echo(key)}: that is another family of model, not supported yet")
+        if key in taken and not is_usable_in_a_scheduler(key, value):
+            raise SdcliError(f"{echo(path)} sets {echo(key)} to what no known scheduler has: refused; correct it")
+        if key in _ALLOWED["scheduler"] and is_usable_in_a_scheduler(key, value):
+            kept[key] = value
+    if table.get("predict_epsilon") is False:  # what it was called before diffusers 0.10
+        kept["prediction_type"] = "sample"
+    if "use_beta_sigmas" in taken and lacks_scipy(kept):
+        raise SdcliError(f"{echo(path)} sets 'use_beta_sigmas', which needs scipy: install it, or set it to false")
+    return kept
+
+
 def _plain(key: str, value: object, depth: int = 0) -> bool:
     """Whether a value is a finite number, a word, or a short list of such."""
     if isinstance(value, list):
-        room = _LENGTH_LIMITS.get(key, _LENGTH_LIMIT)
-        return depth < 2 and len(value) <= room and all(_plain(key, item, depth + 1) for item in value)
+        return depth < 2 and len(value) <= _LENGTH_LIMIT and all(_plain(key, item, depth + 1) for item in value)
     if isinstance(value, int):
         return abs(value) <= (_LAYERS_LIMIT if key in _LAYER_COUNTS else _NUMBER_LIMIT)
     if isinstance(value, float):

@@ -106,6 +106,11 @@ class Model:
         return int(self.vae.config.get("latent_channels", 4))
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser was distilled to take the guidance as an input (Meng et al. 2022), as LCM's were."""
+        return self.unet.config.get("time_cond_proj_dim") is not None
+
+    @property
     def latent_factor(self) -> int:
         """Pixels to a latent, along each side: each level of the autoencoder but one halves. 8 in Stable Diffusion."""
         return 2 ** (len(self.vae.config.get("block_out_channels", [64])) - 1)

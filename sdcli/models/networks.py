@@ -122,6 +122,7 @@ _RULES: dict[str, Rule] = {
     "mid_block_scale_factor": lambda value: _is_number(value) and value != 0,
     "resnet_out_scale_factor": lambda value: _is_number(value) and value != 0,
     "freq_shift": _is_number,
+    "time_cond_proj_dim": _or_none(lambda value: is_size(value) and value > 3),  # sines and cosines, two of each
     "max_position_embeddings": lambda value: is_size(value) and value > 2,  # the begin and end marks, and a word
 }
 """What a setting may be; those that are not here may be anything plain."""

@@ -178,7 +178,7 @@ def test_one_scratch_serves_every_layer_and_grows_only_when_it_must() -> None:
 
 def test_an_old_scratch_is_gone_before_a_new_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = BoundedAttention(2**20)
-    attention._room(10, numbers(1))
+    attention._room(10, torch.float32, torch.device("cpu"))
     held_meanwhile, zeros = [], torch.zeros
 
     def noted(*shape: int, **options: Any) -> torch.Tensor:
@@ -186,8 +186,8 @@ def test_an_old_scratch_is_gone_before_a_new_one_comes(monkeypatch: pytest.Monke
         return zeros(*shape, **options)
 
     monkeypatch.setattr(torch, "zeros", noted)
-    attention._room(20, numbers(1))
-    attention._room(20, numbers(1).bfloat16())
+    attention._room(20, torch.float32, torch.device("cpu"))
+    attention._room(20, torch.bfloat16, torch.device("cpu"))
     assert held_meanwhile == [0, 0]
 
 
@@ -217,6 +217,42 @@ def test_a_device_that_reads_what_beta_0_should_ignore_finds_no_nan_there(monkey
     monkeypatch.setattr(torch, "baddbmm", as_on_mps)
     monkeypatch.setattr(torch, "empty", dirty)
     torch.testing.assert_close(BoundedAttention(2**14)._attend(query, key, key, 0.3), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("keys", [None, 77, 300])
+@torch.no_grad()
+def test_scores_that_fp16_cannot_hold_are_held(keys: int | None, dtype: torch.dtype, fused: bool) -> None:
+    """As those of Stable Diffusion 2.1, whose config says upcast_attention."""
+    attn = layer(upcast_attention=True, cross_attention_dim=None if keys is None else 24)
+    for weight in (attn.to_q.weight, attn.to_k.weight):
+        weight.mul_(1000)
+    states, context = numbers(1, 300, 16), None if keys is None else numbers(1, keys, 24, seed=2)
+    query, key = attn.to_q(states), attn.to_k(states if context is None else context)
+    assert (query.abs().max() < 60_000) and (query @ key.transpose(1, 2)).abs().max() > 300_000
+    expected = attn(states, context)
+    bounded = BoundedAttention(2**14, fused=fused)
+    mixed = bounded(attn.to(dtype), states.to(dtype), context if context is None else context.to(dtype))
+    assert torch.isfinite(mixed).all()
+    assert (mixed - expected).abs().mean() < 0.05, "where two scores are close, rounding decides"
+
+
+@pytest.mark.parametrize("keys", [77, FEW_KEYS, 300])
+@torch.no_grad()
+def test_in_fp32_an_upcast_changes_no_bit(keys: int) -> None:
+    states = numbers(2, keys, 16)
+    plain, upcast = (BoundedAttention(2**14)(layer(upcast_attention=flag), states) for flag in (False, True))
+    assert torch.equal(plain, upcast)
+
+
+@pytest.mark.parametrize("scratch_bytes", [1, 65_537, 300_000])
+def test_upcast_scores_and_their_copy_fit_the_scratch(scratch_bytes: int) -> None:
+    attention, (batch, heads, tokens) = BoundedAttention(scratch_bytes), (2, 2, 263)
+    query = numbers(batch, heads, tokens, 8, dtype=torch.bfloat16)
+    attention._attend(query, query, query, 1.0, torch.float32)
+    used = attention._scratch.numel()
+    assert used * (4 + 2) <= max(scratch_bytes, batch * heads * tokens * (4 + 2))
 
 
 def test_a_batch_and_its_samples_alone_agree() -> None:

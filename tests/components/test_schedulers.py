@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from sdcli.components.schedulers import build_scheduler, restore_scheduler, scheduler_state, step_options
+from sdcli.components.schedulers import (
+    begin_at,
+    build_scheduler,
+    rehearse,
+    restore_scheduler,
+    scheduler_state,
+    step_options,
+)
 from sdcli.engine.checkpoint import Checkpoint
+from sdcli.engine.denoise import steps_run
 from sdcli.errors import SdcliError
 from sdcli.models.configs import SCHEDULERS
 from sdcli.models.folder import Component
+from sdcli.models.schedulers import SETTINGS, adds_noise, possible_steps
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EVERY = sorted(SCHEDULERS)
@@ -56,8 +68,8 @@ def test_old_configs_are_put_right_and_settings_of_others_passed_over(name: str)
     if "clip_sample" in scheduler.config:
         assert scheduler.config.clip_sample is False
     assert set(scheduler.config) & {"skip_prk_steps"} == ({"skip_prk_steps"} if name == "PNDMScheduler" else set())
-    for key, value in BETAS.items():
-        assert scheduler.config[key] == value
+    for key in BETAS.keys() & SETTINGS[name]:
+        assert scheduler.config[key] == BETAS[key]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +92,111 @@ def test_settings_that_a_class_refuses_are_one_line(name: str, settings: dict[st
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_the_table_has_the_settings_that_the_class_takes(name: str) -> None:
+    takes = set(inspect.signature(type(build_scheduler(component(name), 5)).__init__).parameters) - {"self"}
+    flow = {"use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"}
+    euler = {"interpolation_type", "sigma_min", "sigma_max", "timestep_type"}
+    euler |= {"rescale_betas_zero_snr", "final_sigmas_type"}  # of which ours for LMS is a kind
+    assert SETTINGS[name] == takes - flow - (euler if name == "LMSDiscreteScheduler" else set())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("known", [50, 1000])
+def test_any_number_of_steps_can_be_gone_or_is_refused_in_one_line(name: str, known: int) -> None:
+    """NaN is what diffusers' multistep solvers come to where two timesteps of a full schedule are the same."""
+    settings = component(name, num_train_timesteps=known, skip_prk_steps=known == 50)
+    refused = set()
+    for steps in (1, 2, 3, 4, known - 1, known) if known == 50 else (1, 2, 3, known):
+        for strength in (None, 0.01, 0.5, 1.0) if known == 50 else (None,):
+            run = None if strength is None else steps_run(steps, strength)
+            try:
+                rehearse(settings, steps, run)
+            except SdcliError as error:
+                assert str(error).isprintable() and f"cannot do {steps} steps with its settings" in str(error)
+                refused.add((steps, strength))
+    expected = {(steps, strength) for steps, strength in refused if steps not in possible_steps(name, settings.config)}
+    expected |= {(steps, strength) for steps, strength in refused if strength and not adds_noise(name)}
+    if name in (
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "SASolverScheduler",
+        "UniPCMultistepScheduler",
+    ):
+        expected |= {(known, strength) for strength in (None, 0.5, 1.0)}
+    assert refused <= expected
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_rehearsed_is_what_is_run(name: str) -> None:
+    """The timesteps are diffusers' own, except that all which the model knows are no longer one too many."""
+    for steps in (possible_steps(name, BETAS).start, 7):
+        scheduler = build_scheduler(component(name), steps)
+        theirs = type(scheduler)(
+            **{key: value for key, value in (BETAS | {"steps_offset": 1}).items() if key in SETTINGS[name]}
+        )
+        theirs.set_timesteps(steps)
+        assert torch.equal(scheduler.timesteps, theirs.timesteps)
+        left = begin_at(scheduler, 2)
+        assert torch.equal(left, scheduler.timesteps[2 * scheduler.order :])
+    if name in ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler"):
+        whole = build_scheduler(component(name, skip_prk_steps=True), 1000).timesteps
+        assert set(whole.tolist()) == set(range(1000)) - ({999} if len(whole) > 1001 else set())
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("sigmas", [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}], ids=str)
+@pytest.mark.parametrize("skipped", [None, 0, 2, 5])
+def test_lms_without_scipy_is_diffusers_own(
+    monkeypatch: pytest.MonkeyPatch, spacing: str, prediction: str, sigmas: dict[str, bool], skipped: int | None
+) -> None:
+    from diffusers.schedulers import scheduling_lms_discrete
+
+    def quad(integrand: Any, begin: float, end: float, epsrel: float) -> tuple[float, float]:
+        nodes, weights = np.polynomial.legendre.leggauss(11)
+        middle, half = (float(begin) + float(end)) / 2, (float(end) - float(begin)) / 2
+        return half * sum(w * float(integrand(middle + half * x)) for x, w in zip(nodes, weights, strict=True)), 0.0
+
+    monkeypatch.setattr(scheduling_lms_discrete, "integrate", SimpleNamespace(quad=quad), raising=False)
+    settings = {"timestep_spacing": spacing, "prediction_type": prediction, **sigmas}
+    ours = build_scheduler(component("LMSDiscreteScheduler", **settings), 8)
+    theirs = scheduling_lms_discrete.LMSDiscreteScheduler(**BETAS, **settings, steps_offset=1)
+    theirs.set_timesteps(8)
+    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.sigmas, theirs.sigmas)
+    drawn = []
+    for scheduler in (ours, theirs):
+        states, first, generator = latents() * scheduler.init_noise_sigma, skipped or 0, torch.Generator()
+        if skipped is not None:
+            begin_at(scheduler, skipped)
+            states = scheduler.add_noise(latents(), latents().flip(3), scheduler.timesteps[skipped : skipped + 1])
+        for index in range(first, 8):
+            states = step(scheduler, states, index, generator)
+        drawn.append(states)
+    torch.testing.assert_close(*drawn, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),  # divides by zero
+        ("DDIMScheduler", {"trained_betas": [0.1] * 10}),
+        ("DDPMScheduler", {"variance_type": "learned"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 9, "algorithm_type": "dpmsolver"}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 9}),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "use_exponential_sigmas": True}),
+        ("EulerDiscreteScheduler", {"beta_end": 1.0, "beta_start": 1.0}),
+        ("UniPCMultistepScheduler", {"solver_order": 64, "beta_start": 0.0, "beta_end": 0.0}),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": 50.0}),
+    ],
+)
+def test_what_comes_to_nothing_is_refused_before_anything_is_loaded(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(SdcliError, match=f"the {name} in .*cannot do 20 steps with its settings") as caught:
+        rehearse(component(name, **settings), 20)
+    assert str(caught.value).isprintable() and "scheduler_config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_a_scheduler_goes_on_from_its_state_as_if_it_had_not_stopped(name: str, stop: int) -> None:
     scheduler, generator = build_scheduler(component(name), 5), torch.Generator().manual_seed(2)
     states = latents() * scheduler.init_noise_sigma

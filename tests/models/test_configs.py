@@ -16,6 +16,8 @@ from typing import Any, get_args
 import pytest
 
 from sdcli import settings
+from sdcli.errors import SdcliError
+from sdcli.models import schedulers
 from sdcli.models.configs import (
     CLASSES,
     CONFIG_FILES,
@@ -220,11 +222,73 @@ def test_the_shipped_models_are_let_through(name: str) -> None:
 def test_configs_saved_by_today_s_libraries_are_let_through_without_the_settings_of_other_families() -> None:
     unet = checked_config("unet", RESAVED_UNET, PATH)
     assert unet["only_cross_attention"] == [False, False, False, True]
-    assert not {"time_cond_proj_dim", "addition_embed_type_num_heads", "_name_or_path"} & set(unet)
+    assert unet["time_cond_proj_dim"] is None and not {"addition_embed_type_num_heads", "_name_or_path"} & set(unet)
     scheduler = checked_config("scheduler", RESAVED_SCHEDULER, PATH)
     assert len(scheduler["trained_betas"]) == 1000 and "flow_shift" not in scheduler
     text = {"return_dict": True, "pruned_heads": {}, "tie_word_embeddings": True, "is_decoder": False, "hidden_size": 8}
     assert checked_config("text_encoder", text, PATH) == {"hidden_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("PNDMScheduler", {"lambda_min_clipped": -math.inf}),
+        ("PNDMScheduler", {"lambda_min_clipped": math.nan, "sigma_max": math.inf, "solver_p": {"a": 1}}),
+        ("PNDMScheduler", {"solver_order": "nine", "algorithm_type": "nope", "predict_epsilon": True}),
+        ("EulerDiscreteScheduler", {"lambda_min_clipped": -math.inf, "tensor_format": "pt", "skip_prk_steps": "yes"}),
+        ("IPNDMScheduler", {"beta_schedule": "nope", "timestep_spacing": None, "steps_offset": "one"}),
+        ("DDIMScheduler", {"variance_type": "nope", "sigma_data": math.inf, "timesteps": [1, 2], "_new": {"a": []}}),
+    ],
+)
+def test_what_is_left_over_from_another_scheduler_may_be_anything(name: str, settings: dict[str, Any]) -> None:
+    table = {"_class_name": name, "num_train_timesteps": 1000, **settings}
+    kept = checked_config("scheduler", table, PATH)
+    assert not kept.keys() - {"num_train_timesteps", "lambda_min_clipped"}
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler"])
+def test_infinity_is_let_through_where_the_scheduler_wants_it_and_nan_is_not(name: str, refused: Refused) -> None:
+    table = {"_class_name": name, "lambda_min_clipped": json.loads("-Infinity"), "variance_type": None}
+    assert checked_config("scheduler", table, PATH)["lambda_min_clipped"] == -math.inf
+    for key, value in (("lambda_min_clipped", math.nan), ("sample_max_value", math.inf), ("beta_end", math.inf)):
+        with refused(1, "config.json", f"'{key}'"):
+            checked_config("scheduler", {**table, key: value}, PATH)
+
+
+def test_an_old_way_to_say_what_the_model_predicts_is_understood() -> None:
+    for said, prediction in ((False, "sample"), (True, "epsilon"), (None, "epsilon")):
+        table = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "predict_epsilon": said}
+        assert checked_config("scheduler", table, PATH) == {"prediction_type": prediction}
+
+
+def test_a_scheduler_that_names_no_class_has_the_one_of_the_model_s_index(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    with pytest.raises(SdcliError, match="names no class: refused; a scheduler may be"):
+        class_name("scheduler", {}, path)
+    for entry in (["diffusers", "DDIMScheduler"], ["diffusers", "Evil"], [], "DDIMScheduler", None, [["a"]]):
+        (tmp_path / "model_index.json").write_text(json.dumps({"scheduler": entry}))
+        if entry == ["diffusers", "DDIMScheduler"]:
+            assert class_name("scheduler", {}, path) == "DDIMScheduler"
+        else:
+            with pytest.raises(SdcliError, match="refused; a scheduler may be"):
+                class_name("scheduler", {}, path)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverSDEScheduler", "DDIMInverseScheduler", "VQDiffusionScheduler"])
+def test_a_scheduler_that_cannot_draw_is_refused_with_all_that_can(name: str, refused: Refused) -> None:
+    every = [name.removesuffix("Scheduler") for name in SCHEDULERS]
+    with refused(1, f"'{name}'", "edit _class_name", *every):
+        class_name("scheduler", {"_class_name": name}, PATH)
+
+
+def test_settings_that_need_scipy_say_so(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}
+    monkeypatch.setattr(schedulers, "find_spec", lambda name: None)
+    with refused(1, "config.json", "use_beta_sigmas", "scipy"):
+        checked_config("scheduler", table, PATH)
+    assert checked_config("scheduler", {**table, "_class_name": "DDIMScheduler"}, PATH)
+    monkeypatch.setattr(schedulers, "find_spec", lambda name: name)
+    assert checked_config("scheduler", table, PATH) == {"use_beta_sigmas": True}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -325,8 +389,6 @@ def test_a_setting_that_names_code_is_refused_whatever_its_value(
         ("unet", "projection_class_embeddings_input_dim", 2816),
         ("unet", "encoder_hid_dim", 4096),
         ("unet", "encoder_hid_dim_type", "text_proj"),
-        ("unet", "time_cond_proj_dim", 256),
-        ("unet", "time_cond_proj_dim", 64),
         ("unet", "class_embed_type", "timestep"),
         ("unet", "num_class_embeds", 1000),
         ("unet", "num_class_embeds", 1),
@@ -428,6 +490,11 @@ def test_a_setting_of_another_family_is_refused_by_name_when_it_is_set(
         ("unet", "block_out_channels", None),
         ("unet", "block_out_channels", []),
         ("unet", "block_out_channels", [320, [640]]),
+        ("unet", "time_cond_proj_dim", True),
+        ("unet", "time_cond_proj_dim", 2),
+        ("unet", "time_cond_proj_dim", "256"),
+        ("unet", "time_cond_proj_dim", [256]),
+        ("unet", "time_cond_proj_dim", 10**9),
         ("vae", "scaling_factor", "0.18215"),
         ("vae", "scaling_factor", None),
         ("vae", "scaling_factor", 0),
@@ -442,6 +509,28 @@ def test_a_setting_of_another_family_is_refused_by_name_when_it_is_set(
         ("scheduler", "trained_betas", [0.1] * 1001),
         ("scheduler", "trained_betas", [[[0.1]]]),
         ("scheduler", "beta_start", -math.inf),
+        ("scheduler", "beta_start", math.nan),
+        ("scheduler", "beta_start", None),
+        ("scheduler", "beta_end", "0.012"),
+        ("scheduler", "beta_end", 10**400),
+        ("scheduler", "num_train_timesteps", None),
+        ("scheduler", "num_train_timesteps", 0),
+        ("scheduler", "num_train_timesteps", -1000),
+        ("scheduler", "num_train_timesteps", 1000.0),
+        ("scheduler", "num_train_timesteps", "1000"),
+        ("scheduler", "num_train_timesteps", True),
+        ("scheduler", "beta_schedule", "nope"),
+        ("scheduler", "beta_schedule", None),
+        ("scheduler", "prediction_type", "nope"),
+        ("scheduler", "prediction_type", None),
+        ("scheduler", "timestep_spacing", "nope"),
+        ("scheduler", "timestep_spacing", 3),
+        ("scheduler", "trained_betas", [0.1, None]),
+        ("scheduler", "trained_betas", [0.1, math.nan]),
+        ("scheduler", "trained_betas", "none"),
+        ("scheduler", "skip_prk_steps", "true"),
+        ("scheduler", "steps_offset", math.inf),
+        ("scheduler", "steps_offset", [1]),
     ],
 )
 def test_a_value_that_no_model_has_is_refused(
