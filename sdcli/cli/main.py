@@ -14,7 +14,7 @@ import click
 
 from sdcli import __version__
 from sdcli.cli.say import say
-from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable
+from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable, shortage
 
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
@@ -50,19 +50,23 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    no_args_is_help=False,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, message="sdcli %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Stable Diffusion under a memory ceiling that you set: predicted before it starts, kept while it runs.
 
     Try: sdcli txt2img "a fox on a blue background"
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    _take_utf_8()
     _open_standard_streams()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
@@ -85,7 +89,7 @@ def run(argv: list[str]) -> int:
         return code
 
 
-def _code_and_message(error: Exception) -> tuple[int, str]:
+def _code_and_message(error: Exception) -> tuple[int, str]:  # noqa: PLR0911  a table
     match error:
         case click.ClickException():
             return 2, _usage_message(error)
@@ -93,6 +97,10 @@ def _code_and_message(error: Exception) -> tuple[int, str]:
             return error.exit_code, str(error)
         case click.Abort():
             return 130, "interrupted"
+        case MemoryError():
+            return 1, "there is no memory left for this: end other programs, or ask for a smaller picture"
+        case OSError() | RuntimeError() if lack := shortage(str(error)):
+            return 1, lack
         case OSError():
             return 1, f"the system refused something: {echo(error, 160)}; --debug shows where"
     return 1, f"{type(error).__name__}: {echo(error, 160)}; this is a bug, --debug shows where"
@@ -129,6 +137,15 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda again, _: os._exit(128 + again))
     raise Interrupted(signum)
+
+
+def _take_utf_8() -> None:
+    """Start anew in UTF-8 mode where the locale would have file names in another encoding, which lacks letters.
+
+    A name is written with the bytes that were typed. Costs the start of an interpreter, in such a locale alone.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  this program itself
 
 
 def _open_standard_streams() -> None:
