@@ -144,7 +144,8 @@ def _take_utf_8() -> None:
 
     A name is written with the bytes that were typed. Costs the start of an interpreter, in such a locale alone.
     """
-    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
+    foreign = sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode
+    if foreign and os.name == "posix" and sys.executable:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  this program itself
 
 

@@ -150,9 +150,9 @@ class Command(click.Command):
     ) -> click.Context:
         known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
         known |= {alias.replace("-", "_"): known[name] for alias, name in ALIASES.items() if name in known}
-        config = settings.read_user_config(
-            dict.fromkeys((*CONFIGURABLE, *(a.replace("-", "_") for a in ALIASES))) | known
-        )
+        del known["prompt"]  # what is drawn is no habit
+        aliases = (alias.replace("-", "_") for alias in ALIASES)
+        config = settings.read_user_config(dict.fromkeys((*CONFIGURABLE, *aliases)) | known)
         extra["default_map"] = {
             known[key].name: _default(key, value, known[key]) for key, value in config.items() if key in known
         }
@@ -225,21 +225,8 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 
 
 CONFIGURABLE = frozenset(
-    {
-        "model",
-        "negative",
-        "width",
-        "height",
-        "size",
-        "steps",
-        "guidance",
-        "seed",
-        "strength",
-        "count",
-        "output",
-        "force",
-    }
-    | {"device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
+    {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
+    | {"size", "device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
 )
 """Keys of the config file. A command takes those that it has options for."""
 

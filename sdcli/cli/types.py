@@ -180,7 +180,8 @@ WRITER_PATIENCE_S = 2.0
 
 def _read_some(path: str, most_bytes: int) -> bytes | None:
     """The first `most_bytes` of a file or a pipe, None of a pipe without a writer. Raises OSError and ValueError."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for its writer
+    # Without O_NONBLOCK a pipe is opened when somebody else opens its other end.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb", buffering=0) as file:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISREG(mode):

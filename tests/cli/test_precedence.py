@@ -214,6 +214,10 @@ def test_the_other_frames_of_an_animation_are_said_to_be_left_out(
     ("line", "code", "words"),
     [
         ('stpes = "20"', 2, "unknown setting 'stpes'"),
+        ('prompt = "a fox"', 2, "unknown setting 'prompt'"),
+        ('size = "512"', 2, "'512' is not a size"),
+        ("size = 512", 2, "'512' is not a size"),
+        ("size = [512, 512]", 2, "the setting size of the config file"),
         ("steps = 0", 2, "0 is not from 1 to 1000"),
         ("steps = 7.5", 2, "'7.5' is not a whole number"),
         ("steps = true", 2, "'True' is not a whole number"),
