@@ -76,6 +76,20 @@ BY_NAME: dict[str, type[SdcliError]] = {
 """The kinds that can cross from the worker to the host by name."""
 
 
+_SHORTAGES = {
+    ("can't start new thread", "Thread creation failed", "Resource temporarily unavailable", "pthread_create"): (
+        "the system has no room for another thread or process: end other programs, or raise ulimit -u"
+    ),
+    ("Cannot allocate memory", "failed to map segment"): "the system has no memory left for this: end other programs",
+    ("Too many open files",): "the system has no room for another open file: end other programs, or raise ulimit -n",
+}
+
+
+def shortage(said: str) -> str | None:
+    """What to say where the system ran out of what others use as well, by the words of Python, libc or OpenMP."""
+    return next((ours for theirs, ours in _SHORTAGES.items() if any(words in said for words in theirs)), None)
+
+
 def printable(text: str) -> str:
     """`text` with control, format and surrogate characters escaped: safe to show on a terminal."""
     return "".join(

@@ -47,43 +47,72 @@ def read_profile(name: str) -> Profile:
 
 
 def config_path() -> Path:
-    """The user's config file: $SDCLI_CONFIG, else config.toml in the platform's folder for settings."""
+    """The user's config file: $SDCLI_CONFIG, else sdcli/config.toml in the platform's folder for settings."""
     named = os.environ.get("SDCLI_CONFIG")
-    return Path(named) if named else _base("XDG_CONFIG_HOME", "APPDATA", ".config") / "sdcli" / "config.toml"
+    return Path(at_home(named)) if named else _base("XDG_CONFIG_HOME", "APPDATA", ".config") / "sdcli" / "config.toml"
 
 
 def cache_dir() -> Path:
     """Where made models and rescued pictures live: $SDCLI_CACHE, else the platform's cache folder."""
     named = os.environ.get("SDCLI_CACHE")
-    return Path(named) if named else _base("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache") / "sdcli"
+    return Path(at_home(named)) if named else _base("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache") / "sdcli"
+
+
+def at_home(path: str) -> str:
+    """`path` with a leading ~ or ~user as that home folder; as it is where there is no such user.
+
+    A shell does so itself, except within quotes, after the = of an option and in files.
+    """
+    if path == "~" or path.startswith(("~/", "~" + os.sep)):
+        return str(_home()) + path[1:]
+    return os.path.expanduser(path)
 
 
 def _base(unix_variable: str, windows_variable: str, home_folder: str) -> Path:
-    variable = windows_variable if sys.platform == "win32" else unix_variable
-    named = os.environ.get(variable)
+    """The folder that the variable names, if it is absolute: the XDG specification has others passed over."""
+    named = os.environ.get(windows_variable if sys.platform == "win32" else unix_variable, "")
+    return Path(named) if os.path.isabs(named) else _home() / home_folder
+
+
+def _home() -> Path:
+    """The user's home folder. An empty HOME is none: the list of users knows."""
     try:
-        return Path(named) if named else Path.home() / home_folder
-    except RuntimeError as error:
+        if sys.platform == "win32" or os.environ.get("HOME"):
+            return Path.home()
+        import pwd
+
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except (RuntimeError, KeyError) as error:
         raise SdcliError("this user has no home folder: set SDCLI_CACHE and SDCLI_CONFIG") from error
 
 
 def read_user_config(known: Mapping[str, object]) -> dict[str, Any]:
     """The user's defaults for options, keyed as the options are, hyphens or underscores alike.
 
-    An absent file is no settings. Raises BadRequest for a key that is no option, SdcliError for an
-    unreadable or malformed file.
+    An absent file is no settings, and so is a default one in a folder that this user may not look into. Raises
+    BadRequest for a key that is no option, SdcliError for an unreadable or malformed file.
     """
     path = config_path()
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        if os.environ.get("SDCLI_CONFIG"):
-            raise SdcliError(f"the config file {echo(path)} of SDCLI_CONFIG is not there") from None
+    if not os.environ.get("SDCLI_CONFIG") and not _can_be_seen(path):
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    try:
+        table = tomllib.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise SdcliError(f"the config file {echo(path)} of SDCLI_CONFIG is not there") from None
+    except UnicodeDecodeError as error:
+        raise SdcliError(f"cannot read the config file {echo(path)}: it is not UTF-8; save it as that") from error
+    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise SdcliError(f"cannot read the config file {echo(path)}: {echo(error)}") from error
     settings = {key.replace("-", "_"): value for key, value in table.items()}
     for key in settings:
         if key not in known:
             raise BadRequest(f"unknown setting {echo(key)} in {echo(path)}; known are {', '.join(sorted(known))}")
     return settings
+
+
+def _can_be_seen(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, PermissionError))
+    return True

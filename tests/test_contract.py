@@ -11,11 +11,13 @@ from sdcli import __version__, errors
 from sdcli.cli.main import COMMANDS, run
 
 DRAWING = {
+    "--prompt": ("-p", "TEXT", None),
     "--prompt-file": (None, "FILE", None),
     "--model": ("-m", "TEXT", "demo"),
     "--negative": ("-n", "TEXT", None),
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),
+    "--size": (None, "WXH", None),
     "--steps": ("-s", "INTEGER", "20"),
     "--guidance": ("-g", "NUMBER", "7.5"),
     "--seed": (None, "SEED", "random"),
@@ -49,6 +51,14 @@ OPTIONS = {
         "--warmup": (None, "/ --no-warmup", "warmup"),
     },
 }
+
+ALIASES = {
+    "--negative-prompt": "--negative",
+    "--cfg-scale": "--guidance",
+    "--init-img": "--init",
+    "--batch-count": "--count",
+}
+"""What other programs call an option, and what it is called here."""
 
 NOT_YET = ("--sampler", "--schedule", "--mask", "models", "doctor", "completion")
 
@@ -89,10 +99,26 @@ def test_the_commands_are_those_of_the_contract(
     assert shown == list(COMMANDS) == ["txt2img", "img2img", "plan", "bench"]
 
 
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_tells_the_names_that_other_programs_use(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    text = " ".join(help_of(capfd, monkeypatch, command).split())
+    for alias, name in ALIASES.items():
+        assert (f"Also {alias}." in text) == (name in OPTIONS[command])
+
+
 @pytest.mark.parametrize("name", NOT_YET)
 def test_what_has_not_arrived_does_not_exist(capfd: pytest.CaptureFixture[str], name: str) -> None:
     assert run(["txt2img", "a", name, "b"] if name.startswith("-") else [name]) == 2
     assert f"'{name}'" in capfd.readouterr().err
+
+
+def test_without_a_command_the_help_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    bare = capfd.readouterr()
+    assert run(["--help"]) == 0
+    assert bare == capfd.readouterr() and bare.err == "" and "Commands:" in bare.out
 
 
 def test_the_version_is_told(capfd: pytest.CaptureFixture[str]) -> None:

@@ -167,3 +167,99 @@ def test_a_user_without_a_home_gets_a_message(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pwd, "getpwuid", no_such_user)
     with pytest.raises(SdcliError, match="SDCLI_CACHE"):
         settings.cache_dir()
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(SdcliError, match="SDCLI_CACHE"):
+        settings.cache_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home of Unix")
+@pytest.mark.parametrize("home", [None, ""], ids=["unset", "empty"])
+def test_without_home_in_the_environment_the_list_of_users_knows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str | None
+) -> None:
+    import pwd
+
+    class Entry:
+        pw_dir = str(tmp_path)
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: Entry)
+    for name in ("HOME", "SDCLI_CONFIG", "SDCLI_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert settings.cache_dir() == tmp_path / ".cache" / "sdcli"
+    assert settings.config_path() == tmp_path / ".config" / "sdcli" / "config.toml"
+    assert settings.at_home("~/x") == str(tmp_path / "x")
+
+
+@pytest.mark.parametrize("relative", ["here", "./here", "../here", ".", "~/here"])
+def test_a_relative_xdg_folder_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, relative: str) -> None:
+    monkeypatch.delenv("SDCLI_CACHE")
+    for name, value in {"HOME": str(tmp_path), "XDG_CONFIG_HOME": relative, "XDG_CACHE_HOME": relative}.items():
+        monkeypatch.setenv(name, value)
+    assert settings.cache_dir() == tmp_path / ".cache" / "sdcli"
+    assert settings.config_path() == tmp_path / ".config" / "sdcli" / "config.toml"
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("~", "HOME"),
+        ("~/", "HOME/"),
+        ("~/a/~/b", "HOME/a/~/b"),
+        ("~//a", "HOME//a"),
+        ("~root/x", "/root/x"),
+        ("~nobody-of-that-name/x", "~nobody-of-that-name/x"),
+        ("~fox.png", "~fox.png"),
+        ("./~/x", "./~/x"),
+        ("a/~", "a/~"),
+        ("", ""),
+        ("-", "-"),
+        ("/~", "/~"),
+        ("ü/\0", "ü/\0"),
+    ],
+)
+def test_a_leading_tilde_is_a_home_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, place: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings.at_home(path) == place.replace("HOME", str(tmp_path))
+
+
+def test_config_and_cache_may_be_named_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"HOME": str(tmp_path), "SDCLI_CONFIG": "~/c.toml", "SDCLI_CACHE": "~/cache"}.items():
+        monkeypatch.setenv(name, value)
+    assert settings.config_path() == tmp_path / "c.toml"
+    assert settings.cache_dir() == tmp_path / "cache"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_is_no_part_of_the_settings(config: Path, end: bytes) -> None:
+    config.write_bytes(b"\xef\xbb\xbfsteps = 7" + end + b"model = 'demo'" + end)
+    assert settings.read_user_config(KNOWN) == {"steps": 7, "model": "demo"}
+    config.write_bytes(b"\xef\xbb\xbf")
+    assert settings.read_user_config(KNOWN) == {}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_another_encoding_is_named_as_the_trouble(config: Path, encoding: str) -> None:
+    config.write_bytes("model = 'ü'\n".encode(encoding))
+    with pytest.raises(SdcliError, match=r"cannot read the config file .*my config\.toml.*: it is not UTF-8"):
+        settings.read_user_config(KNOWN)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_default_folder_that_may_not_be_looked_into_is_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = settings.config_path()
+    path.parent.mkdir(parents=True)
+    path.write_text("steps = 7\n")
+    path.parent.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        assert settings.read_user_config(KNOWN) == {}
+        monkeypatch.setenv("SDCLI_CONFIG", str(path))  # one that is named is read, or it is said that it cannot be
+        with pytest.raises(SdcliError, match=r"cannot read the config file .*Permission denied"):
+            settings.read_user_config(KNOWN)
+    finally:
+        os.seteuid(0)
+    assert settings.read_user_config(KNOWN) == {"steps": 7}

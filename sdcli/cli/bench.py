@@ -6,17 +6,20 @@ import json
 import os
 import platform
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import click
+from filelock import FileLock, Timeout
 
-from sdcli import machine
+from sdcli import machine, settings
 from sdcli.cli import types
-from sdcli.cli.draw import build_request, build_task, find_model
+from sdcli.cli.draw import build_request, build_task, find_model, warn_of_negative
 from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options, require_prompt
 from sdcli.cli.progress import ProgressLines
-from sdcli.cli.say import hand_out, say
+from sdcli.cli.say import hand_out, say, warn
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
@@ -73,6 +76,7 @@ class Limits(types.Limit):
 def command(
     limits: tuple[tuple[str, ...], ...],
     prompt: str | None,
+    prompt_option: str | None,
     prompt_file: str | None,
     as_json: bool,
     warmup: bool,
@@ -84,13 +88,16 @@ def command(
     time; the first step of a worker, which compiles kernels, is shown apart. A ceiling that is too small is a
     result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
     """
-    chosen["prompt"] = require_prompt(prompt, prompt_file) if prompt or prompt_file else DEFAULT_PROMPT
+    ways = (prompt, prompt_option, prompt_file)
+    chosen["prompt"] = require_prompt(*ways) if any(ways) else DEFAULT_PROMPT
     ceilings = [limit for group in limits for limit in group] or ["auto"]
     model = find_model(chosen["model"] or DEFAULT_MODEL, quiet=chosen["quiet"], debug=chosen["debug"])
     source = click.get_current_context().get_parameter_source
     defaults = {"steps": DEFAULT_STEPS, "seed": 0}
     chosen |= {key: value for key, value in defaults.items() if source(key) is click.core.ParameterSource.DEFAULT}
+    click.get_current_context().with_resource(_alone(chosen["quiet"]))
     tasks = [build_task(model, build_request(model, chosen), {**chosen, "mem_limit": limit}) for limit in ceilings]
+    warn_of_negative(tasks[0].request, quiet=chosen["quiet"])
     if warmup:
         _warm_up(tasks[0], chosen)
     runs: list[tuple[RunRecord, str]] = []
@@ -113,6 +120,36 @@ def command(
             hand_out(line)
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def _alone(quiet: bool) -> Iterator[None]:
+    """Both of two benches at once are told of each other: the later one as it begins, the other when it ends.
+
+    Whoever opens the file of the lock leaves the time on it. Without a cache to lock in nobody is told.
+    """
+    path = settings.cache_dir() / "bench.lock"
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        mine = path.stat().st_mtime_ns
+    except Timeout:
+        with suppress(OSError):
+            os.utime(path)
+        warn("another sdcli bench is running: the figures of both are disturbed", quiet=quiet)
+        yield
+        return
+    except (OSError, NotImplementedError):  # file systems without locks
+        yield
+        return
+    try:
+        yield
+        with suppress(OSError):  # the cache may have been deleted
+            if path.stat().st_mtime_ns != mine:
+                warn("another sdcli bench ran at the same time: the figures of both are disturbed", quiet=quiet)
+    finally:
+        lock.release()
 
 
 def _warm_up(task: Task, chosen: dict[str, Any]) -> None:

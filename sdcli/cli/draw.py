@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, machine
 from sdcli.cli.progress import MakingLine, ProgressLines
-from sdcli.cli.say import hand_out, say
+from sdcli.cli.say import hand_out, say, warn
 from sdcli.cli.types import SEED_END
 from sdcli.domain import DeviceName, Request
 from sdcli.errors import BadRequest, SdcliError, echo
@@ -23,6 +23,7 @@ from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.schedulers import adds_noise, possible_steps
 
 if TYPE_CHECKING:
+    from sdcli.images.read import InitImage
     from sdcli.images.write import Destination
 
 NO_MODEL = (
@@ -94,10 +95,10 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
     name: DeviceName = "cuda" if device.value == "cuda" else "mps" if device.value == "mps" else "cpu"
     dtype, why = machine.choose_dtype(name, options["dtype"])
     if name == "cpu" and dtype == "fp16":
-        say("warning: fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32")
+        warn("fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32", quiet=options["quiet"])
     ceiling = decide_ceiling(options["mem_limit"], name)
     if ceiling.warning:
-        say(f"warning: {ceiling.warning}")
+        warn(ceiling.warning, quiet=options["quiet"])
     if options["verbose"]:
         say(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}")
         for part in model.components:
@@ -106,6 +107,24 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
                 more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
                 say(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over")
     return Task(model, request, name, dtype, ceiling, pixels, options["debug"])
+
+
+def read_init(init: str, options: dict[str, Any]) -> InitImage:
+    """The init image at the size that is asked for; frames that are left out are said."""
+    from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
+
+    image = read.read_init(Path(init), options["width"], options["height"])
+    if image.frames > 1:
+        warn(f"{echo(init)} has {image.frames} frames: the first one is used", quiet=options["quiet"])
+    return image
+
+
+def warn_of_negative(request: Request, *, quiet: bool) -> None:
+    """Say that the negative prompt has no effect, if so: without guidance, or where the model takes it as an input."""
+    if request.negative.strip() and request.guidance_is_input:
+        warn("--negative has no effect with this model: its guidance is an input of the denoiser", quiet=quiet)
+    elif request.negative.strip() and not request.guided:
+        warn(f"--negative has no effect at --guidance {request.guidance:g}: give more than 1", quiet=quiet)
 
 
 def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha256: str | None = None) -> None:

@@ -12,7 +12,7 @@ import click
 
 from sdcli import __version__, interrupts
 from sdcli.cli.say import say
-from sdcli.errors import BadRequest, SdcliError, echo, printable
+from sdcli.errors import BadRequest, SdcliError, echo, printable, shortage
 
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
@@ -48,19 +48,23 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    no_args_is_help=False,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, message="sdcli %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Stable Diffusion under a memory ceiling that you set: predicted before it starts, kept while it runs.
 
     Try: sdcli txt2img "a fox on a blue background"
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    _take_utf_8()
     _open_standard_streams()
     interrupts.install()
     sys.exit(_flush(run(sys.argv[1:])))
@@ -81,7 +85,7 @@ def run(argv: list[str]) -> int:
         return code
 
 
-def _code_and_message(error: Exception) -> tuple[int, str]:
+def _code_and_message(error: Exception) -> tuple[int, str]:  # noqa: PLR0911  a table
     match error:
         case click.ClickException():
             return 2, _usage_message(error)
@@ -89,6 +93,10 @@ def _code_and_message(error: Exception) -> tuple[int, str]:
             return error.exit_code, str(error)
         case click.Abort():
             return 130, "interrupted"
+        case MemoryError():
+            return 1, "there is no memory left for this: end other programs, or ask for a smaller picture"
+        case OSError() | RuntimeError() if lack := shortage(str(error)):
+            return 1, lack
         case OSError():
             return 1, f"the system refused something: {echo(error, 160)}; --debug shows where"
     return 1, f"{type(error).__name__}: {echo(error, 160)}; this is a bug, --debug shows where"
@@ -117,6 +125,16 @@ def _as_text(argv: list[str]) -> list[str]:
         except UnicodeError:
             raise BadRequest(f"argument {number} is not valid UTF-8: check the terminal's encoding") from None
     return text
+
+
+def _take_utf_8() -> None:
+    """Start anew in UTF-8 mode where the locale would have file names in another encoding, which lacks letters.
+
+    A name is written with the bytes that were typed. Costs the start of an interpreter, in such a locale alone.
+    """
+    foreign = sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode
+    if foreign and os.name == "posix" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  this program itself
 
 
 def _open_standard_streams() -> None:

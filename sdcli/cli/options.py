@@ -31,6 +31,7 @@ def _option(*names: str, **attributes: Any) -> Decorator:
 
 PROMPT = (
     click.argument("prompt", type=types.Text(), required=False),
+    click.option("-p", "--prompt", "prompt_option", type=types.Text(), help="The prompt, as an option."),
     _option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
 )
 
@@ -38,33 +39,44 @@ PROMPT = (
 def model_option(default: str) -> tuple[Decorator, ...]:
     """The option that names the model; `default` is for --help, the commands know theirs."""
     about = "demo (built in), a folder in diffusers layout, or synthetic:sd15."
-    return (_option("-m", "--model", help=f"{about}  [default: {default}]"),)
+    return (_option("-m", "--model", type=types.Place("text"), help=f"{about}  [default: {default}]"),)
 
 
 JOB = (
     _option(
-        "-n", "--negative", type=types.Text(), default="", help="What the picture should not show.", show_default=False
+        "-n",
+        "--negative",
+        type=types.Text(),
+        default="",
+        help="What the picture should not show. Also --negative-prompt.",
+        show_default=False,
     ),
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
+    _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
     _option("-s", "--steps", type=types.WholeNumber(1, 1000), default=20, help="Denoising steps, 1 to 1000."),
     _option(
         "-g",
         "--guidance",
         type=types.FiniteNumber(0),
         default=7.5,
-        help="How closely to follow the prompt; 1 or less: no guidance.",
+        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.",
     ),
-    _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random."),
+    _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
 )
 
 OUTPUT = (
     _option(
-        "-b", "--count", type=types.WholeNumber(1, COUNT_MOST), default=1, help="Pictures; picture i uses seed + i."
+        "-b",
+        "--count",
+        type=types.WholeNumber(1, COUNT_MOST),
+        default=1,
+        help="Pictures; picture i uses seed + i. Also --batch-count.",
     ),
     _option(
         "-o",
         "--output",
+        type=types.Place("text"),
         help="A file (.png .jpg .webp), a folder, or - for stdout.  [default: outputs/]",
         envvar="SDCLI_OUTPUT",
     ),
@@ -115,34 +127,93 @@ def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     return options(PROMPT, init, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 
 
+ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
+"""Options by the names that other programs give them."""
+
+
+def init_option(about: str, **attributes: Any) -> Decorator:
+    """The option of the init image."""
+    return click.option("-i", "--init", type=types.Place(), help=f"{about} Also --init-img.", **attributes)
+
+
 class Command(click.Command):
     """A command whose defaults come from the user's config file, and whose ceiling may come from a profile."""
 
     allow_extra_args = True  # they are refused below, in words that help
 
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.context_settings["token_normalize_func"] = lambda name: ALIASES.get(name, name)
+
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
-        config = settings.read_user_config(dict.fromkeys(CONFIGURABLE) | known)
+        known |= {alias.replace("-", "_"): known[name] for alias, name in ALIASES.items() if name in known}
+        del known["prompt"]  # what is drawn is no habit
+        aliases = (alias.replace("-", "_") for alias in ALIASES)
+        config = settings.read_user_config(dict.fromkeys((*CONFIGURABLE, *aliases)) | known)
         extra["default_map"] = {
             known[key].name: _default(key, value, known[key]) for key, value in config.items() if key in known
         }
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
+        given = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.UsageError as error:
+            self._explain_dash(ctx, given, isinstance(error, click.NoSuchOption))
+            raise
         if rest:
             raise BadRequest(f"one argument too many, {echo(rest[0])}: put the whole prompt in quotes")
+        if all(ctx.params.get(name) is None for name in ("prompt", "prompt_option", "prompt_file")):
+            self._explain_dash(ctx, given, False)
         return rest
 
+    def _explain_dash(self, ctx: click.Context, args: list[str], unknown: bool) -> None:
+        """Raise BadRequest if what was taken for an option seems to be the prompt.
+
+        That is so where nothing else can be the prompt, and the argument has a space, which no option's name has, or
+        an option is `unknown`.
+        """
+        own = [name for p in self.params if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)]
+        valued = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
+        free = [one for before, one in zip(["", *args], args, strict=False) if before not in valued and one not in own]
+        for one in free if all(one.startswith("-") for one in free) and "--" not in free else ():
+            if unknown or " " in one.partition("=")[0]:
+                shown = echo(one)
+                example = f"{ctx.command_path} -- {shown}"
+                raise BadRequest(f"{shown} is no option: if it is the prompt, put -- before it, as in {example}")
+
     def invoke(self, ctx: click.Context) -> Any:
+        _settle_size(ctx)
         profile = ctx.params.pop("profile", None)
         if profile is not None:
             chosen = settings.read_profile(profile)
             if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
                 ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
         return super().invoke(ctx)
+
+
+def _settle_size(ctx: click.Context) -> None:
+    """Width and height from --size, where that was said with more weight, by the order of precedence, than they."""
+    size, said = ctx.params.pop("size", None), list(PRECEDENCE).index
+    of_size = ctx.get_parameter_source("size")
+    for name, side in zip(("width", "height"), size or (), strict=False):
+        of_side = ctx.get_parameter_source(name)
+        if ctx.params[name] is not None and of_side is of_size:
+            raise BadRequest(f"two sizes: give --size or --{name}, not both")
+        if of_side is None or of_size is None or said(of_size) < said(of_side):
+            ctx.params[name] = side
+
+
+PRECEDENCE = (
+    ParameterSource.COMMANDLINE,
+    ParameterSource.ENVIRONMENT,
+    ParameterSource.DEFAULT_MAP,
+    ParameterSource.DEFAULT,
+)
 
 
 def _default(key: str, value: Any, option: click.Option) -> Any:
@@ -155,19 +226,19 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
-    | {"device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
+    | {"size", "device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
 )
 """Keys of the config file. A command takes those that it has options for."""
 
 
-def require_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The one prompt given. An empty one is allowed: the picture is then unconditional."""
-    if prompt is not None and prompt_file is not None:
-        raise BadRequest("two prompts: give PROMPT or --prompt-file, not both")
-    given = prompt_file if prompt is None else prompt
-    if given is None:
+def require_prompt(*ways: str | None) -> str:
+    """The one prompt given in any of the `ways`. An empty one is allowed: the picture is then unconditional."""
+    given = [prompt for prompt in ways if prompt is not None]
+    if len(given) > 1:
+        raise BadRequest("two prompts: give PROMPT, --prompt or --prompt-file, and only one of them")
+    if not given:
         raise BadRequest('no prompt: give PROMPT, as in sdcli txt2img "a red fox"')
-    return given
+    return given[0]
 
 
 def require_one_product(output: str | None, as_json: bool) -> None:

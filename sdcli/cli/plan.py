@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from sdcli.cli import types
-from sdcli.cli.draw import build_request, build_task, find_model
-from sdcli.cli.options import STRENGTH_DEFAULT, Command, drawing_options, require_prompt
+from sdcli.cli.draw import build_request, build_task, find_model, read_init, warn_of_negative
+from sdcli.cli.options import STRENGTH_DEFAULT, Command, drawing_options, init_option, require_prompt
 from sdcli.cli.say import hand_out
 from sdcli.host.forecast import Forecast, forecast, forecast_report
 from sdcli.units import format_pace, format_size
 
 INIT = (
-    click.option("-i", "--init", type=click.Path(), help="The picture that img2img would edit."),
+    init_option("The picture that img2img would edit."),
     click.option(
         "--strength", type=types.FiniteNumber(0, 1), default=STRENGTH_DEFAULT, show_default=True, help="As for img2img."
     ),
@@ -25,21 +24,28 @@ INIT = (
 
 @click.command(cls=Command)
 @drawing_options(INIT)
-def command(prompt: str | None, prompt_file: str | None, init: str | None, strength: float, **chosen: Any) -> None:
+def command(
+    prompt: str | None,
+    prompt_option: str | None,
+    prompt_file: str | None,
+    init: str | None,
+    strength: float,
+    **chosen: Any,
+) -> None:
     """Say whether a picture fits under the ceiling, how, and why; load no weights.
 
     Takes the options of txt2img, and with --init those of img2img. The run that follows takes the same plan. Exit
     code 4 when it does not fit, as the run's would be.
     """
-    chosen["prompt"] = require_prompt(prompt, prompt_file)
+    chosen["prompt"] = require_prompt(prompt, prompt_option, prompt_file)
     special: dict[str, Any] = {}
     if init is not None:
-        from sdcli.images.read import read_init  # here, because Pillow takes a third of the time that --help takes
-
-        image = read_init(Path(init), chosen["width"], chosen["height"])
+        image = read_init(init, chosen)
         special = {"width": image.width, "height": image.height, "strength": strength}
     model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
-    task = build_task(model, build_request(model, chosen, **special), chosen)
+    request = build_request(model, chosen, **special)
+    warn_of_negative(request, quiet=chosen["quiet"])
+    task = build_task(model, request, chosen)
     result = forecast(task)
     if chosen["as_json"]:
         hand_out(json.dumps(forecast_report(task, result)))

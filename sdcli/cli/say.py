@@ -21,6 +21,12 @@ def say(text: str, end: str = "\n") -> None:
         return
 
 
+def warn(text: str, *, quiet: bool) -> None:
+    """One line on stderr about what goes on all the same."""
+    if not quiet:
+        say(f"warning: {text}")
+
+
 def hand_out(text: str) -> None:
     """One line of the product on stdout: a path as its own bytes, whatever the locale."""
     try:

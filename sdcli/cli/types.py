@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import math
+import os
 import re
 import secrets
+import stat
+import sys
+import time
 from typing import Any
 
 import click
 
-from sdcli.errors import echo, printable
+from sdcli.errors import SdcliError, echo, printable
+from sdcli.settings import at_home
 from sdcli.units import parse_size
 
 SEED_END = 2**64
@@ -50,6 +57,18 @@ class Side(WholeNumber):
         return side
 
 
+class Size(click.ParamType):
+    """Width and height in pixels, as in 768x512."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        sides = re.fullmatch(r"([0-9]{1,30})[xX]([0-9]{1,30})", str(value).strip())
+        if sides is None:
+            self.fail(f"{echo(value)} is not a size: give width and height, as in 768x512", param, ctx)
+        return Side().convert(sides[1], param, ctx), Side().convert(sides[2], param, ctx)
+
+
 class FiniteNumber(click.ParamType):
     """A number from `least` to `most`, never nan or infinity."""
 
@@ -70,13 +89,13 @@ class FiniteNumber(click.ParamType):
 
 
 class Seed(click.ParamType):
-    """0 to 2^64-1, or `random`."""
+    """0 to 2^64-1, or `random`, which other programs call -1."""
 
     name = "seed"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         text = str(value).strip()
-        if text == "random":
+        if text in ("random", "-1"):
             return secrets.randbelow(SEED_END - 2**32)
         if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) >= SEED_END:
             self.fail(f"{echo(value)} is not a seed: give 0 to {SEED_END - 1}, or random", param, ctx)
@@ -96,13 +115,13 @@ class Limit(click.ParamType):
 
 
 class Text(click.ParamType):
-    """A prompt: at most 64 KiB, no NUL byte."""
+    """A prompt: at most 64 KiB, no NUL byte; a byte order mark before it is none of it."""
 
     name = "text"
     limit_bytes = 64 * 1024
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
+        text = str(value).lstrip("\ufeff")
         try:
             size = len(text.encode())
         except UnicodeEncodeError:
@@ -114,21 +133,72 @@ class Text(click.ParamType):
         return text
 
 
-class PromptFile(click.ParamType):
-    """A file with the prompt, or `-` for standard input; never read further than a prompt may be long."""
+class Place(click.ParamType):
+    """A path, with ~ as the home folder; whether anything is there is seen by whoever opens it."""
 
-    name = "file"
+    def __init__(self, name: str = "path") -> None:
+        self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return at_home(str(value))
+
+
+class PromptFile(click.ParamType):
+    """A file or a pipe with the prompt, or `-` for standard input; never read further than a prompt may be long."""
+
+    name = "file"
+    _most_bytes = Text.limit_bytes + 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = at_home(str(value))
         try:
-            with click.open_file(str(value), "rb") as file:
-                raw: bytes = file.read(Text.limit_bytes + 1)
+            raw = sys.stdin.buffer.read(self._most_bytes) if path == "-" else _read_some(path, self._most_bytes)
+        except ValueError as error:
+            self.fail(f"cannot read {echo(path)}: {error}", param, ctx)
         except OSError as error:
-            self.fail(f"cannot read {echo(value)}: {error.strerror}", param, ctx)
-        if len(raw) > Text.limit_bytes:
-            self.fail(f"{echo(value)} is longer than a prompt may be: {Text.limit_bytes} bytes", param, ctx)
+            if error.errno in _NO_FILES:
+                self.fail(f"cannot read {echo(path)}: {error.strerror}", param, ctx)
+            raise SdcliError(f"cannot read the prompt file {echo(path)}: {error.strerror}") from error
+        if raw is None:
+            self.fail(f"{echo(path)} is a pipe that nobody writes to: give a file, or - for stdin", param, ctx)
+        if len(raw) >= self._most_bytes:
+            self.fail(f"{echo(path)} is longer than a prompt may be: {Text.limit_bytes} bytes", param, ctx)
+        marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes files
         try:
-            text = raw.decode().removesuffix("\n").removesuffix("\r")
+            text = raw.decode("utf-16" if marked else "utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
-            self.fail(f"{echo(value)} is not valid UTF-8", param, ctx)
+            self.fail(f"{echo(path)} is not valid UTF-8", param, ctx)
         return Text().convert(text, param, ctx)
+
+
+_NO_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a path that names no file."""
+
+WRITER_PATIENCE_S = 2.0
+"""How long a pipe may be without a writer before it is given up: a shell may start the two in any order."""
+
+
+def _read_some(path: str, most_bytes: int) -> bytes | None:
+    """The first `most_bytes` of a file or a pipe, None of a pipe without a writer. Raises OSError and ValueError."""
+    # Without O_NONBLOCK a pipe is opened when somebody else opens its other end.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb", buffering=0) as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return file.read(most_bytes)
+        if not stat.S_ISFIFO(mode):
+            raise ValueError("it is neither a file nor a pipe")
+        raw, give_up = b"", time.monotonic() + WRITER_PATIENCE_S
+        while len(raw) < most_bytes:
+            more = file.read(most_bytes - len(raw))
+            if more:
+                raw += more
+            elif more is None:  # there is a writer, who has not written yet
+                time.sleep(0.01)
+            elif raw:
+                break
+            elif time.monotonic() > give_up:
+                return None
+            else:
+                time.sleep(0.01)
+        return raw

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import BinaryIO, cast
 
-from sdcli.errors import BY_NAME, SdcliError, echo
+from sdcli.errors import BY_NAME, SdcliError, echo, shortage
 from sdcli.messages import Failed, Message, read_message, write_message
 
 COMPACT_HEAP = "glibc.malloc.tcache_count=0"
@@ -41,6 +41,15 @@ def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {**ours, "PYTHONUTF8": "1", "GLIBC_TUNABLES": ":".join(filter(None, tunables))}
 
 
+def _standing_place() -> str | None:
+    """None to stay in our working folder, the root where that has been deleted: libraries fail without one."""
+    try:
+        os.getcwd()
+    except OSError:
+        return os.sep
+    return None
+
+
 class Worker:
     """A running worker process, in a session of its own so that the terminal's Ctrl-C does not reach it.
 
@@ -55,6 +64,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if debug else self._stderr,
             start_new_session=True,
+            cwd=_standing_place(),
             env=worker_environment(os.environ),
         )
         self._stdin = cast("BinaryIO", self._process.stdin)
@@ -107,6 +117,8 @@ class Worker:
                 self.traceback = message.traceback
                 kind = BY_NAME.get(message.kind)
                 if kind is None:
+                    if lack := shortage(message.message):
+                        raise SdcliError(lack)
                     raise SdcliError(f"the worker failed: {echo(message.message, 160)}; --debug shows more")
                 raise kind(message.message)
             yield message
@@ -120,5 +132,7 @@ class Worker:
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - 4096))
         last = self._stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+        if lack := shortage(last):
+            return SdcliError(lack)
         said = f": {echo(last, 120)}" if last else ""
         return SdcliError(f"the worker ended with code {code}{said}; --debug shows more")

@@ -2,7 +2,7 @@
 
 Refuses to know what the picture is for, any format beyond PNG, JPEG and WebP, and the network. The
 ICC profile is not applied: colours are taken as sRGB, and CMYK by the plain formula. Of an animation
-the first frame counts.
+the first frame is read.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdcli.errors import BadRequest, SdcliError, echo
+from sdcli.images.chunks import PngEssence
 from sdcli.images.flatten import to_rgb
 from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import MIB
@@ -41,11 +43,12 @@ SIDE_MULTIPLE, SIDE_MIN, SIDE_MAX = 8, 64, 1024
 
 @dataclass(frozen=True, slots=True)
 class InitImage:
-    """An RGB picture: `pixels` holds height x width x 3 bytes, row by row."""
+    """An RGB picture: `pixels` holds height x width x 3 bytes, row by row. It is the first of its file's `frames`."""
 
     width: int
     height: int
     pixels: bytes
+    frames: int = 1
 
 
 def read_init(path: Path, width: int | None, height: int | None) -> InitImage:
@@ -58,12 +61,12 @@ def read_init(path: Path, width: int | None, height: int | None) -> InitImage:
     """
     _require_file(path)
     with _refusals(path), path.open("rb") as stream:
-        image = to_rgb(_decoded(path, stream))
+        frames, image = _decoded(path, stream)
         size = resized_size(image.size, width, height)
         if size[0] * size[1] > TARGET_CAP:
             raise BadRequest(f"{echo(path)} would become {_by(size)}, which is too large: give --width and --height")
         fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
-        return InitImage(*size, fitted.tobytes())
+        return InitImage(*size, fitted.tobytes(), frames)
 
 
 def resized_size(own: tuple[int, int], width: int | None, height: int | None) -> tuple[int, int]:
@@ -106,8 +109,8 @@ def _require_file(path: Path) -> None:
         raise BadRequest(f"{echo(path)} is not a regular file: save the picture and give its file")
 
 
-def _decoded(path: Path, stream: BinaryIO) -> Image.Image:
-    """The picture, decoded and turned upright, in whichever mode its file has."""
+def _decoded(path: Path, stream: BinaryIO) -> tuple[int, Image.Image]:
+    """How many frames there are, and the first one, decoded and turned upright, as RGB."""
     head = stream.read(HEAD_BYTES)
     if not head:
         raise SdcliError(f"{echo(path)} is empty: export or download it again")
@@ -117,14 +120,19 @@ def _decoded(path: Path, stream: BinaryIO) -> Image.Image:
     if os.fstat(stream.fileno()).st_size > BYTE_CAP:
         raise SdcliError(f"{echo(path)} is larger than {BYTE_CAP // MIB} MiB: scale the picture down")
     stream.seek(0)
+    essence = PngEssence(stream) if kind == "PNG" else None
     try:
-        image = Image.open(stream, formats=FORMATS)
+        image = Image.open(cast("BinaryIO", essence or stream), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise SdcliError(f"{echo(path)} is a damaged {kind}: export or download it again") from error
     if image.width * image.height > PIXEL_CAP:
         raise _too_large(path, _by(image.size))
-    ImageOps.exif_transpose(image, in_place=True)
-    return image
+    # Of JPEG files more pictures are previews and gain maps.
+    frames = essence.frames if essence else getattr(image, "n_frames", 1) if kind == "WEBP" else 1
+    image.load()
+    with suppress(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)  # EXIF that is none turns nothing
+    return frames, to_rgb(image)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,14 +115,22 @@ def _destination(output: str | None, count: int, force: bool) -> Destination:
     if not output or "\0" in output or "://" in output:
         raise BadRequest(f"{echo(output)} is not a file or folder: give --output a path on this machine")
     if output.endswith(("/", os.sep)) or os.path.isdir(output):
+        _require_one_line(output)
         return Destination(output, (), ".png", force)
     folder, name = os.path.split(output)
     stem, suffix = os.path.splitext(name)
     kind = suffix.lower()
     if kind not in SUFFIXES:
         raise BadRequest(f"{echo(output)} must end in .png, .jpg or .webp, or in / for a folder that exists")
+    _require_one_line(output)
     numbered = tuple(f"{stem}-{number}{suffix}" for number in range(1, count + 1))
     return Destination(folder, (name,) if count == 1 else numbered, kind, force)
+
+
+def _require_one_line(output: str) -> None:
+    """Paths are handed out one a line, and may be shown on a terminal."""
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in output):
+        raise BadRequest(f"{echo(output)} has a control character: choose another name")
 
 
 def _existing(folder: str) -> str:

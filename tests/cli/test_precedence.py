@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,10 +88,136 @@ def test_model_output_and_flags_can_come_from_the_environment(
     assert asked("txt2img", "a", "-o", "fox.png").destination.names == ("fox.png",)
 
 
+@pytest.mark.parametrize("given", ["~/home model", "~/./home model"])
+def test_a_tilde_is_the_home_folder_wherever_a_place_is_named(
+    asked: Ask, tiny: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "home model").symlink_to(tiny)
+    (tmp_path / "pictures").mkdir()
+    place = given.replace("~", str(tmp_path))
+    assert asked("txt2img", "a", "-m", given).task.model.ref == place
+    assert asked("txt2img", "a", f"--model={given}").task.model.ref == place
+    config.write_text(f'model = "{given}"\noutput = "~/pictures"\n')
+    found = asked("txt2img", "a")
+    assert (found.task.model.ref, found.destination.folder) == (place, str(tmp_path / "pictures"))
+    config.unlink()
+    monkeypatch.setenv("SDCLI_MODEL", given)
+    monkeypatch.setenv("SDCLI_OUTPUT", "~/pictures/fox.png")
+    found = asked("txt2img", "a")
+    assert (found.task.model.ref, found.destination.names) == (place, ("fox.png",))
+    assert found.destination.folder == str(tmp_path / "pictures")
+    assert asked("txt2img", "a", "-o", "~fox.png").destination.names == ("~fox.png",)
+    Image.new("RGB", (64, 64)).save(tmp_path / "init.png")
+    (tmp_path / "prompt.txt").write_text("a fox")
+    edit = asked("img2img", "--prompt-file", "~/prompt.txt", "-i", "~/init.png").task
+    assert edit.request.prompt == "a fox" and edit.pixels
+
+
+def test_a_relative_place_in_the_config_file_is_one_in_the_working_folder(asked: Ask, tiny: Path, config: Path) -> None:
+    Path("mine").symlink_to(tiny)
+    Path("pictures").mkdir()
+    config.write_text('model = "mine"\noutput = "pictures"\n')
+    found = asked("txt2img", "a")
+    assert (found.task.model.ref, found.destination.folder) == ("mine", "pictures")
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "file", "size"),
+    [
+        ("--size 72x80", "", "", (72, 80)),
+        ("--size 72X80", "", "", (72, 80)),
+        ("", "SIZE=72x80", "", (72, 80)),
+        ("", "", "size=72x80", (72, 80)),
+        ("--size 72x80", "SIZE=88x96", "size=104x112", (72, 80)),
+        ("", "SIZE=88x96", "size=104x112", (88, 96)),
+        ("-W 72", "SIZE=88x96", "", (72, 96)),
+        ("-H 72", "", "size=104x112", (104, 72)),
+        ("-W 72 -H 72", "SIZE=88x96", "size=104x112", (72, 72)),
+        ("--size 72x80", "WIDTH=88", "height=104", (72, 80)),
+        ("", "SIZE=72x80", "width=88 height=104", (72, 80)),
+        ("", "WIDTH=88", "size=104x112", (88, 112)),
+    ],
+)
+def test_one_size_for_both_sides_has_the_weight_of_where_it_stands(
+    asked: Ask, tiny: Path, config: Path, monkeypatch: pytest.MonkeyPatch,
+    option: str, environment: str, file: str, size: tuple[int, int],
+) -> None:  # fmt: skip
+    config.write_text("".join(f'{key} = "{value}"\n' for key, value in (one.split("=") for one in file.split())))
+    for name, value in (one.split("=") for one in environment.split()):
+        monkeypatch.setenv(f"SDCLI_{name}", value)
+    request = asked("txt2img", "a", "-m", tiny, *option.split()).task.request
+    assert (request.width, request.height) == size
+
+
+def test_two_sizes_of_one_weight_are_refused(
+    sdcli: Command, tiny: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text('size = "72x80"\nwidth = 72\n')
+    sdcli("txt2img", "a", "-m", tiny).refused(2, "two sizes")
+    config.write_text("")
+    for name, value in {"SIZE": "72x80", "HEIGHT": "80"}.items():
+        monkeypatch.setenv(f"SDCLI_{name}", value)
+    sdcli("txt2img", "a", "-m", tiny).refused(2, "two sizes")
+
+
+def test_other_programs_names_do_as_well(asked: Ask, tiny: Path, config: Path) -> None:
+    Image.new("RGB", (64, 64)).save("init.png")
+    names = ["--negative-prompt", "ugly", "--cfg-scale", "3", "--batch-count=2", "--init-img", "init.png"]
+    request = asked("img2img", "-p", "a fox", "-m", tiny, *names).task.request
+    assert (request.prompt, request.negative, request.guidance, request.count) == ("a fox", "ugly", 3.0, 2)
+    config.write_text('negative-prompt = "odd"\ncfg_scale = 4\nbatch-count = 3\n')
+    request = asked("txt2img", "--prompt=-fox", "-m", tiny).task.request
+    assert (request.prompt, request.negative, request.guidance, request.count) == ("-fox", "odd", 4.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-n", "ugly", "-g", "1"], "warning: --negative has no effect at --guidance 1: give more than 1"),
+        (["-n", "ugly", "-g", "0"], "warning: --negative has no effect at --guidance 0: give more than 1"),
+        (["-n", "ugly", "-g", "1.01"], None),
+        (["-n", " ", "-g", "1"], None),
+        (["-g", "1"], None),
+        (["-n", "ugly", "-g", "1", "-q"], None),
+    ],
+)
+@pytest.mark.parametrize("command", ["txt2img", "img2img", "plan", "bench"])
+def test_a_negative_prompt_without_effect_is_said_once(
+    sdcli: Command, asked: Ask, tiny: Path, monkeypatch: pytest.MonkeyPatch, command: str, options: list[str],
+    said: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sdcli.cli.bench.run_task", lambda *_: None)
+    Image.new("RGB", (64, 64)).save("init.png")
+    init = ["-i", "init.png"] if command == "img2img" else []
+    several = ["--mem-limit", "1GiB,2GiB"] if command == "bench" else []
+    outcome = sdcli(command, "a", "-m", tiny, "--dtype", "fp32", *init, *several, *options)
+    assert outcome.code == 0
+    assert [line for line in outcome.err.splitlines() if "warning" in line] == ([said] if said else [])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("command", ["img2img", "plan"])
+def test_the_other_frames_of_an_animation_are_said_to_be_left_out(
+    sdcli: Command, asked: Ask, tiny: Path, kind: str, command: str
+) -> None:
+    frames = [Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in (0, 100, 200)]
+    frames[0].save("init.img", kind, save_all=True, append_images=frames[1:])
+    said = "warning: 'init.img' has 3 frames: the first one is used\n"
+    assert sdcli(command, "a", "-i", "init.img", "-m", tiny).err == said
+    assert sdcli(command, "a", "-i", "init.img", "-m", tiny, "-q").err == ""
+    frames[0].save("init.img", kind, save_all=True)
+    assert sdcli(command, "a", "-i", "init.img", "-m", tiny).err == ""
+
+
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
         ('stpes = "20"', 2, "unknown setting 'stpes'"),
+        ('prompt = "a fox"', 2, "unknown setting 'prompt'"),
+        ('size = "512"', 2, "'512' is not a size"),
+        ("size = 512", 2, "'512' is not a size"),
+        ("size = [512, 512]", 2, "the setting size of the config file"),
         ("steps = 0", 2, "0 is not from 1 to 1000"),
         ("steps = 7.5", 2, "'7.5' is not a whole number"),
         ("steps = true", 2, "'True' is not a whole number"),
@@ -114,7 +245,7 @@ def test_a_config_file_that_is_wrong_is_said_in_one_line(
     ("name", "value", "words"),
     [
         ("STEPS", "0", "0 is not from 1 to 1000"),
-        ("SEED", "-1", "'-1' is not a seed"),
+        ("SEED", "-2", "'-2' is not a seed"),
         ("NEGATIVE", "caf\udce9", "not valid UTF-8"),
         ("FORCE", "maybe", "'maybe' is not a valid boolean"),
         ("MEM_LIMIT", "2048", "has no unit"),
@@ -220,6 +351,60 @@ def test_a_prompt_file_gives_its_text_without_the_last_line_end(asked: Ask, tiny
     assert len(asked("txt2img", "--prompt-file", "prompt.txt", "-m", tiny).task.request.prompt) == 32768
 
 
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (MARK + "ein Fuchs ü").encode(),
+        (MARK + "ein Fuchs ü\r\n").encode(),
+        (MARK + "ein Fuchs ü").encode("utf-16-le"),
+        (MARK + "ein Fuchs ü\r\n").encode("utf-16-be"),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_prompt(
+    asked: Ask, tiny: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    Path("prompt.txt").write_bytes(content)
+    assert asked("txt2img", "--prompt-file", "prompt.txt", "-m", tiny).task.request.prompt == "ein Fuchs ü"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert asked("txt2img", "--prompt-file", "-", "-m", tiny).task.request.prompt == "ein Fuchs ü"
+
+
+def test_a_byte_order_mark_in_an_argument_is_no_part_of_it(
+    asked: Ask, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asked("txt2img", MARK + "a fox", "-n", MARK + "ugly", "-m", tiny).task.request
+    assert (request.prompt, request.negative) == ("a fox", "ugly")
+    monkeypatch.setenv("SDCLI_NEGATIVE", MARK + "odd")
+    request = asked("txt2img", "-p", f"a {MARK}fox", "-m", tiny).task.request  # inside it is the user's
+    assert (request.prompt, request.negative) == (f"a {MARK}fox", "odd")
+
+
+@pytest.mark.parametrize("writing", ["at once", "late", "slowly", "and gone"])
+def test_a_prompt_may_come_through_a_pipe(asked: Ask, tiny: Path, writing: str) -> None:
+    os.mkfifo("pipe")
+
+    def write() -> None:
+        time.sleep(0.2 if writing == "late" else 0)
+        with open("pipe", "wb") as pipe:
+            for part in (b"a red ", b"fox\n"):
+                time.sleep(0.3 if writing == "slowly" else 0)
+                pipe.write(part)
+                pipe.flush()
+
+    writer = threading.Thread(target=write)
+    held = os.open("pipe", os.O_RDWR) if writing == "and gone" else None  # keeps what is in the pipe
+    writer.start()
+    if held is not None:
+        writer.join()
+        threading.Timer(0.3, os.close, [held]).start()
+    found = asked("txt2img", "--prompt-file", "pipe", "-m", tiny)
+    writer.join()
+    assert found.task.request.prompt == "a red fox"
+
+
 def test_a_prompt_that_looks_like_an_option_follows_two_dashes(asked: Ask, tiny: Path) -> None:
     assert asked("txt2img", "-m", tiny, "--", "--steps").task.request.prompt == "--steps"
 
@@ -236,9 +421,9 @@ def test_n2_n8_s3_the_least_that_is_allowed_is_taken(asked: Ask, tiny: Path) -> 
 def test_a_random_seed_differs_every_time_and_leaves_room_to_count(asked: Ask, tiny: Path) -> None:
     seeds = {
         asked("txt2img", "a", "-m", tiny, "-b", "1000", *more).task.request.seed
-        for more in ([], [], ["--seed", "random"])
+        for more in ([], [], ["--seed", "random"], ["--seed", "-1"], ["--seed=-1"])
     }
-    assert len(seeds) == 3 and all(0 <= seed < 2**64 - 1000 for seed in seeds)
+    assert len(seeds) == 5 and all(0 <= seed < 2**64 - 1000 for seed in seeds)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sdcli import machine
 from sdcli.host.baseline import remember_baseline
 from sdcli.settings import cache_dir
 from sdcli.units import GIB, MIB
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Outcome, shell
 
 HUGE = "x" * 1000
 
@@ -72,6 +72,19 @@ USAGE = {
     "P12 a negative prompt of 64 KiB in two-byte letters": (["a", "-n", "é" * 40_000], "80000 bytes"),
     "no prompt": ([], "no prompt: give PROMPT"),
     "two prompts": (["a", "--prompt-file", "kept.png"], "two prompts"),
+    "two prompts, one an option": (["a", "-p", "b"], "two prompts: give PROMPT, --prompt or --prompt-file"),
+    "two prompts, one empty": (["", "--prompt", ""], "two prompts"),
+    "two prompts, no argument": (["-p", "b", "--prompt-file", "kept.png"], "two prompts"),
+    "a prompt with a dash": (["-fox"], "put -- before it, as in sdcli txt2img -- '-fox'"),
+    "a prompt with two dashes": (["--fox"], "put -- before it, as in sdcli txt2img -- '--fox'"),
+    "a prompt with a dash and a digit": (["-1girl", "-s", "2"], "put -- before it, as in sdcli txt2img -- '-1girl'"),
+    "a prompt that begins as an option": (["-sunny day"], "put -- before it, as in sdcli txt2img -- '-sunny day'"),
+    "a prompt that an option would take": (["-old fox"], "put -- before it, as in sdcli txt2img -- '-old fox'"),
+    "a prompt that flags begin": (["-very nice fox"], "put -- before it"),
+    "a prompt with a dash and an equals sign": (["-a fox, 1+1=2"], "put -- before it"),
+    "a negative prompt with a dash is none of it": (["a", "-n", "-ugly fox", "-s", "0"], "0 is not from 1"),
+    "an unknown option before a prompt": (["--sampler", "euler"], "No such option '--sampler'"),
+    "options after two dashes": (["--", "-fox", "-s"], "one argument too many, '-s'"),
     "a prompt without quotes": (["a", "red", "fox"], "'red': put the whole prompt in quotes"),
     "an option that is none": (["a", "--sampler", "euler"], "No such option '--sampler'"),
     "an option without its value": (["a", "--steps"], "requires an argument"),
@@ -82,6 +95,16 @@ USAGE = {
     "S3": (["a", "-W", "8", "-H", "8"], "8 is not from 64 to 8192"),
     "S4": (["a", "-W", "100000", "-H", "100000"], "100000 is not from 64 to 8192"),
     "S4 beyond any integer": (["a", "-W", "9" * 5000], "is not a whole number"),
+    "S6 --size": (["a", "--size", "513x512"], "513 is not a multiple of 8: give 512 or 520"),
+    "S6 --size, the height": (["a", "--size", "512x8200"], "8200 is not from 64 to 8192"),
+    "S6 --size with one side": (["a", "--size", "512"], "'512' is not a size: give width and height, as in 768x512"),
+    "S6 --size with three": (["a", "--size", "64x64x64"], "is not a size"),
+    "S6 --size with spaces": (["a", "--size", "64 x 64"], "is not a size"),
+    "S6 --size with signs": (["a", "--size", "-64x64"], "is not a size"),
+    "S6 --size in words": (["a", "--size", "large"], "is not a size"),
+    "S6 --size empty": (["a", "--size", ""], "'' is not a size"),
+    "two sizes": (["a", "--size", "64x64", "-W", "64"], "two sizes: give --size or --width, not both"),
+    "two sizes, by the height": (["a", "-H", "72", "--size", "64x64"], "two sizes: give --size or --height, not both"),
     "S6 float": (["a", "-W", "1e3"], "'1e3' is not a whole number"),
     "S6 hex": (["a", "-H", "0x200"], "'0x200' is not a whole number"),
     "S6 decimal": (["a", "-W", "512.0"], "'512.0' is not a whole number"),
@@ -97,7 +120,7 @@ USAGE = {
     "N6 overflow": (["a", "-g", "1e400"], "'1e400' is not a number"),
     "N6 negative": (["a", "-g", "-1"], "'-1' is not a number"),
     "N6 empty": (["a", "-g", ""], "'' is not a number"),
-    "N9": (["a", "--seed", "-1"], "'-1' is not a seed: give 0 to 18446744073709551615, or random"),
+    "N9": (["a", "--seed", "-2"], "'-2' is not a seed: give 0 to 18446744073709551615, or random"),
     "N11 2^64": (["a", "--seed", str(2**64)], "is not a seed"),
     "N11 fraction": (["a", "--seed", "1.5"], "is not a seed"),
     "N11 empty": (["a", "--seed", ""], "'' is not a seed"),
@@ -127,6 +150,12 @@ USAGE = {
     "O4 a GIF": (["a", "-o", "fox.gif"], "must end in"),
     "O4 empty": (["a", "-o", ""], "'' is not a file or folder"),
     "O4 an address": (["a", "-o", "https://example.org/fox.png"], "is not a file or folder"),
+    "O4 a line break": (["a", "-o", "two\nlines.png"], r"'two\nlines.png' has a control character"),
+    "O4 a control character in the folder's name": (["a", "-o", "\x1b[2J/"], "has a control character"),
+    "O4 a device": (["a", "-o", os.devnull], "must end in"),
+    "O4 a dot": (["a", "-o", "fox.png."], "must end in"),
+    "O4 a space": (["a", "-o", "fox.png "], "must end in"),
+    "O4 a suffix alone": (["a", "-o", ".png"], "must end in"),
     "O8 two products": (["a", "-o", "-", "--json"], "both want stdout"),
     "O8 two pictures": (["a", "-o", "-", "-b", "2"], "stdout takes one picture, not 2"),
     "a model without a name": (["a", "-m", ""], "is no model's name"),
@@ -175,8 +204,7 @@ def test_a_missing_model_is_exit_code_3(sdcli: Command) -> None:
     sdcli("txt2img", "a", "-m", "nowhere/sd").refused(3, "no model 'nowhere/sd' on this disk")
 
 
-def test_no_command_or_an_unknown_one_is_wrong_usage(sdcli: Command) -> None:
-    sdcli().refused(2, "Missing command; see sdcli --help")
+def test_an_unknown_command_is_wrong_usage(sdcli: Command) -> None:
     sdcli("txt3img", "a").refused(2, "No such command 'txt3img'")
 
 
@@ -189,7 +217,9 @@ def test_no_command_or_an_unknown_one_is_wrong_usage(sdcli: Command) -> None:
         pytest.param(b"\0", "NUL byte", id="P4 NUL"),
         pytest.param(b"a cat\0a dog", "NUL byte", id="P4 NUL inside"),
         pytest.param(b"cat \xff", "not valid UTF-8", id="P5 Latin-1"),
-        pytest.param("cat".encode("utf-16"), "not valid UTF-8", id="P5 UTF-16"),
+        pytest.param("cat".encode("utf-16-le"), "NUL byte", id="P5 UTF-16 without its mark"),
+        pytest.param(b"\xff\xfec", "not valid UTF-8", id="P5 half of UTF-16"),
+        pytest.param("cat".encode("utf-32"), "NUL byte", id="P5 UTF-32"),
         pytest.param(b"\xed\xa0\x80", "not valid UTF-8", id="P5 surrogate"),
         pytest.param(b"x" * 65537, "longer than a prompt may be: 65536 bytes", id="P3 one byte too many"),
     ],
@@ -214,7 +244,24 @@ def test_p3_a_prompt_file_of_100_mb_is_not_read_to_its_end(
     assert stream.tell() <= 65537
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "", ".", "~/prompt.txt", "kept.png/prompt.txt"])
+def test_a_pipe_that_nobody_writes_to_is_wrong_usage(
+    sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdcli.cli.types.WRITER_PATIENCE_S", 0.2)
+    os.mkfifo("pipe")
+    outcome = sdcli("txt2img", "--prompt-file", "pipe", "-m", tiny)
+    os.unlink("pipe")
+    outcome.refused(2, "'pipe' is a pipe that nobody writes to")
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", os.devnull, "/dev/random"])
+def test_a_device_is_no_prompt_file(sdcli: Command, tiny: Path, device: str) -> None:
+    sdcli("txt2img", "--prompt-file", device, "-m", tiny).refused(2, "it is neither a file nor a pipe")
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.txt", "nul\0.txt", "x" * 300, "", ".", "~/prompt.txt", "kept.png/prompt.txt"]
+)
 def test_a_prompt_file_that_cannot_be_read_is_wrong_usage(sdcli: Command, tiny: Path, name: str) -> None:
     sdcli("txt2img", "--prompt-file", name, "-m", tiny).refused(2, "cannot read ")
 
@@ -381,7 +428,10 @@ def test_an_init_image_that_cannot_be_used_is_a_failure(sdcli: Command, tiny: Pa
         pytest.param("missing.png", "no such file: 'missing.png'", id="I1 missing"),
         pytest.param(".", "is a folder", id="I1 folder"),
         pytest.param("", "is a folder", id="I1 empty"),
-        pytest.param("~/init.png", "no such file: '~/init.png'", id="I1 home"),
+        pytest.param("~/no such init.png", "/no such init.png'", id="I1 home"),
+        pytest.param("~nobody-of-that-name/a.png", "no such file: '~nobody-of-that-name/a.png'", id="I1 nobody's home"),
+        pytest.param("-", "no such file: '-'", id="I1 stdin"),
+        pytest.param("/dev/stdin", "is not a regular file", id="I1 /dev/stdin"),
         pytest.param(os.devnull, "is not a regular file", id="I1 device"),
         pytest.param("http://example.org/a.png", "is a URL: download the picture", id="I18 http"),
         pytest.param("file:///etc/passwd", "is a URL", id="I18 file"),
@@ -405,6 +455,37 @@ def test_i2_an_init_image_without_permission_is_a_failure(sdcli: Command, tiny: 
         outcome = sdcli("img2img", "a", "-i", "secret.png", "-m", tiny, "-o", "allowed/")
     init.unlink()
     outcome.refused(1, "cannot read 'secret.png': Permission denied")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["img2img", "a", "-i", "secret/file.png"], id="I2 a folder"),
+        pytest.param(["img2img", "a", "-i", "secret.png"], id="I2 a file"),
+        pytest.param(["plan", "a", "-i", "secret.png"], id="I2 plan"),
+        pytest.param(["txt2img", "--prompt-file", "secret.png"], id="a prompt file"),
+        pytest.param(["txt2img", "--prompt-file", "secret/file"], id="a prompt file in a folder"),
+        pytest.param(["txt2img", "a", "-o", "secret/file.png"], id="O1"),
+        pytest.param(["txt2img", "a", "-m", "secret/model"], id="D16"),
+    ],
+)
+def test_what_this_user_may_not_read_is_a_failure_and_no_wrong_usage(work: Path, arguments: list[str]) -> None:
+    """Of a process whose real user lacks the right: access(2) asks for that one."""
+    (work / "secret.png").write_bytes(png(64, 64))
+    (work / "secret.png").chmod(0)
+    (work / "secret").mkdir(mode=0o700)
+    work.chmod(0o777)
+    driver = (
+        "import difflib, os, sys, PIL.PngImagePlugin, sdcli.cli.img2img, sdcli.cli.txt2img, sdcli.cli.plan\n"
+        "import sdcli.images.read, sdcli.images.write\n"
+        "from sdcli.cli.main import run\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    done = shell(work, *arguments, program=[sys.executable, "-P", "-c", driver])
+    (work / "secret.png").unlink()
+    Outcome(done.returncode, done.stdout.decode(), done.stderr.decode()).refused(1, "'secret", "Permission denied")
 
 
 def test_i20_the_init_image_is_not_overwritten_without_force(sdcli: Command, tiny: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -345,14 +346,141 @@ def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # I15: bombs of text
 
 
-@pytest.mark.parametrize(
-    ("kind", "head"),
-    [(b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")],
-    ids=["zTXt", "iTXt", "iCCP"],
-)
-def test_a_text_bomb_is_an_error(tmp_path: Path, kind: bytes, head: bytes) -> None:
-    bomb = chunk(kind, head + zlib.compress(bytes(5_000_000)))
+LONG = 3_000_000
+UNREAD = {
+    "iCCP": (b"iCCP", b"profile\0\0" + zlib.compress(os.urandom(LONG))),
+    "iCCP bomb": (b"iCCP", b"profile\0\0" + zlib.compress(bytes(100_000_000))),
+    "iCCP that is none": (b"iCCP", b"garbage"),
+    "tEXt": (b"tEXt", b"prompt\0" + b"x" * LONG),
+    "zTXt": (b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * LONG)),
+    "zTXt bomb": (b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000))),
+    "iTXt": (b"iTXt", b"parameters\0\0\0\0\0" + b"x" * LONG),
+    "iTXt bomb": (b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(100_000_000))),
+    "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * LONG),
+    "XMP bomb": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(100_000_000))),
+    "EXIF as text": (b"zTXt", b"Raw profile type exif\0\0" + os.urandom(LONG)),
+    "a private chunk": (b"caBX", b"x" * LONG),
+    "a name that is none": (b"a\0\xff1", b"x"),
+}
+"""Chunks that a picture is read without, however long, packed or broken."""
+
+
+@pytest.mark.parametrize(("kind", "body"), UNREAD.values(), ids=UNREAD)
+def test_metadata_that_is_not_needed_is_not_read(tmp_path: Path, kind: bytes, body: bytes) -> None:
+    plain = encoded(noise(), "PNG")
+    for place in (33, len(plain) - 12):  # after the header, before the end
+        data = plain[:place] + chunk(kind, body) + plain[place:]
+        tracemalloc.start()
+        picture = read_bytes(tmp_path, data)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert picture.pixels == noise().tobytes()
+        assert peak_bytes < 1_000_000
+
+
+def test_a_bomb_where_the_orientation_may_be_is_an_error(tmp_path: Path) -> None:
+    bomb = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(5_000_000)))
     assert "cannot decode" in refusal(tmp_path, png(1, 1, 8, 2, b"\0abc", bomb))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"quality": 90, "icc_profile": os.urandom(LONG)}, {"comment": b"x" * 60000}, {"exif": b"Exif\0\0" + b"x" * 60000}],
+)
+def test_jpeg_with_long_metadata_is_read(tmp_path: Path, kind: dict[str, object]) -> None:
+    grey = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
+    assert read_picture(tmp_path, grey, "JPEG", **kind).pixels == grey.tobytes()
+
+
+@pytest.mark.parametrize("key", ["icc_profile", "exif", "xmp"])
+def test_webp_with_long_metadata_is_read(tmp_path: Path, key: str) -> None:
+    options = {key: os.urandom(LONG), "lossless": True}
+    assert read_picture(tmp_path, noise(), "WEBP", **options).pixels == noise().tobytes()
+
+
+# Checksums
+
+
+def chunks_of(data: bytes) -> list[tuple[bytes, int, int]]:
+    """Name, start and end of each chunk's data."""
+    found, start = [], 8
+    while start < len(data):
+        end = start + 8 + int.from_bytes(data[start : start + 4])
+        found.append((data[start + 4 : start + 8], start + 8, end))
+        start = end + 4
+    return found
+
+
+def palette_picture() -> bytes:
+    image = Image.new("P", (SIDE, SIDE), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    return encoded(image, "PNG", transparency=bytes([0, 255]), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"])
+def test_a_wrong_checksum_is_an_error(tmp_path: Path, name: bytes) -> None:
+    data = palette_picture()
+    end = next(end for found, _, end in chunks_of(data) if found == name)
+    broken = data[:end] + bytes([data[end] ^ 1]) + data[end + 1 :]
+    assert f"the checksum of its {name.decode()} chunk is wrong" in refusal(tmp_path, broken)
+    assert read_bytes(tmp_path, data).width == SIDE
+
+
+def test_a_flipped_bit_in_any_of_many_pieces_is_an_error(tmp_path: Path) -> None:
+    whole = encoded(noise(256), "PNG")
+    pixels = b"".join(whole[start:end] for name, start, end in chunks_of(whole) if name == b"IDAT")
+    pieces = [chunk(b"IDAT", pixels[at : at + 5000]) for at in range(0, len(pixels), 5000)]
+    data = whole[:33] + b"".join(pieces) + chunk(b"IEND", b"")
+    assert read_bytes(tmp_path, data).pixels == noise(256).tobytes()
+    for _, start, _ in chunks_of(data)[1:-1]:
+        broken = bytearray(data)
+        broken[start + 7] ^= 16
+        assert "checksum" in refusal(tmp_path, bytes(broken))
+
+
+def test_a_file_without_its_end_is_an_error_and_what_follows_the_end_is_none_of_it(tmp_path: Path) -> None:
+    data = encoded(noise(), "PNG")
+    for cut in (1, 4, 11, 12, 13, 16):
+        assert "damaged PNG: it ends too early" in refusal(tmp_path, data[:-cut])
+    for more in (b"\n", bytes(1000), data):
+        assert read_bytes(tmp_path, data + more).pixels == noise().tobytes()
+
+
+def test_a_length_beyond_the_file_is_an_error(tmp_path: Path) -> None:
+    data = bytearray(encoded(noise(), "PNG"))
+    for _, start, _ in chunks_of(bytes(data)):
+        broken = data[: start - 8] + b"\xff\xff\xff\xff" + data[start - 4 :]
+        assert "cannot decode" in refusal(tmp_path, bytes(broken))
+
+
+def test_millions_of_chunks_are_not_walked_through(tmp_path: Path) -> None:
+    data = encoded(noise(), "PNG")
+    for many in (chunk(b"teSt", b"") * 300_000, (chunk(b"eXIf", b"") + chunk(b"teSt", b"")) * 2000):
+        assert "too many pieces" in refusal(tmp_path, data[:33] + many + data[33:])
+
+
+# Animations
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_of_an_animation_the_first_frame_is_read_and_all_are_counted(tmp_path: Path, kind: str, frames: int) -> None:
+    others = [Image.new("RGB", (SIDE, SIDE), (0, shade, 0)) for shade in range(1, frames)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    picture = read_picture(tmp_path, noise(), kind, save_all=True, append_images=others, **options)
+    assert (picture.frames, picture.pixels) == (frames, noise().tobytes())
+
+
+def test_a_picture_beside_the_animation_is_the_one_that_is_read(tmp_path: Path) -> None:
+    others = [Image.new("RGB", (SIDE, SIDE), (0, shade, 0)) for shade in (1, 2)]
+    picture = read_picture(tmp_path, noise(), save_all=True, append_images=others, default_image=True)
+    assert (picture.frames, picture.pixels) == (2, noise().tobytes())
+
+
+def test_the_second_picture_of_a_camera_is_no_frame(tmp_path: Path) -> None:
+    grey = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
+    picture = read_picture(tmp_path, grey, "MPO", save_all=True, append_images=[noise()])
+    assert (picture.frames, picture.pixels) == (1, grey.tobytes())
 
 
 def test_whatever_pillow_raises_becomes_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,6 +544,37 @@ def test_size_follows_the_upright_picture(tmp_path: Path) -> None:
     Image.new("RGB", (256, 128)).save(path, exif=exif)
     picture = read_init(path, 64, None)
     assert (picture.width, picture.height) == (64, 128)
+
+
+@pytest.mark.parametrize("value", [0, 1, 9, 65535])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, value: object) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    picture = read_picture(tmp_path, Image.new("RGB", (128, 64)), "PNG", exif=exif)
+    assert {picture.width, picture.height} == {128, 64}
+
+
+@pytest.mark.parametrize(
+    "exif", [b"garbage", b"\x80" * 99, b"MM\0*\0\0\0\x08\xff\xff" + b"x" * 50, b"II*\0\xff\xff\xff\xff"]
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_that_is_none_turns_nothing(tmp_path: Path, kind: str, exif: bytes) -> None:
+    data = encoded(noise(), kind, exif=b"Exif\0\0" + exif)
+    assert read_bytes(tmp_path, data).width == SIDE
+
+
+def test_the_orientation_may_be_in_a_text(tmp_path: Path) -> None:
+    packet = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(Image.new("RGB", (128, 64)), "PNG")
+    text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet)
+    assert read_bytes(tmp_path, data[:33] + text + data[33:]).height == 128
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+    profile = b"\nexif\n%8d\n" % len(exif) + exif.hex().encode()
+    for raw in (
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        chunk(b"tEXt", b"Raw profile type exif\0" + profile),
+    ):
+        assert read_bytes(tmp_path, data[:33] + raw + data[33:]).height == 128
 
 
 def test_every_mode_can_be_turned(tmp_path: Path) -> None:

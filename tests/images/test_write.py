@@ -422,6 +422,29 @@ def test_a_dangling_link_counts_as_existing() -> None:
         plan("cat.png")
 
 
+def test_force_replaces_a_link_and_not_what_it_points_to() -> None:
+    Path("original.png").write_bytes(b"of somebody")
+    Path("latest.png").symlink_to("original.png")
+    with pytest.raises(SdcliError, match="exists already"):
+        plan_output("latest.png", 1, force=False)
+    assert plan_output("latest.png", 1, force=True).save(b"new", 0, 7, "a cat") == "latest.png"
+    assert Path("original.png").read_bytes() == b"of somebody"
+    assert not Path("latest.png").is_symlink() and Path("latest.png").read_bytes() == b"new"
+
+
+def test_every_name_of_several_pictures_is_tried_first() -> None:
+    with pytest.raises(SdcliError, match="File name too long"):
+        plan_output("x" * 250 + ".png", 10, force=False)
+
+
+@pytest.mark.parametrize(
+    "output", ["a\nb.png", "a\rb.png", "a\x1b[2Jb.png", "a\x7fb.png", "a\x85b.png", "a\u2028b.png", "a\n/b.png", "\n/"]
+)
+def test_a_path_that_is_no_line_is_refused(output: str) -> None:
+    with pytest.raises(BadRequest, match="control character"):
+        plan_output(output, 1, force=False)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_force_replaces_files_only() -> None:
     os.mkfifo("pipe.png")
