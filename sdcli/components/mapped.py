@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sdcli.errors import SdcliError, echo
 from sdcli.models.folder import Component
@@ -22,7 +23,8 @@ class Mapped:
 
     def __enter__(self) -> Mapped:
         for path in {path for path, _, _ in self._tensors.values()}:
-            self._files[path] = safe_open(path, framework="pt", device="cpu")
+            with _told_of(path):
+                self._files[path] = safe_open(path, framework="pt", device="cpu")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -31,13 +33,25 @@ class Mapped:
     def tensor(self, name: str) -> torch.Tensor:
         """The stored tensor, in the file's type. Never write to it: a written page costs memory."""
         path, stored, _ = self._tensors[name]
-        tensor: torch.Tensor = self._files[path].get_tensor(stored)
+        with _told_of(path):
+            tensor: torch.Tensor = self._files[path].get_tensor(stored)
         return tensor
 
     def place(self, name: str) -> tuple[str, int]:
         """Where the tensor lies, to read files from front to back."""
         path, _, info = self._tensors[name]
         return str(path), info.begin
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """What the library raises for a file that it cannot map, in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise SdcliError(
+            f"cannot read {echo(path)} ({echo(error)}): it changed or its disk failed; check it and run again"
+        ) from error
 
 
 def require_match(component: Component, shapes: dict[str, torch.Size], parts: tuple[str, ...]) -> None:

@@ -42,6 +42,7 @@ from sdcli.messages import (
     Synthesize,
 )
 from sdcli.models.folder import Model
+from sdcli.models.stamps import stamps_of
 from sdcli.spool import Spool
 from sdcli.units import MIB, format_limit, format_size
 
@@ -263,7 +264,8 @@ def _job(task: Task, plan: Plan, resume: Mapping[int, bytes], place: Path | None
     blobs = [resume[image] for image in sorted(resume)]
     payload = (task.pixels if part != "pictures" else b"") + b"".join(blobs)
     copy, folder = None if place is None else str(place), str(task.model.folder)
-    return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part)
+    stamps = dict(stamps_of(task.model))
+    return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part, stamps)
 
 
 def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
