@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sdcli.engine.decode import decode
 from sdcli.engine.denoise import denoise
 from sdcli.engine.encode import encode_image, encode_prompt
 from sdcli.engine.latents import Latents
+from sdcli.memory.prepared import held, is_made
 from sdcli.messages import Finished, Job, Message, StageBegan, StageLoaded
 from sdcli.models.folder import Component, Model, open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
@@ -41,13 +43,14 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
     events = _draw(job, model, prepared, device)
     del job  # of a thousand pictures its payload is 70 MiB
     try:
-        for event in events:
-            if isinstance(event, StageBegan):
-                parts = [getattr(model, part) for part in USES[event.name]]
-            require_unchanged(opened, *parts)
-            yield event
-            if isinstance(event, StageLoaded) and event.name == "denoise" and plan.residency == "resident":
-                parts = []  # all in memory
+        with held(prepared) if prepared and (plan.prepared or is_made(prepared)) else nullcontext():
+            for event in events:
+                if isinstance(event, StageBegan):
+                    parts = [getattr(model, part) for part in USES[event.name]]
+                require_unchanged(opened, *parts)
+                yield event
+                if isinstance(event, StageLoaded) and event.name == "denoise" and plan.residency == "resident":
+                    parts = []  # all in memory
     except Exception:  # a file that changed is the reason for whatever came of it
         require_unchanged(opened, *parts)
         raise

@@ -23,7 +23,7 @@ from sdcli.memory.limit import Ceiling, kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
 from sdcli.memory.planner import MARGIN_BYTES, Means, Planned, make_plan
-from sdcli.memory.prepared import place_of_copy, unfinished
+from sdcli.memory.prepared import is_made, place_of_copy, unfinished
 from sdcli.memory.speed import learned
 from sdcli.messages import (
     Finished,
@@ -162,7 +162,7 @@ def means_of(task: Task) -> Means:
     return Means(
         speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
         prepared=place is not None,
-        making=place is not None and not place.is_dir(),
+        making=place is not None and not is_made(place),
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
         batches=batches,
