@@ -15,6 +15,7 @@ from sdcli.errors import BadRequest, SdcliError
 from sdcli.host.report import report
 from sdcli.host.run import RunRecord, Task, make_synthetic, run_task
 from sdcli.images.metadata import Provenance
+from sdcli.memory.disks import model_in_memory
 from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
@@ -75,6 +76,11 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
     ceiling = decide_ceiling(options["mem_limit"], name)
     if ceiling.warning:
         say(f"warning: {ceiling.warning}")
+    if model_in_memory(model):
+        say(
+            "warning: the model lies on a RAM disk: all of it is counted as memory by the system, beside the ceiling;"
+            " a folder on a disk takes none"
+        )
     if options["verbose"]:
         say(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}")
     return Task(model, request, name, dtype, ceiling, pixels, options["debug"])

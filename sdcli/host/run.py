@@ -19,6 +19,7 @@ from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline
 from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
+from sdcli.memory.disks import model_in_memory
 from sdcli.memory.limit import Ceiling, kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
@@ -167,6 +168,7 @@ def means_of(task: Task) -> Means:
         heap=task.device == "cpu",
         batches=batches,
         overhead=WITH_AVX512 if batches else WITH_AVX2,
+        in_memory=model_in_memory(task.model),
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
 
