@@ -14,7 +14,7 @@ from sdcli.components.read_ahead import let_go
 from sdcli.errors import SdcliError, echo
 from sdcli.memory.disks import lies_in_memory
 from sdcli.models.folder import Component
-from sdcli.units import MIB
+from sdcli.units import KIB, MIB
 
 PIECE_BYTES = 2 * MIB
 """Read at a time of a file whose mapped pages count."""
@@ -22,8 +22,12 @@ PIECE_BYTES = 2 * MIB
 LOOKED_UP = 32
 """Rows of a table at a time: some 64 KiB are mapped for each."""
 
-_counted: set[int] = set()
-"""Addresses of the tensors that lie on a RAM disk: there a page counts as long as it is mapped."""
+AROUND_BYTES = 64 * KIB
+"""Pages this far around one that is used are mapped as well."""
+
+_counted: dict[int, tuple[int, int]] = {}
+"""Addresses of the tensors that lie on a RAM disk, where a page counts as long as it is mapped; and from where to where
+their file is mapped."""
 
 
 class Mapped:
@@ -35,6 +39,7 @@ class Mapped:
     def __init__(self, component: Component) -> None:
         self._tensors = component.weights()
         self._files: dict[Path, Any] = {}
+        self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in component.files}
         self._counted: set[int] = set()
 
     def __enter__(self) -> Mapped:
@@ -45,16 +50,18 @@ class Mapped:
 
     def __exit__(self, *exception: object) -> None:
         self._files.clear()
-        _counted.difference_update(self._counted)
+        for address in self._counted:
+            _counted.pop(address, None)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The stored tensor, in the file's type. Never write to it: a written page costs memory."""
-        path, stored, _ = self._tensors[name]
+        path, stored, info = self._tensors[name]
         with _told_of(path):
             tensor: torch.Tensor = self._files[path].get_tensor(stored)
         if lies_in_memory(path):
+            begin = tensor.data_ptr() - info.begin
+            _counted[tensor.data_ptr()] = begin, begin + self._ends[path]
             self._counted.add(tensor.data_ptr())
-            _counted.add(tensor.data_ptr())
         return tensor
 
     def place(self, name: str) -> tuple[str, int]:
@@ -75,8 +82,14 @@ def copied(room: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
     rows = max(1, PIECE_BYTES * len(stored) // max(1, stored.nbytes))
     for into, piece in zip(room.split(rows), stored.split(rows), strict=True):
         into.copy_(piece)
-        let_go((piece.data_ptr(), piece.nbytes))
+        _let_go(piece, *_counted[stored.data_ptr()])
     return room
+
+
+def _let_go(piece: torch.Tensor, first: int, end: int) -> None:
+    """The piece's pages, and those around it that were mapped with them, within the file's own mapping."""
+    begin = max(first, piece.data_ptr() - AROUND_BYTES)
+    let_go((begin, min(end, piece.data_ptr() + piece.nbytes + AROUND_BYTES) - begin))
 
 
 def cast(stored: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -91,7 +104,7 @@ def looked_up(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     rows = []
     for some in ids.flatten().split(LOOKED_UP):
         rows.append(table[some])
-        let_go((table.data_ptr(), table.nbytes))
+        _let_go(table, *_counted[table.data_ptr()])
     return torch.cat(rows).view(*ids.shape, table.shape[1])
 
 
