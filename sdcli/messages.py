@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, StageName
@@ -51,6 +51,8 @@ class Job:
     prepared: str | None = None
     """Folder of the prepared copy of the denoiser, there or to be made."""
     part: Part = "whole"
+    stamps: dict[str, str] = field(default_factory=dict)
+    """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
 
 
 @dataclass(frozen=True, slots=True)

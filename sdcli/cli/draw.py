@@ -16,6 +16,7 @@ from sdcli.host.record import RunRecord, Task
 from sdcli.host.report import report
 from sdcli.host.run import make_synthetic, run_task
 from sdcli.images.metadata import Provenance
+from sdcli.memory.disks import model_in_memory
 from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
@@ -99,6 +100,9 @@ def build_task(model: Model, request: Request, options: dict[str, Any], pixels: 
     ceiling = decide_ceiling(options["mem_limit"], name)
     if ceiling.warning:
         warn(ceiling.warning, quiet=options["quiet"])
+    if model_in_memory(model):
+        told = "the model lies on a RAM disk: the system counts all of it as memory, beside the ceiling"
+        warn(f"{told}; a folder on a disk takes none", quiet=options["quiet"])
     if options["verbose"]:
         say(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}")
         for part in model.components:

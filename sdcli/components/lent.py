@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdcli.components.mapped import copied, counts, looked_up
 from sdcli.components.packed import Packed
 from sdcli.components.read_ahead import Place, ReadAhead
 from sdcli.devices.base import Device
@@ -48,12 +49,12 @@ class Lent:
         store = self._device.weight_store(self.dtype, [stored.numel() for _, _, stored in layers])
         for layer, leaf, stored in layers:
             room = store.take((stored.numel(),))
-            set_weight(layer, leaf, _laid_out(room, stored.shape, self._device.memory_format).copy_(stored))
+            set_weight(layer, leaf, copied(_laid_out(room, stored.shape, self._device.memory_format), stored))
 
     def pack(self, packing: Packing, stored: torch.Tensor) -> list[torch.Tensor]:
         """The stored weight, cast and in the kernels' own layout."""
         layer, kind, sees = packing
-        return kind.pack(layer, self._buffer[: stored.numel()].view(stored.shape).copy_(stored), sees)
+        return kind.pack(layer, copied(self._buffer[: stored.numel()].view(stored.shape), stored), sees)
 
     def compute_with(self, packing: Packing, packed: list[torch.Tensor]) -> None:
         """Have the layer compute with packed weights."""
@@ -106,7 +107,7 @@ class Lent:
         def lend(module: nn.Module, args: Any) -> None:
             for (name, layer, stored), view in zip(layers, views, strict=True):
                 self._reads(name, stored.nbytes)
-                set_weight(layer, "weight", view.copy_(stored))
+                set_weight(layer, "weight", copied(view, stored))
 
         def take_back(module: nn.Module, args: Any, output: Any) -> None:
             for _, layer, stored in layers:
@@ -125,11 +126,13 @@ class Lent:
             return rows.to(self._device.torch_device, self.dtype)
 
         set_weight(layer, "weight", stored)
+        if counts(stored):
+            self._run_instead(layer, lambda ids: looked_up(stored, ids))
         self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
 
     def read_ahead(self, places: dict[str, list[Place]]) -> None:
         """Have what streams brought into the page cache a little before it is used: names in the order of use."""
-        if places:
+        if any(places.values()):
             self._reader = ReadAhead(places, self._device.ahead_bytes)
 
     def return_all(self) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sdcli.components.mapped import cast
 from sdcli.components.packed import PackedConvolution, packing_of
 from sdcli.devices.base import Device
 from sdcli.domain import MapShape
@@ -127,7 +128,7 @@ def _across(
     layer: nn.Conv2d, device: Device, dtype: torch.dtype, sees: MapShape
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The layer without its padding above and below, for bands of the shape that it `sees`."""
-    weight = layer.weight.to(device.torch_device, dtype)
+    weight = cast(layer.weight, device.torch_device, dtype)
     padding = (0, int(layer.padding[1]))
     if packing_of(layer, device, dtype) is PackedConvolution:
         packed = PackedConvolution.pack(layer, weight, sees, padding)

@@ -20,7 +20,7 @@ from sdcli.units import MIB
 Place = tuple[int, int]
 """Address and length, in bytes, of memory that a file is mapped to."""
 
-_MADV_WILLNEED, _MADV_HUGEPAGE, _MADV_POPULATE_READ = 3, 14, 22
+_MADV_WILLNEED, _MADV_DONTNEED, _MADV_HUGEPAGE, _MADV_POPULATE_READ = 3, 4, 14, 22
 
 CHUNK_BYTES = 4 * MIB
 """Read at a time, so that a large weight does not count as ahead before it is its turn."""
@@ -66,6 +66,11 @@ class ReadAhead:
                 if not _advise(chunk, _MADV_POPULATE_READ):
                     _advise(chunk, _MADV_WILLNEED)  # before Linux 5.14: read, not mapped
                 done += 1
+
+
+def let_go(place: Place) -> None:
+    """Have the pages of a file mapped no more until they are used again. Never of memory that no file backs."""
+    _advise(place, _MADV_DONTNEED)
 
 
 def _cut(place: Place) -> Iterator[Place]:

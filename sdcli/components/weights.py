@@ -20,7 +20,7 @@ from torch import nn
 
 from sdcli.components.arena import Arena
 from sdcli.components.lent import Lent, Packing, set_weight
-from sdcli.components.mapped import Mapped, require_match
+from sdcli.components.mapped import Mapped, counts, require_match
 from sdcli.components.opaque import moved
 from sdcli.components.packed import SOME_MAP, can_map, packing_of
 from sdcli.components.prepared import PreparedCopy
@@ -196,9 +196,9 @@ def piece_of(name: str, pieces: Pieces) -> str:
 
 
 def _places(name: str, stored: torch.Tensor, prepared: PreparedCopy | None) -> list[Place]:
-    """Where a weight that streams is read from."""
+    """Where a weight that streams is read from, as far as that may be done early: not where pages count."""
     there = prepared.places(name) if prepared is not None else []
-    return there or [(stored.data_ptr(), stored.nbytes)]
+    return there or ([] if counts(stored) else [(stored.data_ptr(), stored.nbytes)])
 
 
 def _size(name: str, shape: torch.Size, dtype: torch.dtype, prepared: PreparedCopy | None) -> int:

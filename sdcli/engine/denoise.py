@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
 from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
-from sdcli.errors import NotFinite, echo
+from sdcli.errors import NotFinite, SdcliError, echo
 from sdcli.machine import cpu_packs_for
+from sdcli.memory.prepared import being_made
 from sdcli.messages import LatentsDone, Message, Notice, StepDone
 from sdcli.models.folder import Model
 
@@ -47,8 +49,15 @@ def denoise(
     sees = cpu_packs_for(*model.latent_shape(request))
     copy = open_copy(prepared) if prepared is not None else None
     if copy is None and prepared is not None and plan.prepared:
-        yield Notice(f"preparing the denoiser for this processor, once, in {echo(prepared.parent)}")
-        copy = prepare_denoiser(model.unet, device, dtype, prepared, sees)
+        if being_made(prepared):
+            yield Notice("another run is preparing the denoiser: waiting for it")
+        else:
+            yield Notice(f"preparing the denoiser for this processor, once, in {echo(prepared.parent)}")
+        try:
+            copy = prepare_denoiser(model.unet, device, dtype, prepared, sees)
+        except SdcliError as error:
+            plan = _without_copy(plan, model, dtype, error)
+            yield Notice(f"{error}; going on without a copy: each step takes longer")
     with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
@@ -135,6 +144,17 @@ def _who_is_to_blame(
 def _noise(request: Request, model: Model, generator: torch.Generator) -> torch.Tensor:
     """Standard normal latents, (1, channels, h, w)."""
     return torch.randn(1, model.latent_channels, *model.latent_shape(request), generator=generator)
+
+
+def _without_copy(plan: Plan, model: Model, dtype: torch.dtype, error: SdcliError) -> Plan:
+    """A plan of the same bytes that streams from the model's own file; raises `error` if there is none.
+
+    The largest weight is there twice while it is used, cast and as the kernel lays it out: less of the others stays.
+    """
+    largest = max((info.numel for _, _, info in model.unet.weights().values()), default=0) * dtype.itemsize
+    if plan.resident_bytes < 2 * largest:
+        raise error
+    return replace(plan, prepared=False, resident_bytes=plan.resident_bytes - 2 * largest)
 
 
 def steps_run(steps: int, strength: float) -> int:

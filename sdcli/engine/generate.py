@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +11,58 @@ import torch
 
 from sdcli.components.schedulers import rehearse
 from sdcli.devices.base import DTYPES, Device
+from sdcli.domain import StageName
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
 from sdcli.engine.denoise import denoise, steps_run
 from sdcli.engine.encode import encode_image, encode_prompt
 from sdcli.engine.latents import Latents
-from sdcli.messages import Finished, Job, Message
-from sdcli.models.folder import Model, open_model
+from sdcli.memory.prepared import held, is_made
+from sdcli.messages import Finished, Job, Message, StageBegan, StageLoaded
+from sdcli.models.folder import Component, Model, open_model
+from sdcli.models.stamps import require_same, require_unchanged, stamps_of
+
+USES: dict[StageName, tuple[str, ...]] = {
+    "encode_prompt": ("tokenizer", "text_encoder"),
+    "encode_image": ("vae",),
+    "denoise": ("unet",),
+    "decode": ("vae",),
+}
+"""The components whose files each stage reads."""
 
 
 @torch.inference_mode()
 def generate(job: Job, device: Device) -> Iterator[Message]:
-    """Yields every event of the job, between heavy pieces of work, so that the caller may look, free or stop."""
-    plan, dtype = job.plan, DTYPES[job.dtype]
+    """Yields every event of the job, between heavy pieces of work, so that the caller may look, free or stop.
+
+    Before an event is told, the files that its stage reads are looked at: what came out of others is not handed out.
+    """
     model = open_model(job.model, Path(job.model))
+    opened, parts = stamps_of(model), list[Component]()
+    require_same(job.stamps or opened, opened)
+    prepared, plan = Path(job.prepared) if job.prepared else None, job.plan
+    events = _draw(job, model, prepared, device)
+    del job  # of a thousand pictures its payload is 70 MiB
+    try:
+        with held(prepared) if prepared and (plan.prepared or is_made(prepared)) else nullcontext():
+            for event in events:
+                if isinstance(event, StageBegan):
+                    parts = [getattr(model, part) for part in USES[event.name]]
+                require_unchanged(opened, *parts)
+                yield event
+                if isinstance(event, StageLoaded) and event.name == "denoise" and plan.residency == "resident":
+                    parts = []  # all in memory
+    except Exception:  # a file that changed is the reason for whatever came of it
+        require_unchanged(opened, *parts)
+        raise
+
+
+def _draw(job: Job, model: Model, prepared: Path | None, device: Device) -> Iterator[Message]:
+    plan, dtype = job.plan, DTYPES[job.dtype]
     request = replace(job.request, guidance_is_input=model.takes_guidance)
     if job.part == "pictures":
         latents = _finished(job, model)
-        job = replace(job, payload=b"")  # of a thousand pictures it is 70 MiB
+        job = replace(job, payload=b"")
     else:
         given = request.strength
         rehearse(model.scheduler, request.steps, None if given is None else steps_run(request.steps, given))
@@ -36,7 +71,6 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
         init = None
         if pixels is not None:
             init = yield from encode_image(pixels, model, plan, device, dtype)
-        prepared = Path(job.prepared) if job.prepared else None
         latents = yield from denoise(request, model, plan, context, init, device, dtype, resume, prepared)
         del context, init, pixels, resume
     if job.part != "latents":

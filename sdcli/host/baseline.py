@@ -6,13 +6,12 @@ memory that is missing or cannot be written only means that a worker is asked, w
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
 from importlib import metadata
 
-from sdcli import __version__, settings
-from sdcli.units import MIB
+from sdcli import __version__
+from sdcli.host.remembered import Table, change_table, number, read_table
+from sdcli.units import GIB, MIB
 
 TYPICAL_BYTES = 172 * MIB
 """Measured on Linux, x86: 14 MiB of host, 115 of Python and torch, the rest the model classes."""
@@ -20,26 +19,27 @@ TYPICAL_BYTES = 172 * MIB
 HOPELESS_BYTES = 150 * MIB
 """Under a ceiling like this no worker need be asked."""
 
+BELIEVED_BYTES = 50 * MIB, 4 * GIB
+"""No less and no more is ever believed of a file."""
+
 _FILE = "baseline.json"
 
 
 def remembered_baseline(device: str) -> int | None:
     """Bytes measured last on this device with these versions, or None."""
-    try:
-        measured = json.loads((settings.cache_dir() / _FILE).read_text("utf-8"))[_key(device)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return measured if isinstance(measured, int) and measured > 0 else None
+    measured = number(read_table(_FILE).get(_key(device)), *BELIEVED_BYTES)
+    return measured if isinstance(measured, int) else None
 
 
 def remember_baseline(device: str, baseline_bytes: int) -> None:
     """Keep the least that was measured; other versions' are forgotten."""
-    baseline_bytes = min(baseline_bytes, remembered_baseline(device) or baseline_bytes)
-    known = {name: remembered_baseline(name) for name in ("cpu", "cuda", "mps")} | {device: baseline_bytes}
-    table = {_key(name): measured for name, measured in known.items() if measured}
-    with contextlib.suppress(OSError):
-        settings.cache_dir().mkdir(parents=True, exist_ok=True)
-        (settings.cache_dir() / _FILE).write_text(json.dumps(table, indent=2) + "\n", "utf-8")
+
+    def change(table: Table) -> Table:
+        known = {_key(name): number(table.get(_key(name)), *BELIEVED_BYTES) for name in ("cpu", "cuda", "mps")}
+        known[_key(device)] = min(baseline_bytes, known[_key(device)] or baseline_bytes)
+        return {name: measured for name, measured in known.items() if measured}
+
+    change_table(_FILE, change)
 
 
 def _key(device: str) -> str:

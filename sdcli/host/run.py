@@ -20,13 +20,15 @@ from sdcli.host.record import RunRecord, Task
 from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.host.watchdog import Watchdog
 from sdcli.host.worker import Worker
+from sdcli.memory.disks import model_in_memory
 from sdcli.memory.limit import kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
 from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
 from sdcli.memory.planner import MARGIN_BYTES, VAE_TILE, Means, Planned, make_plan
-from sdcli.memory.prepared import place_of_copy, unfinished
+from sdcli.memory.prepared import is_made, place_of_copy, unfinished
 from sdcli.memory.speed import learned
 from sdcli.messages import Finished, Job, Message, Notice, PictureDone, Progress, Ready, Start, Synthesize
+from sdcli.models.stamps import stamps_of
 from sdcli.units import MIB
 
 VARYING_BYTES = 4 * MIB
@@ -191,11 +193,12 @@ def means_of(task: Task) -> Means:
     return Means(
         speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
         prepared=place is not None,
-        making=place is not None and not place.is_dir(),
+        making=place is not None and not is_made(place),
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
         batches=batches,
         overhead=WITH_AVX512 if batches else WITH_AVX2,
+        in_memory=model_in_memory(task.model),
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
 
@@ -246,4 +249,5 @@ def _job(task: Task, plan: Plan, resume: Mapping[int, bytes], place: Path | None
     blobs = [resume[image] for image in sorted(resume)]
     payload = (task.pixels if part != "pictures" else b"") + b"".join(blobs)
     copy, folder = None if place is None else str(place), str(task.model.folder)
-    return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part)
+    stamps = dict(stamps_of(task.model))
+    return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part, stamps)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 from dataclasses import asdict
 
-from sdcli import settings
+from sdcli.host.remembered import change_table, number, read_table
 from sdcli.memory.speed import Speed
 
 _FILE = "speeds.json"
@@ -21,6 +18,9 @@ TYPICAL = {
 }
 """Before a first run: two cores of a server's processor with a matrix unit, an H100, and a guess at a laptop."""
 
+BELIEVED = {"flops": (1e6, 1e16), "cast_bytes": (1e4, 1e13), "prepared_bytes": (1e4, 1e13)}
+"""What a machine can have, from fp16 on a small processor and a cold card to years from now; a file may claim more."""
+
 
 def typical_speed(device: str, dtype: str) -> Speed:
     """Before anything was measured."""
@@ -29,22 +29,14 @@ def typical_speed(device: str, dtype: str) -> Speed:
 
 def remembered_speed(device: str, dtype: str) -> Speed | None:
     """What was measured on this device in this type, and runs have corrected."""
-    try:
-        table = json.loads((settings.cache_dir() / _FILE).read_text("utf-8"))[f"{device} {dtype}"]
-        speed = Speed(**{name: float(value) for name, value in table.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    told = read_table(_FILE).get(f"{device} {dtype}")
+    if not isinstance(told, dict) or not told.keys() <= BELIEVED.keys():
         return None
-    return speed if all(math.isfinite(v) and v > 0 for v in asdict(speed).values()) else None
+    speeds = {name: number(value, *BELIEVED[name]) for name, value in told.items()}
+    known = {name: float(value) for name, value in speeds.items() if value is not None}
+    return Speed(**known) if len(known) == len(told) > 0 else None
 
 
 def remember_speed(device: str, dtype: str, speed: Speed) -> None:
-    """Keep it for the next plan; a cache that cannot be written only means that the next one is less exact."""
-    path = settings.cache_dir() / _FILE
-    table = {}
-    with contextlib.suppress(OSError, ValueError):
-        table = json.loads(path.read_text("utf-8"))
-    if not isinstance(table, dict):
-        table = {}
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(table | {f"{device} {dtype}": asdict(speed)}, indent=2) + "\n", "utf-8")
+    """Keep it for the next plan."""
+    change_table(_FILE, lambda table: table | {f"{device} {dtype}": asdict(speed)})

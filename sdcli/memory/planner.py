@@ -31,6 +31,7 @@ VAE_TILE = 2
 
 SMALL_SCRATCH = "a small attention scratch"
 RECOMPUTE = "the autoencoder computes some maps twice rather than keep them"
+IN_MEMORY = "the model lies on a RAM disk, where mapped pages are counted as memory: each is let go when it was read"
 FRESH = "a worker of its own decodes, where nothing of the denoiser is left"
 
 GIVE_BACK: dict[GiveBack, str] = {
@@ -58,6 +59,8 @@ class Means:
     """Whether the prepared copy is still to be made."""
     overhead: Overhead = WITH_AVX512
     """What this kind of processor takes besides weights and maps."""
+    in_memory: bool = False
+    """Whether the model lies on a RAM disk."""
     margin_bytes: int = MARGIN_BYTES
     """Kept free between the prediction and the ceiling."""
 
@@ -153,7 +156,8 @@ def _tactics(request: Request, means: Means) -> Iterator[Plan]:
     giving: tuple[GiveBack, ...] = tuple(GIVE_BACK) if means.heap else ("stage",)
     workers = ((False, ""), (True, FRESH)) if means.heap and request.strength != 0 else ((False, ""),)
     for (guidance, why), give_back, scratch, tile, fresh in product(passes, giving, scratches, tiles, workers):
-        reasons = (why, *filter(None, (scratch[1], GIVE_BACK[give_back], tile[1], fresh[1])))
+        disk = IN_MEMORY if means.in_memory else ""
+        reasons = (why, *filter(None, (scratch[1], GIVE_BACK[give_back], tile[1], fresh[1], disk)))
         yield Plan("streamed", 0, guidance, scratch[0], tile[0], reasons, give_back, fresh_decode=fresh[0])
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sdcli.errors import SdcliError, echo
 from sdcli.sniff import HEAD_BYTES, detect
@@ -62,6 +63,16 @@ class WeightFile:
     size_bytes: int
     tensors: dict[str, TensorInfo]
     header_sha256: str
+    stamp: str
+    """As of when the header was read."""
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """What tells a file from any other that lies or lay in its place: the inode, the size and both times.
+
+    The time of change cannot be set, so that a file edited or replaced under its old time of modification has another.
+    """
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def read_header(path: Path) -> WeightFile:
@@ -75,6 +86,7 @@ def read_header(path: Path) -> WeightFile:
             raise SdcliError(f"{echo(path)} is not a regular file: give a safetensors file")
         size_bytes = status.st_size
         with path.open("rb") as file:
+            stamp = stamp_of(os.fstat(file.fileno()))
             start = file.read(HEAD_BYTES)
             if not start:
                 raise SdcliError(f"{echo(path)} is empty: fetch it again")
@@ -110,7 +122,7 @@ def read_header(path: Path) -> WeightFile:
         raise SdcliError(f"{echo(path)} has a malformed header: its notes are not text; fetch it again")
     tensors = {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
     _check_layout(path, tensors, size_bytes - 8 - length)
-    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest())
+    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp)
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
@@ -167,10 +179,15 @@ def sample_sha256(path: Path, blocks: int = 64, block_bytes: int = 4 * KIB) -> s
 
     A few flipped bits escape it; a digest of the whole would cost seconds before every run.
     """
-    digest = hashlib.sha256()
-    size_bytes = path.stat().st_size
     with path.open("rb") as file:
-        for index in range(blocks):
-            file.seek(max(0, size_bytes - block_bytes) * index // max(1, blocks - 1))
-            digest.update(file.read(block_bytes))
+        return sampled_sha256(file, blocks, block_bytes)
+
+
+def sampled_sha256(file: BinaryIO, blocks: int = 64, block_bytes: int = 4 * KIB) -> str:
+    """The same of an open file."""
+    digest = hashlib.sha256()
+    size_bytes = file.seek(0, os.SEEK_END)
+    for index in range(blocks):
+        file.seek(max(0, size_bytes - block_bytes) * index // max(1, blocks - 1))
+        digest.update(file.read(block_bytes))
     return digest.hexdigest()

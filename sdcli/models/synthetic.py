@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, product
@@ -28,6 +29,9 @@ SYNTHETIC = "synthetic:"
 MANIFEST = "manifest.json"
 LAYOUT = 1
 """Raised when the same seed would give other weights, so that an older cache is made anew."""
+
+DEAD_S = 24 * 3600.0
+"""A half-made model that nothing was written to for so long is nobody's."""
 
 
 def find_synthetic(ref: str, make: Callable[[str, Path], None]) -> tuple[Path, str]:
@@ -50,6 +54,7 @@ def _make_whole(name: str, folder: Path, make: Callable[[str, Path], None]) -> s
     """Make the model beside its place and move it in: what carries the name is always complete. Its digest."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
         half = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     except OSError as error:
         raise SdcliError(
@@ -85,13 +90,28 @@ def _move_in(half: Path, folder: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
+def _sweep(home: Path) -> None:
+    """Delete what killed runs left half-made: gigabytes that nothing was added to for a day."""
+    for left in home.glob(".*-*"):
+        with suppress(OSError):
+            newest = max(path.stat(follow_symlinks=False).st_mtime for path in (left, *left.rglob("*")))
+            if left.is_dir() and time.time() - newest > DEAD_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _verified(folder: Path) -> str | None:
     """The model's digest if every file has the size and the sampled blocks of its making, else None."""
     try:
+        if not (folder / MANIFEST).is_file():  # a pipe would be waited for
+            return None
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         for name, entry in manifest["files"].items():
             path = folder / name
-            if path.stat().st_size != entry["size"] or sample_sha256(path) != entry["sample_sha256"]:
+            if (
+                not path.is_file()
+                or path.stat().st_size != entry["size"]
+                or sample_sha256(path) != entry["sample_sha256"]
+            ):
                 return None
         return str(manifest["sha256"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

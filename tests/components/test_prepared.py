@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from sdcli.components.packed import PackedLinear, can_map, packing_of
 from sdcli.components.prepared import INDEX, WEIGHTS, make_copy, open_copy
 from sdcli.devices.cpu import CpuDevice
 from sdcli.errors import SdcliError
-from sdcli.memory.prepared import unfinished
+from sdcli.memory.prepared import being_made, held, remove, unfinished
+from sdcli.models.header import sampled_sha256
 from sdcli.units import MIB
 from tests.components.common import PACKED_DTYPES, anonymous_bytes, numbers
 
@@ -121,6 +124,19 @@ def edit_index(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({**index, "digest": "0" * 64}))
 
 
+def claim_too_much(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weights"]["linear"][0]["nbytes"] += 2**40
+    with (folder / WEIGHTS).open("rb") as file:
+        whole = sampled_sha256(file) + json.dumps(index["weights"])
+    (folder / INDEX).write_text(json.dumps({**index, "digest": hashlib.sha256(whole.encode()).hexdigest()}))
+
+
+def replace_by(make: Callable[[Path], object], path: Path) -> None:
+    path.unlink()
+    make(path)
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated": truncate,
     "edited": edit,
@@ -132,6 +148,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "an index of nothing": lambda folder: (folder / INDEX).write_text("[]"),
     "an index that is no text": lambda folder: (folder / INDEX).write_bytes(b"\xff\xfe{"),
     "no folder": shutil.rmtree,
+    "a deep index": lambda folder: (folder / INDEX).write_text("[" * 10**5),
+    "an index that claims too much": claim_too_much,
+    "a pipe for an index": lambda folder: replace_by(os.mkfifo, folder / INDEX),
+    "a pipe for weights": lambda folder: replace_by(os.mkfifo, folder / WEIGHTS),
+    "a folder for weights": lambda folder: replace_by(os.mkdir, folder / WEIGHTS),
+    "a file for the folder": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
+    "an empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
 }
 
 
@@ -203,8 +226,64 @@ def test_an_error_of_the_packing_leaves_nothing(tmp_path: Path) -> None:
 # Others
 
 
+MAKER = """
+import shutil, sys
+from pathlib import Path
+from sdcli.memory.prepared import making
+made, folder = map(Path, sys.argv[1:])
+with making(folder):
+    print("making", flush=True)
+    sys.stdin.readline()
+    shutil.copytree(made, folder)
+"""
+
+
+def maker(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
+    """Another process, which makes a copy in `folder` and has begun; it ends when it is told to."""
+    made_in(tmp_path / "elsewhere" / "fp32-key")
+    command = [sys.executable, "-P", "-c", MAKER, str(tmp_path / "elsewhere" / "fp32-key"), str(folder)]
+    process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "making\n"
+    return process
+
+
+def test_the_second_of_two_makers_waits_and_takes_the_first_one_s_copy(tmp_path: Path) -> None:
+    folder, packed = tmp_path / "fp32-key", list[str]()
+
+    def pack(name: str) -> list[torch.Tensor]:
+        packed.append(name)
+        return packer(layers())(name)
+
+    assert not being_made(folder)
+    with maker(tmp_path, folder) as first:
+        assert being_made(folder)
+        second = threading.Thread(target=make_copy, args=(folder, ["linear"], pack))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive() and packed == []
+        first.communicate("go on\n")
+        second.join(60)
+    assert packed == [] and open_copy(folder) is not None and not being_made(folder)
+    assert [path.name for path in tmp_path.glob("fp32-*")] == [folder.name]
+
+
+def test_a_maker_that_is_waited_for_in_vain_or_killed_is_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fp32-key"
+    monkeypatch.setattr("sdcli.memory.prepared.WAIT_S", 0.2)
+    with maker(tmp_path, folder) as stuck:
+        made_in(folder)
+        assert open_copy(folder) is not None
+        stuck.kill()
+    shutil.rmtree(folder)
+    made_in(folder)
+    assert open_copy(folder) is not None
+
+
 def test_the_slower_of_two_makers_leaves_the_faster_one_s_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, made, faster = tmp_path / "fp32-key", layers(), []
+    monkeypatch.setattr("sdcli.components.prepared.making", lambda _: nullcontext())
 
     def pack(name: str) -> list[torch.Tensor]:
         if name == "linear":
@@ -220,16 +299,54 @@ def test_the_slower_of_two_makers_leaves_the_faster_one_s_copy(tmp_path: Path, m
     assert [path.name for path in tmp_path.glob("fp32-*")] == [folder.name]
 
 
-def test_copies_that_are_outdated_go_and_what_others_are_making_stays(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    goes = [f"fp32-{name}" for name in ("old", "older", f"key.{process.pid}.part", f"old.{process.pid}.part")]
-    stays = ["bf16-old", f"fp32-key.{os.getppid()}.part", f"fp32-old.{os.getppid()}.part"]
-    for name in (*goes, *stays):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / WEIGHTS).write_bytes(b"something")
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+def test_where_there_are_no_locks_a_copy_is_made_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    monkeypatch.setattr("fcntl.flock", fail if isinstance(error, OSError) else lambda *_: None)
+    folder = tmp_path / "fp32-key"
+    with held(folder):
+        made_in(folder)
+    assert open_copy(folder) is not None
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda *paths: (done.append("renamed"), rename(*paths)))
     made_in(tmp_path / "fp32-key")
-    assert {path.name for path in tmp_path.glob("*-*")} == {*stays, "fp32-key"}
+    assert done == [WEIGHTS, INDEX, unfinished(tmp_path / "fp32-key", os.getpid()).name, "renamed", tmp_path.name]
+
+
+def test_an_open_copy_is_whole_whatever_becomes_of_its_folder(tmp_path: Path) -> None:
+    folder, made = tmp_path / "fp32-key", layers()
+    made_in(folder)
+    copy = open_copy(folder)
+    assert copy is not None
+    os.rename(folder, tmp_path / "gone")
+    made_in(folder)
+    shutil.rmtree(tmp_path / "gone")
+    expected = run(made["linear"], packer(made)("linear"))
+    assert torch.equal(run(made["linear"], copy.weights("linear")), expected)
+    assert torch.equal(run(made["linear"], copy.copied("linear", Arena(MIB))), expected)
+
+
+def test_a_copy_that_is_used_stays_and_a_damaged_one_goes_though_it_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "fp32-key"
+    made_in(folder)
+    with held(folder):
+        remove(folder)
+        assert open_copy(folder) is not None
+        edit(folder)
+        made_in(folder)
+        assert open_copy(folder) is not None
+    remove(folder)
+    assert list(tmp_path.glob("fp32-*")) == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

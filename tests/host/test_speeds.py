@@ -18,10 +18,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_device_and_type_has_its_own() -> None:
     assert remembered_speed("cpu", "bf16") is None
-    remember_speed("cpu", "bf16", Speed(1.0, 2.0, 3.0))
-    remember_speed("cpu", "fp32", Speed(4.0, 5.0, 6.0))
-    assert remembered_speed("cpu", "bf16") == Speed(1.0, 2.0, 3.0)
-    assert remembered_speed("cpu", "fp32") == Speed(4.0, 5.0, 6.0)
+    remember_speed("cpu", "bf16", Speed(1e12, 2e9, 3e9))
+    remember_speed("cpu", "fp32", Speed(4e11, 5e9, 6e9))
+    assert remembered_speed("cpu", "bf16") == Speed(1e12, 2e9, 3e9)
+    assert remembered_speed("cpu", "fp32") == Speed(4e11, 5e9, 6e9)
     assert remembered_speed("cuda", "fp16") is None
     assert typical_speed("cuda", "fp16").flops > typical_speed("cpu", "fp32").flops
 
@@ -34,8 +34,8 @@ def test_each_device_and_type_has_its_own() -> None:
 def test_what_cannot_be_read_is_forgotten_and_replaced(cache: Path, text: str) -> None:
     (cache / "speeds.json").write_text(text)
     assert remembered_speed("cpu", "bf16") is None
-    remember_speed("cpu", "bf16", Speed(1.0, 2.0, 3.0))
-    assert remembered_speed("cpu", "bf16") == Speed(1.0, 2.0, 3.0)
+    remember_speed("cpu", "bf16", Speed(1e12, 2e9, 3e9))
+    assert remembered_speed("cpu", "bf16") == Speed(1e12, 2e9, 3e9)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

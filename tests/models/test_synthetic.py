@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -72,7 +73,7 @@ def test_a_model_is_made_once_and_then_found(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "replaced", "removed", "a folder now"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "replaced", "removed", "a folder now", "a pipe now"])
 def test_a_damaged_model_is_made_anew(cache: Path, name: str, damage: str) -> None:
     make = Maker()
     folder, _ = find_synthetic(REF, make)
@@ -88,6 +89,8 @@ def test_a_damaged_model_is_made_anew(cache: Path, name: str, damage: str) -> No
             path.write_bytes(b"x" * len(content))
         case "a folder now":
             path.mkdir()
+        case "a pipe now":
+            os.mkfifo(path)
     assert find_synthetic(REF, make) == (folder, DIGEST)
     assert len(make.folders) == 2 and is_whole(folder)
     assert names_in(folder.parent) == [folder.name]
@@ -104,6 +107,23 @@ def test_a_manifest_that_is_none_means_a_damaged_model(cache: Path, manifest: st
     (folder / MANIFEST).write_text(manifest, "utf-8")
     assert find_synthetic(REF, make) == (folder, DIGEST)
     assert len(make.folders) == 2 and is_whole(folder)
+
+
+def test_what_killed_runs_left_goes_after_a_day(cache: Path) -> None:
+    home = cache / "synthetic"
+    for name, hours in (
+        (".sd15-forgotten", 25),
+        (".old-forgotten", 25),
+        (".sd15-being-made", 1),
+        ("mine-forgotten", 99),
+    ):
+        (home / name / "unet").mkdir(parents=True)
+        (home / name / "unet" / "weights").touch()
+        for path in (home / name / "unet" / "weights", home / name / "unet", home / name):
+            os.utime(path, (time.time() - hours * 3600,) * 2)
+    os.utime(home / ".sd15-being-made", (1, 1))
+    folder, _ = find_synthetic(REF, Maker())
+    assert names_in(home) == sorted([folder.name, ".sd15-being-made", "mine-forgotten"])
 
 
 def test_a_file_or_an_empty_folder_in_its_place_gives_way(cache: Path) -> None:
