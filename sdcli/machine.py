@@ -208,16 +208,26 @@ def cpu_name() -> str:
 
 
 def torch_cuda_version() -> str | None:
-    """The CUDA version that the installed torch was built for, read from its files: importing it takes a second."""
+    """The CUDA version that the installed torch was built for."""
+    return _torch_built_for().get("cuda")
+
+
+def torch_gpu_build() -> str | None:
+    """The GPUs that the installed torch was built for, `CUDA 13.0` say; None for a build for CPUs, or for Apple's."""
+    names = {"cuda": "CUDA", "hip": "ROCm", "xpu": "XPU"}
+    return next((f"{names[kind]} {version}" for kind, version in _torch_built_for().items()), None)
+
+
+def _torch_built_for() -> dict[str, str]:
+    """Kinds of GPU and versions, read from torch's files: importing it takes a second."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        return None
+        return {}
     try:
         text = (Path(spec.submodule_search_locations[0]) / "version.py").read_text()
     except OSError:
-        return None
-    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.MULTILINE)
-    return found[1] if found else None
+        return {}
+    return dict(re.findall(r"^(cuda|hip|xpu)\b[^=]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE))
 
 
 class _NvmlMemory(ctypes.Structure):

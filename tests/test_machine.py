@@ -305,22 +305,25 @@ def test_torch_s_cuda_is_read_from_its_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "version"),
+    ("text", "version", "build"),
     [
-        ("cuda: Optional[str] = '13.0'\nhip = None\n", "13.0"),
-        ("cuda = '12.8'\n", "12.8"),
-        ("cuda: str | None = None\n", None),
-        ("cuda_toolkit = '9'\n", None),
-        ("", None),
+        ("cuda: Optional[str] = '13.0'\nhip = None\n", "13.0", "CUDA 13.0"),
+        ("cuda = '12.8'\n", "12.8", "CUDA 12.8"),
+        ('cuda = "12.8"\n', "12.8", "CUDA 12.8"),
+        ("cuda: str | None = None\n", None, None),
+        ("cuda_toolkit = '9'\n", None, None),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4.43482'\nrocm = '6.4'\n", None, "ROCm 6.4.43482"),
+        ("cuda = None\nhip = None\nxpu: Optional[str] = '20250101'\n", None, "XPU 20250101"),
+        ("", None, None),
     ],
 )
 def test_every_form_of_torch_s_version_file_is_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, version: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, version: str | None, build: str | None
 ) -> None:
     (tmp_path / "version.py").write_text(text)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: spec)
-    assert machine.torch_cuda_version() == version
+    assert machine.torch_cuda_version() == version and machine.torch_gpu_build() == build
     os.unlink(tmp_path / "version.py")
     assert machine.torch_cuda_version() is None
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from sdcli import machine
 from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request
 from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
-from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
+from sdcli.host.baseline import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
@@ -114,8 +114,9 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
     limit = task.ceiling.limit_bytes
     known = remembered_baseline(task.device)
     place = _place(task)
-    if known is not None or (limit is not None and limit <= HOPELESS_BYTES):  # refused at once what cannot fit
-        make_plan(task.model, task.request, task.dtype, limit, known or TYPICAL_BYTES, means_of(task))
+    expected = known or typical_bytes(task.device)
+    if known is not None or (limit is not None and limit <= hopeless_bytes(task.device)):  # refused at once
+        make_plan(task.model, task.request, task.dtype, limit, expected, means_of(task))
 
     def plan_job(ready: Ready) -> Job:
         record.device, record.torch_version = ready.device, ready.torch_version
@@ -123,7 +124,7 @@ def run_task(task: Task, record: RunRecord, save: Save, show: Show, resume: dict
             remember_speed(task.device, task.dtype, replace(means_of(task).speed, flops=ready.flops))
         record.baseline_bytes = _baseline(task, ready)
         remember_baseline(task.device, record.baseline_bytes)
-        planned_for = _as_planned(known, record.baseline_bytes)
+        planned_for = _as_planned(known or min(expected, record.baseline_bytes), record.baseline_bytes)
         record.planned = make_plan(task.model, task.request, task.dtype, limit, planned_for, means_of(task))
         part: Part = "latents" if record.planned.plan.fresh_decode else "whole"
         return _job(task, record.planned.plan, resume or {}, place, part)
@@ -166,6 +167,7 @@ def means_of(task: Task) -> Means:
         heap=task.device == "cpu",
         batches=batches,
         overhead=WITH_AVX512 if batches else WITH_AVX2,
+        note=build_note(task.device),
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
 
@@ -202,13 +204,13 @@ def watched_worker(task: Task, record: RunRecord) -> Iterator[tuple[Worker, Watc
         try:
             yield worker, watchdog
         except SdcliError:
-            _raise_if_ended_by(watchdog, limit_bytes)
+            _raise_if_ended_by(watchdog, task)
             record.traceback = worker.traceback
             raise
         finally:
             watchdog.stop()
             _take_peaks(watchdog, record)
-        _raise_if_ended_by(watchdog, limit_bytes)
+        _raise_if_ended_by(watchdog, task)
 
 
 def _relay(worker: Worker, watchdog: Watchdog, record: RunRecord) -> Iterator[Message]:
@@ -245,9 +247,9 @@ def _learn(record: RunRecord) -> None:
             remember_speed(task.device, task.dtype, now)
 
 
-def _as_planned(known_bytes: int | None, measured_bytes: int) -> int:
+def _as_planned(known_bytes: int, measured_bytes: int) -> int:
     """The baseline that was planned with before, so that the plan stays the same, unless it has grown since."""
-    return known_bytes if known_bytes and measured_bytes <= known_bytes + VARYING_BYTES else measured_bytes
+    return known_bytes if measured_bytes <= known_bytes + VARYING_BYTES else measured_bytes
 
 
 def _baseline(task: Task, ready: Ready) -> int:
@@ -278,14 +280,14 @@ def _take_peaks(watchdog: Watchdog, record: RunRecord) -> None:
     record.peak_bytes = on_device if on_cuda else record.host_peak_bytes
 
 
-def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
+def _raise_if_ended_by(watchdog: Watchdog, task: Task) -> None:
     """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
+    limit_bytes = task.ceiling.limit_bytes
     if watchdog.crossing is not None and limit_bytes is not None:
         if watchdog.crossing.stage == START:
-            raise WillNotFit(
-                f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)};"
-                " give --mem-limit 1GiB"
-            )
+            refusal = f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)}"
+            note = build_note(task.device)
+            raise WillNotFit("; ".join(filter(None, (refusal, "give --mem-limit 1GiB", note))))
         raise CeilingCrossed(crossing_text(watchdog.crossing, limit_bytes))
     if watchdog.failure is not None:
         raise SdcliError(
