@@ -17,8 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from sdcli import arm
 from sdcli.domain import Choice, DeviceName, DtypeName, MapShape
-from sdcli.errors import BadRequest
+from sdcli.errors import BadRequest, printable
 from sdcli.units import GIB
 
 DEVICES: tuple[DeviceName, ...] = ("cuda", "mps", "cpu")
@@ -113,6 +114,13 @@ def cpu_has_bf16() -> bool:
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
+def cpu_is_measured(dtype: DtypeName) -> bool:
+    """Whether memory/overhead.py was measured on this kind of processor: in bf16 with AMX, in fp32 without AVX-512."""
+    if dtype == "bf16":
+        return _on_x86() and cpu_has_amx()
+    return dtype == "fp32" and _on_x86_without_avx512()
+
+
 def cpu_has_amx() -> bool:
     """Whether the processor has Intel's matrix unit for bf16."""
     return "amx_bf16" in _cpu_flags()
@@ -180,11 +188,8 @@ def torch_version() -> str:
 
 
 def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return set(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[0].split())
-    except (OSError, IndexError):
-        return set()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text_of("/proc/cpuinfo"), re.MULTILINE)
+    return set(found[1].split()) if found else set()
 
 
 def _sysctl(name: str) -> str:
@@ -200,11 +205,23 @@ def cpu_name() -> str:
     """The processor's name, for reports."""
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
-    try:
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
+    cpuinfo = _text_of("/proc/cpuinfo")
+    if cores := arm.cores_of(cpuinfo) or arm.core_of(_text_of(_MIDR)):
+        board = printable(_text_of("/proc/device-tree/model").rstrip("\0\n"))
+        return f"{board} ({cores})" if board else cores
+    found = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+_MIDR = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+
+
+def _text_of(path: str) -> str:
+    """Of a file that the system makes up; empty where there is none."""
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def torch_cuda_version() -> str | None:

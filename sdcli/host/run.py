@@ -21,7 +21,7 @@ from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.memory.limit import Ceiling, kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
-from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
+from sdcli.memory.overhead import UNMEASURED_SHARE, WITH_AVX2, WITH_AVX512, Overhead
 from sdcli.memory.planner import MARGIN_BYTES, Means, Planned, make_plan
 from sdcli.memory.prepared import place_of_copy, unfinished
 from sdcli.memory.speed import learned
@@ -166,10 +166,18 @@ def means_of(task: Task) -> Means:
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
         batches=batches,
-        overhead=WITH_AVX512 if batches else WITH_AVX2,
+        overhead=_overhead(task),
         note=build_note(task.device),
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
+
+
+def _overhead(task: Task) -> Overhead:
+    """Of this kind of processor, wide where it was never measured. A GPU's is that of Intel's matrix unit."""
+    if task.device != "cpu":
+        return WITH_AVX512
+    nearest = WITH_AVX512 if machine.cpu_batches() else WITH_AVX2
+    return nearest if machine.cpu_is_measured(task.dtype) else nearest.widened(UNMEASURED_SHARE)
 
 
 def _place(task: Task) -> Path | None:

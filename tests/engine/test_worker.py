@@ -179,6 +179,25 @@ def test_where_the_lean_import_trips_the_worker_begins_anew_and_imports_plainly(
         assert torch.equal(pictures(events)[0], pictures(run_engine(tiny, SHORT))[0])
 
 
+WARNS = """
+import warnings
+import sdcli.engine.generate as module
+right = module.generate
+def generate(job, device):
+    warnings.warn("mkldnn_matmul failed, switching to BLAS gemm")
+    yield from right(job, device)
+module.generate = generate
+"""
+
+
+def test_libraries_warnings_are_not_for_users(tiny: Path) -> None:
+    with spoken(WARNS) as worker:
+        worker.say(job(tiny))
+        assert len(pictures(worker.hear_until(Finished))) == 1
+        worker.stdin.close()
+        assert worker.end() == (0, "")
+
+
 NOISE = """
 import os
 import sdcli.engine.generate as module

@@ -13,8 +13,9 @@ from sdcli.domain import DeviceName, Request
 from sdcli.errors import WillNotFit
 from sdcli.host.baseline import build_note, hopeless_bytes, remember_baseline, typical_bytes
 from sdcli.host.forecast import Forecast, forecast, forecast_report
-from sdcli.host.run import RunRecord, Task, _as_planned, run_task
+from sdcli.host.run import RunRecord, Task, _as_planned, _overhead, run_task
 from sdcli.memory.limit import Ceiling
+from sdcli.memory.overhead import WITH_AVX512
 from sdcli.models.folder import open_model
 from sdcli.units import GIB, MIB
 
@@ -99,3 +100,18 @@ def test_a_first_run_takes_the_plan_that_was_told_unless_it_needs_less_or_much_m
     typical = 180 * MIB
     for measured, planned_for in ((170, 170), (180, 180), (184, 180), (190, 190)):
         assert _as_planned(min(typical, measured * MIB), measured * MIB) == planned_for * MIB
+
+
+def test_a_processor_that_was_never_measured_gets_wide_curves(build: pytest.MonkeyPatch, tiny: Path) -> None:
+    needs = {}
+    for measured in (True, False):
+        build.setattr(machine, "cpu_is_measured", lambda dtype, measured=measured: measured)
+        remember_baseline("cpu", 180 * MIB)
+        planned = told(tiny, None).planned
+        assert planned is not None
+        needs[measured] = {need.name: need.peak_bytes for need in planned.needs}
+    assert needs[True]["encode_prompt"] == needs[False]["encode_prompt"]
+    for stage in ("denoise", "decode"):
+        assert needs[True][stage] < needs[False][stage] < 1.1 * needs[True][stage]
+    gpu = asked(tiny, None, "mps")
+    assert forecast(gpu).planned is not None and _overhead(gpu) is WITH_AVX512
