@@ -18,8 +18,9 @@ from uuid import UUID
 
 import psutil
 
+from sdcli import arm
 from sdcli.domain import Choice, DeviceName, DtypeName, MapShape
-from sdcli.errors import BadRequest
+from sdcli.errors import BadRequest, printable
 from sdcli.units import GIB
 
 DEVICES: tuple[DeviceName, ...] = ("cuda", "mps", "cpu")
@@ -114,6 +115,13 @@ def cpu_has_bf16() -> bool:
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
+def cpu_is_measured(dtype: DtypeName) -> bool:
+    """Whether memory/overhead.py was measured on this kind of processor: in bf16 with AMX, in fp32 without AVX-512."""
+    if dtype == "bf16":
+        return _on_x86() and cpu_has_amx()
+    return dtype == "fp32" and _on_x86_without_avx512()
+
+
 def cpu_has_amx() -> bool:
     """Whether the processor has Intel's matrix unit for bf16."""
     return "amx_bf16" in _cpu_flags()
@@ -184,11 +192,8 @@ def torch_version() -> str:
 
 
 def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return set(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[0].split())
-    except (OSError, IndexError):
-        return set()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text_of("/proc/cpuinfo"), re.MULTILINE)
+    return set(found[1].split()) if found else set()
 
 
 def _sysctl(name: str) -> str:
@@ -204,24 +209,46 @@ def cpu_name() -> str:
     """The processor's name, for reports."""
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
-    try:
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
+    cpuinfo = _text_of("/proc/cpuinfo")
+    if cores := arm.cores_of(cpuinfo) or arm.core_of(_text_of(_MIDR)):
+        board = printable(_text_of("/proc/device-tree/model").rstrip("\0\n"))
+        return f"{board} ({cores})" if board else cores
+    found = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
 
 
+_MIDR = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+
+
+def _text_of(path: str) -> str:
+    """Of a file that the system makes up; empty where there is none."""
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def torch_cuda_version() -> str | None:
-    """The CUDA version that the installed torch was built for, read from its files: importing it takes a second."""
+    """The CUDA version that the installed torch was built for."""
+    return _torch_built_for().get("cuda")
+
+
+def torch_gpu_build() -> str | None:
+    """The GPUs that the installed torch was built for, `CUDA 13.0` say; None for a build for CPUs, or for Apple's."""
+    names = {"cuda": "CUDA", "hip": "ROCm", "xpu": "XPU"}
+    return next((f"{names[kind]} {version}" for kind, version in _torch_built_for().items()), None)
+
+
+def _torch_built_for() -> dict[str, str]:
+    """Kinds of GPU and versions, read from torch's files: importing it takes a second."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        return None
+        return {}
     try:
         text = (Path(spec.submodule_search_locations[0]) / "version.py").read_text()
     except OSError:
-        return None
-    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.MULTILINE)
-    return found[1] if found else None
+        return {}
+    return dict(re.findall(r"^(cuda|hip|xpu)\b[^=]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE))
 
 
 class _NvmlMemory(ctypes.Structure):

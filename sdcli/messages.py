@@ -74,6 +74,8 @@ class Ready:
     device_peak_bytes: int = 0
     flops: float | None = None
     """Operations of a denoise step in a second, if that was asked for."""
+    tripped: str = ""
+    """What the lean import tripped over, if it did: everything was imported then."""
 
 
 @dataclass(frozen=True, slots=True)

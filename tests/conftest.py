@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: threads that wait
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(optionalhook=True)  # unknown where xdist is switched off
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Fast tests go two at a time; real-size runs want the machine to themselves."""
     return 2 if config.option.markexpr == "not full and not gpu" else 0

@@ -31,6 +31,7 @@ FLOORS = {
     "memory": 2,
     "models": 1,
     "images": 1,
+    "arm": 0,
     "machine": 1,
     "domain": 0,
     "units": 0,

@@ -270,6 +270,70 @@ def test_the_processor_s_name_is_read(files: Files) -> None:
     assert machine.cpu_name() == "A Fast One @ 3 GHz"
 
 
+def core(implementer: str, part: str, number: int = 0) -> str:
+    """One processor of /proc/cpuinfo on Arm."""
+    return (
+        f"processor\t: {number}\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd bf16\nCPU implementer\t: {implementer}\n"
+        f"CPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: {part}\nCPU revision\t: 1\n\n"
+    )
+
+
+MIDR = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ({"/proc/cpuinfo": core("0x41", "0xd0b") * 4}, "Cortex-A76"),
+        (
+            {"/proc/cpuinfo": core("0x41", "0xd08") * 4, "/proc/device-tree/model": "Raspberry Pi 4 Model B\0"},
+            "Raspberry Pi 4 Model B (Cortex-A72)",
+        ),
+        ({"/proc/cpuinfo": core("0x41", "0xd05") * 4 + core("0x41", "0xd41") * 2}, "Cortex-A55 + Cortex-A78"),
+        ({"/proc/cpuinfo": core("0x41", "0xd0c")}, "Neoverse N1"),
+        ({"/proc/cpuinfo": core("0x41", "0xd4f")}, "Neoverse V2"),
+        ({"/proc/cpuinfo": core("0xc0", "0xac3")}, "Ampere-1"),
+        ({"/proc/cpuinfo": core("0x61", "0x23") + core("0x61", "0x33")}, "Apple M1 (Firestorm) + Apple M2 (Avalanche)"),
+        ({"/proc/cpuinfo": core("0x41", "0xdff")}, "Arm implementer 0x41 part 0xdff"),
+        ({"/proc/cpuinfo": core("0x7f", "0x1")}, "Arm implementer 0x7f part 0x001"),
+        ({"/proc/cpuinfo": "model name\t: ARMv8 Processor rev 3 (v8l)\n" + core("0x41", "0xd08")}, "Cortex-A72"),
+        ({"/proc/cpuinfo": "processor\t: 0\n", MIDR: "0x00000000410fd0b1\n"}, "Cortex-A76"),
+        ({MIDR: "0x00000000414fd0c1"}, "Neoverse N1"),
+        ({MIDR: "junk\n", "/proc/device-tree/model": "A Board\0"}, "aarch64"),
+        ({"/proc/cpuinfo": core("0x41", "0xd03"), "/proc/device-tree/model": "A\x1b[2J\0"}, r"A\x1b[2J (Cortex-A53)"),
+    ],
+)  # fmt: skip
+def test_cores_of_arm_are_named(
+    files: Files, monkeypatch: pytest.MonkeyPatch, table: dict[str, str], name: str
+) -> None:
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    files(table)
+    assert machine.cpu_name() == name
+    assert not any(machine.cpu_is_measured(dtype) for dtype in DTYPES)
+
+
+DTYPES: tuple[DtypeName, ...] = ("fp32", "bf16", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "measured"),
+    [
+        ("avx2 fma", {"fp32"}),
+        ("avx2 fma avx512bw", set()),
+        ("avx2 fma avx512bw avx512_bf16", set()),
+        ("avx2 fma avx512bw avx512_bf16 amx_bf16", {"bf16"}),
+        ("avx2 fma avx_ne_convert", {"fp32"}),
+    ],
+)
+def test_which_kinds_of_processor_were_measured(
+    files: Files, monkeypatch: pytest.MonkeyPatch, flags: str, measured: set[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    files({"/proc/cpuinfo": f"flags\t\t: fpu {flags}\n"})
+    assert {dtype for dtype in DTYPES if machine.cpu_is_measured(dtype)} == measured
+
+
 @pytest.mark.parametrize(("answer", "has"), [("1\n", True), ("0\n", False), ("", False)])
 def test_on_macos_sysctl_tells_both(monkeypatch: pytest.MonkeyPatch, answer: str, has: bool) -> None:
     asked: list[list[str]] = []
@@ -305,22 +369,25 @@ def test_torch_s_cuda_is_read_from_its_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "version"),
+    ("text", "version", "build"),
     [
-        ("cuda: Optional[str] = '13.0'\nhip = None\n", "13.0"),
-        ("cuda = '12.8'\n", "12.8"),
-        ("cuda: str | None = None\n", None),
-        ("cuda_toolkit = '9'\n", None),
-        ("", None),
+        ("cuda: Optional[str] = '13.0'\nhip = None\n", "13.0", "CUDA 13.0"),
+        ("cuda = '12.8'\n", "12.8", "CUDA 12.8"),
+        ('cuda = "12.8"\n', "12.8", "CUDA 12.8"),
+        ("cuda: str | None = None\n", None, None),
+        ("cuda_toolkit = '9'\n", None, None),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4.43482'\nrocm = '6.4'\n", None, "ROCm 6.4.43482"),
+        ("cuda = None\nhip = None\nxpu: Optional[str] = '20250101'\n", None, "XPU 20250101"),
+        ("", None, None),
     ],
 )
 def test_every_form_of_torch_s_version_file_is_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, version: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, version: str | None, build: str | None
 ) -> None:
     (tmp_path / "version.py").write_text(text)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: spec)
-    assert machine.torch_cuda_version() == version
+    assert machine.torch_cuda_version() == version and machine.torch_gpu_build() == build
     os.unlink(tmp_path / "version.py")
     assert machine.torch_cuda_version() is None
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: None)

@@ -29,8 +29,8 @@ class ProgressLines:
         if self._quiet:
             return
         match message:
-            case Ready() if not self._record.stages:  # not of a worker that only decodes
-                self._plan()
+            case Ready(tripped=why) if not self._record.stages:  # not of a worker that only decodes
+                self._plan(why)
             case StageBegan(name):
                 self._redraw(f"{name:<14} ...")
             case StepDone(image, step, count, seconds):
@@ -60,7 +60,7 @@ class ProgressLines:
         under = f" of {format_size(limit)}" if limit is not None else ""
         return f"done in {self._record.total_s:.1f} s, peak {format_size(self._record.peak_bytes)}{under}"
 
-    def _plan(self) -> None:
+    def _plan(self, tripped: str) -> None:
         planned, task = self._record.planned, self._record.task
         if planned is None:
             return
@@ -71,6 +71,8 @@ class ProgressLines:
         if self._verbose:
             baseline = format_size(self._record.baseline_bytes)
             self._line(f"{self._record.device}, torch {self._record.torch_version}, baseline {baseline}")
+            if tripped:
+                self._line(f"torch and diffusers were imported whole, about 100 MiB more than needed: {tripped}")
             for reason in planned.plan.reasons:
                 self._line(f"plan: {reason}")
         under = f" of {format_size(self._ceiling.limit_bytes)}" if self._ceiling.limit_bytes is not None else ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import os
 import sys
 import types
@@ -23,6 +24,7 @@ LEFT_OUT = (
     "torch._dynamo",
     "torch._meta_registrations",
     "torch.export",
+    "torch.nn.attention.flex_attention",
     # other machines
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
@@ -53,6 +55,9 @@ LEFT_OUT = (
     "transformers.utils.chat_template_utils",
 )
 """Modules that a stand-in takes the place of, with all below them."""
+
+MISSED = ("cuda",)
+"""Packages that torch looks for and does without: cuda.bindings is for its profiler and for shares of a GPU."""
 
 UNOPENED = ("diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets")
 """Packages whose own `__init__` would import every model there is: only the modules asked for are."""
@@ -91,11 +96,13 @@ class _StandIn(types.ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Answers for what is left out and for what is not opened."""
+    """Answers for what is left out, for what is missed and for what is not opened."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in MISSED:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
         if any(fullname == name or fullname.startswith(name + ".") for name in LEFT_OUT):
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         if fullname in UNOPENED and path is not None:
@@ -123,10 +130,8 @@ def import_models(plainly: bool = False) -> None:
         sys.meta_path.insert(0, _Finder())
     import torch  # first: the libraries below look at what it can do
 
-    if not plainly and hasattr(torch._C, "_set_generator_metaclass"):
-        from torch._opaque_base import OpaqueBaseMeta
-
-        torch._C._set_generator_metaclass(OpaqueBaseMeta)  # what is left out does this for random numbers in torch 2.13
+    if not plainly and hasattr(torch._C, "_set_generator_metaclass"):  # which torch's compiler would have done
+        torch._C._set_generator_metaclass(_generator_metaclass())
     # diffusers imports every text model that transformers makes possible, unless told not to
     import diffusers.utils.import_utils as availability
 
@@ -134,6 +139,13 @@ def import_models(plainly: bool = False) -> None:
     for name in MODEL_CLASSES:
         importlib.import_module(name)
     _try_out()
+
+
+def _generator_metaclass() -> Any:
+    """Of random number generators, under its name since torch 2.14: to import the one before prints a warning."""
+    if importlib.util.find_spec("torch._custom_class_base"):
+        return importlib.import_module("torch._custom_class_base").CustomClassBaseMeta
+    return importlib.import_module("torch._opaque_base").OpaqueBaseMeta
 
 
 def _try_out() -> None:

@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sdcli.errors import CeilingCrossed, SdcliError
+from sdcli.errors import CeilingCrossed, SdcliError, echo
 from sdcli.messages import (
     Failed,
     Job,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from sdcli.devices.base import Device  # brings torch, which comes when the pipes are safe and failures are told
 
 PLAINLY = "--plain-imports"
-"""The worker's only argument, which it gives itself."""
+"""The worker's only option, which it gives itself, with what the lean import tripped over."""
 
 LOOK_S, LOOKS = 0.2, 3
 """A worker that has not heard of its watchdog at so many looks, so long apart, stops itself."""
@@ -52,15 +53,17 @@ def main() -> None:
     """Serve one host until it is gone."""
     pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between our messages
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # or they would be the last words of a worker that dies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the host's to answer
     _die_with_parent()
     try:
-        _import_models(pipe_out)
+        tripped = _import_models(pipe_out)
         start = read_message(pipe_in)
         if not isinstance(start, Start):
             return
         device = _open(start)
-        write_message(pipe_out, _ready(device, start))
+        write_message(pipe_out, _ready(device, start, tripped))
         jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
         watched = threading.Event()
         threading.Thread(target=_stand_still_unless, args=(watched,), daemon=True).start()
@@ -83,21 +86,23 @@ def _die_with_parent() -> None:
             Path("/proc/self/oom_score_adj").write_text("900", "ascii")
 
 
-def _import_models(pipe_out: BinaryIO) -> None:
+def _import_models(pipe_out: BinaryIO) -> str:
     """Lean; where an unknown version of a library cannot be imported so, plainly, in this process begun anew.
 
-    Nothing has been read from standard input yet, so nothing is lost.
+    Nothing has been read from standard input yet, so nothing is lost. Returns what the lean import tripped over.
     """
     from sdcli.components.lean_imports import import_models
 
     plainly = PLAINLY in sys.argv
     try:
         import_models(plainly)
-    except Exception:  # whatever it trips over
+    except Exception as error:  # whatever it trips over
         if plainly:
             raise
         os.dup2(pipe_out.fileno(), 1)
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "sdcli.engine", PLAINLY])  # noqa: S606  this very program
+        again = [sys.executable, "-P", "-m", "sdcli.engine", PLAINLY, f"{type(error).__name__}: {echo(error)}"]
+        os.execv(sys.executable, again)  # noqa: S606  this very program
+    return sys.argv[-1] if plainly else ""
 
 
 def _open(start: Start) -> Device:
@@ -113,7 +118,7 @@ def _open(start: Start) -> Device:
     return device
 
 
-def _ready(device: Device, start: Start) -> Ready:
+def _ready(device: Device, start: Start, tripped: str) -> Ready:
     import torch
 
     flops = None
@@ -123,7 +128,7 @@ def _ready(device: Device, start: Start) -> Ready:
 
         flops = operations_a_second(device, DTYPES[start.measure])
         device.release()
-    return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops)
+    return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops, tripped)
 
 
 def _stand_still_unless(watched: threading.Event) -> None:

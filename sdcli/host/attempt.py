@@ -10,6 +10,7 @@ from dataclasses import replace
 from sdcli import interrupts
 from sdcli.domain import DtypeName
 from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
+from sdcli.host.baseline import build_note
 from sdcli.host.record import RunRecord, StageRecord, Task
 from sdcli.host.speeds import remembered_speed
 from sdcli.host.watchdog import START, Crossing, Watchdog
@@ -50,13 +51,13 @@ def watched_worker(task: Task, record: RunRecord) -> Iterator[tuple[Worker, Watc
         try:
             yield worker, watchdog
         except SdcliError:
-            _raise_if_ended_by(watchdog, limit_bytes)
+            _raise_if_ended_by(watchdog, task)
             record.traceback = worker.traceback
             raise
         finally:
             watchdog.stop()
             _take_peaks(watchdog, record, stages_before)
-        _raise_if_ended_by(watchdog, limit_bytes)
+        _raise_if_ended_by(watchdog, task)
 
 
 def relay(worker: Worker, watchdog: Watchdog, record: RunRecord, dtype: DtypeName) -> Iterator[Message]:
@@ -101,14 +102,14 @@ def _take_peaks(watchdog: Watchdog, record: RunRecord, stages_before: int) -> No
     record.peak_bytes = on_device if on_cuda else record.host_peak_bytes
 
 
-def _raise_if_ended_by(watchdog: Watchdog, limit_bytes: int | None) -> None:
+def _raise_if_ended_by(watchdog: Watchdog, task: Task) -> None:
     """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
+    limit_bytes = task.ceiling.limit_bytes
     if watchdog.crossing is not None and limit_bytes is not None:
         if watchdog.crossing.stage == START:
-            raise WillNotFit(
-                f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)};"
-                " give --mem-limit 1GiB"
-            )
+            refusal = f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)}"
+            note = build_note(task.device)
+            raise WillNotFit("; ".join(filter(None, (refusal, "give --mem-limit 1GiB", note))))
         raise CeilingCrossed(crossing_text(watchdog.crossing, limit_bytes))
     if watchdog.failure is not None:
         raise SdcliError(

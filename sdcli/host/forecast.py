@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import WillNotFit
-from sdcli.host.baseline import TYPICAL_BYTES, remembered_baseline
+from sdcli.host.baseline import UNCERTAIN_BYTES, remembered_baseline, typical_bytes
 from sdcli.host.record import Task
 from sdcli.host.run import means_of
 from sdcli.memory.planner import Planned, make_plan, smallest_limit_bytes
+from sdcli.units import format_size
 
 SCHEMA = "sdcli.plan/1"
 
@@ -30,14 +31,20 @@ class Forecast:
 def forecast(task: Task) -> Forecast:
     """Plan a task as its run will."""
     measured = remembered_baseline(task.device)
-    baseline = measured or TYPICAL_BYTES
-    planned, refusal, means = None, None, means_of(task)
+    baseline = measured or typical_bytes(task.device)
+    planned, refusal, means, limit = None, None, means_of(task), task.ceiling.limit_bytes
+    limits = [
+        smallest_limit_bytes(task.model, task.request, task.dtype, baseline + unknown, means)
+        for unknown in (-UNCERTAIN_BYTES, 0, UNCERTAIN_BYTES)
+    ]
+    unsure = measured is None and limit is not None and limits[0] <= limit < limits[-1]
+    doubt = f"torch's {format_size(baseline)} are typical, not measured: a first run may" if unsure else ""
     try:
-        planned = make_plan(task.model, task.request, task.dtype, task.ceiling.limit_bytes, baseline, means)
+        planned = make_plan(task.model, task.request, task.dtype, limit, baseline, means)
+        planned = planned.because(doubt and f"{doubt} need more")
     except WillNotFit as error:
-        refusal = error
-    least = smallest_limit_bytes(task.model, task.request, task.dtype, baseline, means)
-    return Forecast(task, baseline, measured is not None, planned, refusal, least)
+        refusal = WillNotFit(f"{error}; {doubt} fit") if doubt else error
+    return Forecast(task, baseline, measured is not None, planned, refusal, limits[1])
 
 
 def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
@@ -56,6 +63,7 @@ def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
             "limit_bytes": task.ceiling.limit_bytes,
             "metric": "footprint",
             "baseline_bytes": result.baseline_bytes,
+            "baseline_measured": result.baseline_measured,
             "predicted_peak_bytes": planned.peak_bytes if planned else None,
         },
         "stages": [

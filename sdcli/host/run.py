@@ -15,7 +15,7 @@ from sdcli import interrupts, machine
 from sdcli.domain import Part, Plan
 from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError, WillNotFit
 from sdcli.host.attempt import relay, watched_worker
-from sdcli.host.baseline import HOPELESS_BYTES, TYPICAL_BYTES, remember_baseline, remembered_baseline
+from sdcli.host.baseline import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.host.record import RunRecord, Task
 from sdcli.host.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.host.watchdog import Watchdog
@@ -23,7 +23,7 @@ from sdcli.host.worker import Worker
 from sdcli.memory.disks import model_in_memory
 from sdcli.memory.limit import kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
-from sdcli.memory.overhead import WITH_AVX2, WITH_AVX512
+from sdcli.memory.overhead import UNMEASURED_SHARE, WITH_AVX2, WITH_AVX512, Overhead
 from sdcli.memory.planner import MARGIN_BYTES, VAE_TILE, Means, Planned, make_plan
 from sdcli.memory.prepared import is_made, place_of_copy, unfinished
 from sdcli.memory.speed import learned
@@ -83,9 +83,9 @@ class _Run:
 
     def refuse_what_is_known_not_to_fit(self) -> None:
         """Raise WillNotFit before a worker starts, if that can be known."""
-        limit = self._task.ceiling.limit_bytes
-        if self._known_bytes is not None or (limit is not None and limit <= HOPELESS_BYTES):
-            self._plan(self._task, self._known_bytes or TYPICAL_BYTES)
+        limit, device = self._task.ceiling.limit_bytes, self._task.device
+        if self._known_bytes is not None or (limit is not None and limit <= hopeless_bytes(device)):
+            self._plan(self._task, self._known_bytes or typical_bytes(device))
 
     def draw(self) -> None:
         """All pictures. What half precision cannot do goes on in fp32 from the last good step."""
@@ -148,11 +148,11 @@ class _Run:
             record.device, record.torch_version = ready.device, ready.torch_version
             record.baseline_bytes = _baseline(task, ready)
             remember_baseline(task.device, record.baseline_bytes)
-            record.planned = self._plan(task, _as_planned(self._known_bytes, record.baseline_bytes))
+            record.planned = self._plan(task, self._baseline_bytes())
             part = "latents" if record.planned.plan.fresh_decode else "whole"
         elif task.dtype != self._task.dtype:
             try:
-                record.planned = self._plan(task, _as_planned(self._known_bytes, record.baseline_bytes))
+                record.planned = self._plan(task, self._baseline_bytes())
             except WillNotFit as error:
                 if part != "pictures":
                     raise NotFinite(f"NaN or infinity came out in {self._task.dtype}, and fp32 {error}") from error
@@ -161,6 +161,12 @@ class _Run:
         if part != "pictures":
             blobs = ChainMap(record.finished, record.checkpoints)
         return _job(task, record.planned.plan, blobs, place, part or "whole")
+
+    def _baseline_bytes(self) -> int:
+        """What a plan told beforehand went by, so that the plan stays the same, unless more was measured now."""
+        measured = self._record.baseline_bytes
+        told = self._known_bytes or min(typical_bytes(self._task.device), measured)
+        return told if measured <= told + VARYING_BYTES else measured
 
     def _plan(self, task: Task, baseline_bytes: int) -> Planned:
         return make_plan(task.model, task.request, task.dtype, task.ceiling.limit_bytes, baseline_bytes, means_of(task))
@@ -197,10 +203,19 @@ def means_of(task: Task) -> Means:
         fused=machine.attends_fused(task.device, task.dtype),
         heap=task.device == "cpu",
         batches=batches,
-        overhead=WITH_AVX512 if batches else WITH_AVX2,
+        overhead=_overhead(task),
+        note=build_note(task.device),
         in_memory=model_in_memory(task.model),
         margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
     )
+
+
+def _overhead(task: Task) -> Overhead:
+    """Of this kind of processor, wide where it was never measured. A GPU's is that of Intel's matrix unit."""
+    if task.device != "cpu":
+        return WITH_AVX512
+    nearest = WITH_AVX512 if machine.cpu_batches() else WITH_AVX2
+    return nearest if machine.cpu_is_measured(task.dtype) else nearest.widened(UNMEASURED_SHARE)
 
 
 def _place(task: Task) -> Path | None:
@@ -229,11 +244,6 @@ def _learn(record: RunRecord) -> None:
         now = learned(speed, task.model, task.request, record.planned.plan, task.dtype, took)
         if now != speed:
             remember_speed(task.device, task.dtype, now)
-
-
-def _as_planned(known_bytes: int | None, measured_bytes: int) -> int:
-    """The baseline that was planned with before, so that the plan stays the same, unless it has grown since."""
-    return known_bytes if known_bytes and measured_bytes <= known_bytes + VARYING_BYTES else measured_bytes
 
 
 def _baseline(task: Task, ready: Ready) -> int:

@@ -5,7 +5,7 @@ Measured, for one kind of processor after another (benchmarks/RESULTS.md), and r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sdcli.domain import GiveBack
@@ -31,6 +31,15 @@ class Overhead:
     padding: float = 1.0
     """Packed weights are so many times as large as plain ones."""
 
+    def widened(self, share: float) -> Overhead:
+        """So much more everywhere."""
+
+        def more(curve: Curve) -> Curve:
+            return tuple((size, taken * (1 + share)) for size, taken in curve)
+
+        denoise = {give_back: more(curve) for give_back, curve in self.denoise.items()}
+        return replace(self, denoise=denoise, decode=more(self.decode), fresh_decode=more(self.fresh_decode))
+
 
 WITH_AVX512 = Overhead(
     denoise={
@@ -54,6 +63,10 @@ WITH_AVX2 = Overhead(
     padding=1.0125,
 )
 """Measured in fp32. Its compiled kernels are small, samples go one at a time, and tiles take 11 to 20 MiB."""
+
+
+UNMEASURED_SHARE = 0.25
+"""So much more is planned with where a kind of processor was never measured: up to a tenth of a ceiling."""
 
 
 def along(curve: Curve, size_bytes: float) -> int:

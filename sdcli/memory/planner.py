@@ -63,6 +63,8 @@ class Means:
     """Whether the model lies on a RAM disk."""
     margin_bytes: int = MARGIN_BYTES
     """Kept free between the prediction and the ceiling."""
+    note: str = ""
+    """What makes every plan larger than it need be, and what to do about it: a reason of each, and of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ class Planned:
     def peak_bytes(self) -> int:
         """The highest of the stages' peaks."""
         return max(need.peak_bytes for need in self.needs)
+
+    def because(self, reason: str) -> Planned:
+        """The same with one more reason, unless it is empty."""
+        return replace(self, plan=replace(self.plan, reasons=(*self.plan.reasons, reason))) if reason else self
 
 
 def make_plan(
@@ -104,8 +110,10 @@ def make_plan(
         if limit_bytes is None or planned.peak_bytes + means.margin_bytes <= limit_bytes:
             fitting.append(planned)
     if fitting:
-        return min(fitting, key=lambda one: (one.step_s, decode_extra_seconds(request, one.plan, means.speed)))
-    raise WillNotFit(_what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes, means))
+        best = min(fitting, key=lambda one: (one.step_s, decode_extra_seconds(request, one.plan, means.speed)))
+        return best.because(means.note)
+    refusal = _what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes, means)
+    raise WillNotFit("; ".join(filter(None, (refusal, means.note))))
 
 
 def _uncertain_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:

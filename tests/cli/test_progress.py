@@ -30,7 +30,7 @@ class FakeWatchdog:
     peaks = Peaks(300 * MIB, 5, {"denoise": 300 * MIB})
 
 
-def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = False) -> str:
+def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = False, tripped: str = "") -> str:
     """Shows the events of a run of two pictures, and returns the last line of all."""
     ceiling = Ceiling(limit_bytes, "asked for")
     model = cast(Any, SimpleNamespace(ref="tiny"))
@@ -39,7 +39,7 @@ def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = Fa
     record.planned = Planned(plan, (StageNeed("denoise", 400 * MIB),), 2.34)
     record.device, record.torch_version, record.baseline_bytes = "a CPU", "2.0", 200 * MIB
     show = ProgressLines(record, ceiling, quiet=quiet, verbose=verbose)
-    show(Ready("a CPU", "2.0"), cast(Watchdog, FakeWatchdog()))
+    show(Ready("a CPU", "2.0", tripped=tripped), cast(Watchdog, FakeWatchdog()))
     record.stages.append(StageRecord("denoise", load_s=1.0))
     events: list[Message] = [StageBegan("denoise")]
     for image in (0, 1):
@@ -86,6 +86,13 @@ def test_verbose_says_the_reasons_and_every_step(capfd: pytest.CaptureFixture[st
     assert lines[1:4] == ["a CPU, torch 2.0, baseline 200 MiB", "plan: half stays", "plan: one pass"]
     assert lines[5] == "denoise        picture 1 of 2  step 1/2  0.50 s/step  300 MiB"
     assert sum(" step " in line for line in lines) == 4
+
+
+def test_verbose_says_that_libraries_were_imported_whole_and_why(capfd: pytest.CaptureFixture[str]) -> None:
+    for verbose in (False, True):
+        show_run(None, verbose=verbose, tripped="AttributeError: 'no such thing'")
+        said = capfd.readouterr().err
+        assert ("imported whole" in said and "AttributeError: 'no such thing'\n" in said) is verbose
 
 
 def test_quiet_says_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,25 @@ from tests.support import largest_difference, pictures, run_engine
 
 SAVED_MIB_FLOOR = 80
 
+HEAVY = (
+    "sympy",
+    "mpmath",
+    "cuda.bindings.driver",
+    "torch._inductor",
+    "torch.optim.adam",
+    "torch.export.exported_program",
+)
+"""What some version of torch imports by way of something else, some 10 to 30 MiB each."""
+
 MEASURE = """
 import json, sys
 def anonymous():
     return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
-def dynamo():
-    module = sys.modules.get("torch._dynamo")
+def state(name):
+    module = sys.modules.get(name)
     return "absent" if module is None else "real" if getattr(module, "__file__", None) else "stand-in"
+def dynamo():
+    return state("torch._dynamo")
 """
 
 REQUEST = Request("a fox", "", 64, 64, 2, 7.5, 1, 1)
@@ -67,9 +79,11 @@ def told(code: str, *arguments: str, **found: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lean(tiny: Path) -> dict[str, Any]:
-    code = f"import os\n{LEAN}mib, state = anonymous(), dynamo()\n{WORK}"
+    code = f"import os\n{LEAN}mib, first = anonymous(), dynamo()\n{WORK}"
     environment = {"offline": "os.environ['HF_HUB_OFFLINE']", "threads": "os.environ['TOKENIZERS_PARALLELISM']"}
-    return told(code, str(tiny), mib="mib", state="state", later="dynamo()", picture="picture", **environment)
+    heavy = f"[name for name in {HEAVY} if state(name) == 'real']"
+    found = {"mib": "mib", "state": "first", "later": "dynamo()", "picture": "picture", "heavy": heavy}
+    return told(code, str(tiny), **found, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +106,10 @@ def test_the_classes_are_real_and_draw_what_the_plain_ones_draw_here(tiny: Path,
     drawn = torch.frombuffer(bytearray.fromhex(lean["picture"]), dtype=torch.uint8).view(picture.shape).int()
     assert largest_difference(drawn, picture) <= 1
     assert picture.unique().numel() > 10
+
+
+def test_nothing_heavy_comes_by_another_way(lean: dict[str, Any]) -> None:
+    assert lean["heavy"] == []
 
 
 def test_what_must_be_left_out_is_there_to_leave_out() -> None:

@@ -55,6 +55,7 @@ class Spoken:
         )
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        self.ready: Ready
 
     def say(self, *messages: Message) -> None:
         for message in messages:
@@ -83,7 +84,9 @@ def spoken(prelude: str = "", start: bool = True) -> Iterator[Spoken]:
     try:
         if start:
             worker.say(Start("cpu", 2**31))
-            assert isinstance(worker.hear(), Ready)
+            ready = worker.hear()
+            assert isinstance(ready, Ready)
+            worker.ready = ready
         yield worker
     finally:
         worker.process.kill()
@@ -103,7 +106,7 @@ def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) ->
         ready = worker.hear()
         assert isinstance(ready, Ready)
         assert ready.torch_version == torch.__version__ and "CPU" in ready.device and ready.device_peak_bytes == 0
-        assert ready.flops is None
+        assert ready.flops is None and ready.tripped == ""
         if sys.platform.startswith("linux"):  # the kernel is to kill it and not the host, which can tell of it
             assert int(Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text()) >= 900
 
@@ -164,7 +167,7 @@ import sdcli.components.lean_imports as lean
 def import_models(plainly):
     assert not plainly
     import torch, diffusers  # begun, and gone wrong half-way
-    raise AttributeError("an unknown version that needs what was left out")
+    raise AttributeError("an unknown version\\nthat needs what was left out")
 lean.import_models = import_models
 """
 
@@ -173,9 +176,29 @@ def test_where_the_lean_import_trips_the_worker_begins_anew_and_imports_plainly(
     with spoken(TRIPS) as worker:
         if sys.platform.startswith("linux"):
             assert PLAINLY in Path(f"/proc/{worker.process.pid}/cmdline").read_text().split("\0")
+        assert worker.ready.tripped == "AttributeError: 'an unknown version\\nthat needs what was left out'"
         worker.say(job(tiny))
         events = worker.hear_until(Finished)
         assert torch.equal(pictures(events)[0], pictures(run_engine(tiny, SHORT))[0])
+
+
+WARNS = """
+import warnings
+import sdcli.engine.generate as module
+right = module.generate
+def generate(job, device):
+    warnings.warn("mkldnn_matmul failed, switching to BLAS gemm")
+    yield from right(job, device)
+module.generate = generate
+"""
+
+
+def test_libraries_warnings_are_not_for_users(tiny: Path) -> None:
+    with spoken(WARNS) as worker:
+        worker.say(job(tiny))
+        assert len(pictures(worker.hear_until(Finished))) == 1
+        worker.stdin.close()
+        assert worker.end() == (0, "")
 
 
 NOISE = """

@@ -258,7 +258,7 @@ def test_a_closed_pipe_is_left_to_the_caller(elsewhere: Path) -> None:
         "import sys\n"
         "from sdcli.images.write import plan_output\n"
         "try: plan_output('-', 1, force=False).save(bytes(2**20), 0, 1, '')\n"
-        "except BrokenPipeError: sys.stderr.write('pipe')\n"
+        "except BrokenPipeError: print('pipe', end='', file=sys.stderr, flush=True)\n"
         "import os; os._exit(0)\n"
     )
     reader, writer = os.pipe()
