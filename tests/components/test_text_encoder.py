@@ -153,6 +153,14 @@ def test_the_context_is_the_library_s_last_hidden_state(tiny: Path, tokenizer: C
     torch.testing.assert_close(context, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_nothing_is_said_of_marks_that_a_small_vocabulary_does_not_have(
+    tiny: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with borrow_text_encoder(open_model("tiny", tiny).text_encoder, CpuDevice(), torch.float32):
+        pass
+    assert caplog.text == "" and capfd.readouterr() == ("", "")
+
+
 @torch.no_grad()
 def test_a_context_in_half_precision_is_close(tiny: Path, tokenizer: Component) -> None:
     ids = tokenize(tokenizer, LENGTH, ["a fox"]).ids
