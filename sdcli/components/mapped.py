@@ -135,7 +135,7 @@ def require_match(component: Component, shapes: dict[str, torch.Size], parts: tu
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             likely = likely_kind(stored)
             raise SdcliError(
-                f"{echo(component.folder)} {kind} {', '.join(echo(name, 60) for name in names[:3])}{more}:"
+                f"{echo(component.folder)} {kind} {', '.join(echo(name) for name in names[:3])}{more}:"
                 f" not the model that its config describes{f'; it looks like {likely}' if likely else ''}"
             )
 

@@ -73,6 +73,12 @@ def _marked(token: object) -> object:
     return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
 
 
+def text_config(settings: dict[str, Any]) -> CLIPTextConfig:
+    """The library's own form of the settings. Marks are the tokenizer's business, and 0 is in every vocabulary."""
+    marks = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    return CLIPTextConfig(**settings, **marks, attn_implementation="sdpa")
+
+
 @contextmanager
 def borrow_text_encoder(
     component: Component, device: Device, dtype: torch.dtype
@@ -81,7 +87,7 @@ def borrow_text_encoder(
 
     The context has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
     """
-    model = build(component, lambda: CLIPTextModel(CLIPTextConfig(**component.config, attn_implementation="sdpa")))
+    model = build(component, lambda: CLIPTextModel(text_config(component.config)))
     with lend_weights(model, component, device, dtype):
 
         def encode(ids: torch.Tensor) -> torch.Tensor:

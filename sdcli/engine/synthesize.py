@@ -17,10 +17,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from sdcli.components.empty import without_memory
+from sdcli.components.text_encoder import text_config
 from sdcli.errors import SdcliError, echo
 from sdcli.messages import Finished, Message, Progress
 from sdcli.models.configs import ComponentName, checked_config
@@ -64,7 +64,7 @@ def _empty_modules(config: dict[str, Any]) -> dict[ComponentName, nn.Module]:
 
     with without_memory():
         return {
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**settings("text_encoder"))),
+            "text_encoder": CLIPTextModel(text_config(settings("text_encoder"))),
             "unet": UNet2DConditionModel(**settings("unet")),
             "vae": AutoencoderKL(**settings("vae")),
         }

@@ -34,11 +34,12 @@ _WEIGHT_DTYPES = {"F16", "BF16", "F32"}
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Names of the autoencoder's attention in files written before diffusers 0.15, the published SD 1.5 among them."""
 
-_UNUSED: dict[ComponentName, str] = {
-    "text_encoder": r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale"
-    r"|vision_model\..*",
-    "unet": r"(?!)",
-    "vae": r"loss\..*|model_ema\..*",
+_UNUSED: dict[ComponentName, re.Pattern[str]] = {
+    "text_encoder": re.compile(
+        r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale|vision_model\..*"
+    ),
+    "unet": re.compile(r"(?!)"),
+    "vae": re.compile(r"loss\..*|model_ema\..*"),
 }
 """Tensors of more than the component's class: the other half of a CLIP, what an autoencoder was trained with."""
 
@@ -224,6 +225,7 @@ def _component(folder: Path, name: ComponentName, kind: str | None = None) -> Co
     if kind is not None:
         class_ = class_name(name, {"_class_name": kind}, folder / INDEX_FILE)
     if name == "text_encoder" and isinstance(table.get("text_config"), dict):  # of a whole CLIP
+        checked_config(name, table, path)
         table = table["text_config"]
     config, passed_over = checked_config(name, table, path), tuple(keys_passed_over(name, table))
     if name == "tokenizer":
@@ -236,7 +238,7 @@ def _component(folder: Path, name: ComponentName, kind: str | None = None) -> Co
     tensors: dict[str, tuple[Path, str, TensorInfo]] = {}
     for file in files:
         for stored, info in file.tensors.items():
-            if re.fullmatch(_UNUSED[name], stored):
+            if _UNUSED[name].fullmatch(stored):
                 continue
             if info.dtype not in _WEIGHT_DTYPES:
                 raise SdcliError(

@@ -46,7 +46,7 @@ def check_tokenizer(home: Path) -> dict[str, Path]:
         if name != "merges.txt" and not raw.lstrip().startswith(b"{"):
             raise SdcliError(f"{echo(home / name)} is not a table of tokens: fetch it again")
     if names[-1] == "merges.txt":
-        merges = sum(1 for line in contents["merges.txt"].splitlines() if line and not line.startswith(b"#version"))
+        merges = contents["merges.txt"].count(b"\n")
         lacking = contents["vocab.json"].count(b'":') - merges - _UNMERGED
         if lacking > _OWN_TOKENS:
             raise SdcliError(f"{echo(home / 'merges.txt')} lacks {lacking} merges of its vocabulary: fetch it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.utils import logging as library_logging
 
 from sdcli.components.text_encoder import CHUNKS_LIMIT, borrow_text_encoder, tokenize
 from sdcli.devices.cpu import CpuDevice
@@ -151,6 +153,17 @@ def test_the_context_is_the_library_s_last_hidden_state(tiny: Path, tokenizer: C
         context = encode(ids)
     assert context.shape == (2, ids.shape[1] * LENGTH, 32)
     torch.testing.assert_close(context, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_said_of_marks_that_a_small_vocabulary_does_not_have(
+    tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("transformers")  # keeps its messages from the root logger, where caplog listens
+    log.addHandler(caplog.handler)
+    library_logging.warning_once.cache_clear()
+    with borrow_text_encoder(open_model("tiny", tiny).text_encoder, CpuDevice(), torch.float32):
+        log.removeHandler(caplog.handler)
+    assert caplog.text == ""
 
 
 @torch.no_grad()

@@ -279,7 +279,7 @@ def test_a_hostile_config_of_any_part_is_refused_by_its_file(
     model_folder: Path, edit_config: EditConfig, refused: Refused, part: str
 ) -> None:
     [config] = (model_folder / part).glob("*config.json")
-    edit_config(config, auto_map={"AutoModel": "evil.Evil"})
+    edit_config(config, auto_map={"AutoModel": "evil.Evil"}, **({"text_config": {}} if part == "text_encoder" else {}))
     with refused(1, f"{part}/{config.name}", "'auto_map'"):
         open_model("m", model_folder)
 
