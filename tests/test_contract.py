@@ -142,6 +142,7 @@ def test_the_exit_codes_are_those_of_the_contract() -> None:
         "ModelMissing": 3,
         "WillNotFit": 4,
         "NotFinite": 5,
+        "NotFiniteInHalf": 5,
         "CeilingCrossed": 137,
     }
     assert {number: errors.Interrupted(number).exit_code for number in (1, 2, 15)} == {1: 129, 2: 130, 15: 143}

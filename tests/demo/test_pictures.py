@@ -187,9 +187,7 @@ def louder_noise(factor: float) -> AbstractContextManager[None]:
 
 
 def swapped_guidance() -> AbstractContextManager[None]:
-    return replaced(
-        denoise, "_guided", lambda real: lambda lent, z, t, context, *rest: real(lent, z, t, context.flip(0), *rest)
-    )
+    return replaced(denoise, "_guided", lambda real: lambda told, guidance: real(told[::-1], guidance))
 
 
 def swapped_prompts() -> AbstractContextManager[None]:

@@ -119,7 +119,7 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
 ) -> None:
     model = Path(shutil.copytree(tiny, tmp_path / "model"))
     opened = open_model("m", model)
-    first = place_of_copy(opened, "cpu", "fp32", SHORT.latent_shape)
+    first = place_of_copy(opened, "cpu", "fp32", opened.latent_shape(SHORT))
     assert first is not None
     before = drawn(list(run(model, first)))
     weights, _, info = opened.unet.weights()["mid_block.resnets.0.conv1.weight"]
@@ -132,7 +132,7 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
     if how != "edited in place, touch -r":
         (shutil.copy2 if how == "cp -p" else os.replace)(other, weights)
     assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-    second = place_of_copy(open_model("m", model), "cpu", "fp32", SHORT.latent_shape)
+    second = place_of_copy(open_model("m", model), "cpu", "fp32", opened.latent_shape(SHORT))
     assert second is not None
     after = drawn(list(run(model, second)))
     assert torch.equal(after, drawn(run_engine(model, SHORT))) and not torch.equal(after, before)

@@ -13,7 +13,8 @@ from sdcli.domain import DeviceName, Request
 from sdcli.errors import WillNotFit
 from sdcli.host.baseline import build_note, hopeless_bytes, remember_baseline, typical_bytes
 from sdcli.host.forecast import Forecast, forecast, forecast_report
-from sdcli.host.run import RunRecord, Task, _as_planned, _overhead, run_task
+from sdcli.host.record import RunRecord, Task
+from sdcli.host.run import _overhead, _Run, run_task
 from sdcli.memory.limit import Ceiling
 from sdcli.memory.overhead import WITH_AVX512
 from sdcli.models.folder import open_model
@@ -96,10 +97,15 @@ def test_what_is_not_measured_is_said_where_it_decides(build: pytest.MonkeyPatch
     assert forecast_report(tight.task, tight)["memory"]["baseline_measured"] is True
 
 
-def test_a_first_run_takes_the_plan_that_was_told_unless_it_needs_less_or_much_more() -> None:
-    typical = 180 * MIB
+def test_a_first_run_takes_the_plan_that_was_told_unless_it_needs_less_or_much_more(
+    build: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    build.setattr(machine, "torch_gpu_build", lambda: None)
+    asked = told(tiny, None).task
+    assert typical_bytes("cpu") == 180 * MIB
     for measured, planned_for in ((170, 170), (180, 180), (184, 180), (190, 190)):
-        assert _as_planned(min(typical, measured * MIB), measured * MIB) == planned_for * MIB
+        run = _Run(asked, RunRecord(asked, baseline_bytes=measured * MIB), None, lambda *_: None)
+        assert run._baseline_bytes() == planned_for * MIB
 
 
 def test_a_processor_that_was_never_measured_gets_wide_curves(build: pytest.MonkeyPatch, tiny: Path) -> None:
