@@ -247,7 +247,7 @@ def test_a_config_file_that_is_wrong_is_said_in_one_line(
         ("STEPS", "0", "0 is not from 1 to 1000"),
         ("SEED", "-2", "'-2' is not a seed"),
         ("NEGATIVE", "caf\udce9", "not valid UTF-8"),
-        ("FORCE", "maybe", "'maybe' is not a valid boolean"),
+        ("FORCE", "maybe", "is not a valid boolean"),
         ("MEM_LIMIT", "2048", "has no unit"),
         ("DEVICE", "x" * 1000, "is not one of"),
     ],
