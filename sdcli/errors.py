@@ -6,8 +6,8 @@
     ├── WillNotFit            4   said before any weights load
     ├── NotFinite             5   NaN or infinity
     │   └── NotFiniteInHalf   5   of half precision: fp32 is tried before anybody hears of it
-    ├── CeilingCrossed      137   the worker was killed at the ceiling
-    └── Interrupted    128 + n   a signal: Ctrl-C 130, SIGTERM 143, SIGHUP 129
+    └── CeilingCrossed      137   the worker was killed at the ceiling
+    Interrupted        128 + n   a signal: Ctrl-C 130, SIGTERM 143, SIGHUP 129
 
 A message is one line: what went wrong, which thing, what to do. Text that came from outside goes
 through `echo`, so that it cannot be long, cannot move the cursor and cannot pose as our own words.
@@ -61,12 +61,13 @@ class CeilingCrossed(SdcliError):
     exit_code = 137
 
 
-class Interrupted(SdcliError):
-    """A signal ended the run."""
+class Interrupted(BaseException):
+    """A signal ended the run: no failure, so that nothing on the way that bears failures swallows it."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__({2: "interrupted", 15: "terminated"}.get(signum, f"stopped by signal {signum}"))
-        self.exit_code = 128 + signum
+    def __init__(self, signum: int, note: str = "") -> None:
+        what = {2: "interrupted", 15: "terminated"}.get(signum, f"stopped by signal {signum}")
+        super().__init__(f"{what}; {note}" if note else what)
+        self.signum, self.exit_code = signum, 128 + signum
 
 
 BY_NAME: dict[str, type[SdcliError]] = {

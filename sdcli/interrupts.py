@@ -16,14 +16,20 @@ from sdcli.errors import Interrupted
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
+PATIENCE_S = 3
+"""A piece of work that is held this long after the signal is cut in two after all: its disk or its reader hangs."""
+
+
 class _State:
-    held = False
+    held = 0
     came: int | None = None
 
 
 def install() -> None:
     """Answer the signals from now on, those that were ignored from the start excepted, as under nohup."""
-    _State.held, _State.came = False, None
+    _State.held, _State.came = 0, None
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, _lose_patience)
     for name in NAMES:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), interrupt)
@@ -36,15 +42,24 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     _State.came = signum
     if not _State.held:
         raise Interrupted(signum)
+    if hasattr(signal, "SIGALRM"):
+        signal.alarm(PATIENCE_S)
+
+
+def _lose_patience(signum: int, frame: FrameType | None) -> None:
+    if _State.held and _State.came is not None:
+        raise Interrupted(_State.came)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, a first signal waits: for pieces of work of less than a second that must not be cut in two."""
-    _State.held, before = True, _State.came
+    """Inside, a first signal waits: for short pieces of work that must not be cut in two."""
+    before, _State.held = _State.came, _State.held + 1
     try:
         yield
     finally:
-        _State.held = False
-        if _State.came is not None and before is None:
+        _State.held -= 1
+        if _State.came is not None and before is None and not _State.held:
+            if hasattr(signal, "SIGALRM"):
+                signal.alarm(0)
             raise Interrupted(_State.came)

@@ -124,7 +124,10 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class LatentsDone:
-    """Worker → host: a picture is denoised and is only to be decoded. The payload is the checkpoint to do that from."""
+    """Worker → host: a picture has no step left to run, and is only to be decoded, from the checkpoint in the payload.
+
+    The last StepDone of a picture says the same.
+    """
 
     image: int
     payload: bytes = b""

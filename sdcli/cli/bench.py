@@ -101,7 +101,7 @@ def command(
     if warmup:
         _warm_up(tasks[0], chosen)
     runs: list[tuple[RunRecord, str]] = []
-    failure: SdcliError | None = None
+    failure: SdcliError | Interrupted | None = None
     for task in tasks:
         record, outcome, error = _measure(task, chosen)
         runs.append((record, outcome))
@@ -162,7 +162,7 @@ def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
     run_task(short, RunRecord(short), None, lambda *_: None)
 
 
-def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str, SdcliError | None]:
+def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str, SdcliError | Interrupted | None]:
     """One run, its outcome, and what made it fail: the rows that are there are not lost to that."""
     limit, record = task.ceiling.limit_bytes, RunRecord(task)
     if not chosen["quiet"]:
@@ -177,7 +177,7 @@ def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str, SdcliE
         show.clear()
         say(str(error))
         return record, "killed", None
-    except SdcliError as error:
+    except (SdcliError, Interrupted) as error:
         show.clear()
         return record, "failed", error
     return record, "ok", None

@@ -22,6 +22,7 @@ from sdcli.messages import PictureDone
 from sdcli.models.folder import Model
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.schedulers import adds_noise, possible_steps
+from sdcli.models.stamps import stamps_of
 
 if TYPE_CHECKING:
     from sdcli.images.read import InitImage
@@ -48,6 +49,7 @@ def find_model(ref: str | None, *, quiet: bool, debug: bool) -> Model:
         make_synthetic(name, folder, MakingLine(f"synthetic:{name}", quiet), debug)
 
     model = resolve_model(ref, make)
+    stamps_of(model)  # as its files are now
     for note in () if quiet else model.notes:
         say(note)
     return model
@@ -162,7 +164,7 @@ def draw(task: Task, destination: Destination, options: dict[str, Any], init_sha
 
     try:
         run_task(task, record, save, progress)
-    except Exception:
+    except BaseException:
         progress.clear()
         if options["debug"] and record.traceback:
             say(record.traceback)

@@ -12,7 +12,7 @@ import click
 
 from sdcli import __version__, interrupts
 from sdcli.cli.say import say
-from sdcli.errors import BadRequest, SdcliError, echo, printable, shortage
+from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable, shortage
 
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
@@ -77,7 +77,7 @@ def run(argv: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except (BrokenPipeError, SystemExit):  # click turns a broken pipe into an exit
         return _quiet_broken_pipe()
-    except Exception as error:  # the one boundary: a person gets a line, a developer --debug
+    except (Exception, Interrupted) as error:  # the one boundary: a person gets a line, a developer --debug
         if "--debug" in argv:
             say("".join(traceback.format_exception(error)), end="")
         code, message = _code_and_message(error)
@@ -85,11 +85,11 @@ def run(argv: list[str]) -> int:
         return code
 
 
-def _code_and_message(error: Exception) -> tuple[int, str]:  # noqa: PLR0911  a table
+def _code_and_message(error: BaseException) -> tuple[int, str]:  # noqa: PLR0911  a table
     match error:
         case click.ClickException():
             return 2, _usage_message(error)
-        case SdcliError():
+        case SdcliError() | Interrupted():
             return error.exit_code, str(error)
         case click.Abort():
             return 130, "interrupted"

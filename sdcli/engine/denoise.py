@@ -61,9 +61,8 @@ def denoise(
     with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
         yield stage.loaded()
         for image, seed in enumerate(request.seeds):
-            done = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
-            finished[image] = done.latents
-            yield LatentsDone(image, done.to_bytes())
+            latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
+            finished[image] = latents
             device.between_blocks()  # each picture begins with what the first one began with
     yield stage.ended()
     return finished
@@ -79,9 +78,8 @@ def _draw(
     init: InitLatents | None,
     denoiser: Denoiser,
     resume: Checkpoint | None,
-) -> Generator[Message, None, Checkpoint]:
-    """The checkpoint after one picture's last step. Noise and schedule live on the CPU in FP32: a seed is one picture
-    on every device."""
+) -> Generator[Message, None, torch.Tensor]:
+    """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(model.scheduler, request.steps)
     timesteps = scheduler.timesteps
@@ -106,7 +104,9 @@ def _draw(
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
         checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler)
         yield StepDone(image, step + 1, len(timesteps), seconds, read, checkpoint.to_bytes())
-    return Checkpoint.take(image, len(timesteps), len(timesteps), latents, generator, scheduler)
+    if begin == len(timesteps):  # no step has said so
+        yield LatentsDone(image, Checkpoint.take(image, begin, begin, latents, generator, scheduler).to_bytes())
+    return latents
 
 
 def _told(

@@ -73,13 +73,12 @@ def relay(worker: Worker, watchdog: Watchdog, record: RunRecord, dtype: DtypeNam
             case StepDone():
                 watchdog.step = message.step
                 record.steps.append(replace(message, payload=b""))  # of a thousand pictures they would be many
-                with interrupts.held():
+                if message.step == message.count:
+                    _denoised(record, message.image, message.payload, dtype)
+                else:
                     record.checkpoints[message.image] = message.payload
             case LatentsDone(image, payload):
-                with interrupts.held():
-                    record.finished[image] = payload
-                    record.denoised_in.setdefault(image, dtype)
-                    record.checkpoints.pop(image, None)
+                _denoised(record, image, payload, dtype)
             case StageEnded(_, run_s, device_peak_bytes):
                 watchdog.leave()
                 record.stages[-1].run_s = run_s
@@ -88,6 +87,14 @@ def relay(worker: Worker, watchdog: Watchdog, record: RunRecord, dtype: DtypeNam
                 record.events.append((step, what))
         yield message
     raise worker.end()
+
+
+def _denoised(record: RunRecord, image: int, payload: bytes, dtype: DtypeName) -> None:
+    """A picture is only to be decoded."""
+    with interrupts.held():
+        record.finished[image] = payload
+        record.denoised_in.setdefault(image, dtype)  # one that is handed over again was denoised before
+        record.checkpoints.pop(image, None)
 
 
 def _take_peaks(watchdog: Watchdog, record: RunRecord, stages_before: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdcli import interrupts, machine
 from sdcli.domain import Part, Plan
-from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError, WillNotFit
+from sdcli.errors import NotFinite, NotFiniteInHalf, WillNotFit
 from sdcli.host.attempt import relay, watched_worker
 from sdcli.host.baseline import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.host.record import RunRecord, Task
@@ -108,6 +108,8 @@ class _Run:
         """Decode and save what is denoised, in the least memory; what prevents that is told, and no more."""
         if self.trouble is not None:
             self._tell(str(self.trouble))
+        if isinstance(trouble, NotFinite) and not self._record.undone:
+            return  # those are left that no type decodes
         finished, planned = len(self._record.finished), self._record.planned
         if not finished or planned is None or self._save is None:
             return
@@ -119,7 +121,7 @@ class _Run:
                 self._attempt(self._task, "pictures")
             except NotFiniteInHalf:
                 self._attempt(replace(self._task, dtype="fp32"), "pictures")
-        except SdcliError as error:
+        except Exception as error:  # the trouble that led here is what is raised
             self._tell(f"{_pictures(len(self._record.finished))} not saved: {error}")
 
     def _attempt(self, task: Task, part: Part | None) -> None:
@@ -181,7 +183,8 @@ class _Run:
                 if self.trouble is not None:
                     self._tell(str(error))
                 self.trouble = self.trouble or error
-            self._record.finished.pop(picture.image, None)
+            finally:
+                self._record.finished.pop(picture.image, None)  # no second try, not of one that was cut off either
 
     def _tell(self, what: str) -> None:
         self._record.events.append((None, what))

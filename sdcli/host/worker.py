@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import BinaryIO, cast
 
 from sdcli.errors import BY_NAME, SdcliError, echo, shortage
@@ -106,8 +105,12 @@ class Worker:
 
     def _send_all(self) -> None:
         while (message := self._outbox.get()) is not None:
-            with suppress(OSError, ValueError):
+            try:
                 write_message(self._stdin, message)
+            except (OSError, ValueError):  # it is gone
+                pass
+            except MemoryError:  # it would wait for ever
+                self._process.kill()
             del message  # a job's payload must not stay while the next message is waited for
 
     def messages(self) -> Iterator[Message]:

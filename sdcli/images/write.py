@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sdcli.errors import BadRequest, SdcliError, echo
+from sdcli.errors import BadRequest, Interrupted, SdcliError, echo
 from sdcli.images.atomic import place, probe, sweep
 from sdcli.images.encode import LONGEST_SIDE, SUFFIXES, encode_picture
 from sdcli.images.naming import invented_names
@@ -49,8 +49,7 @@ class Destination:
         """
         try:
             if self.folder is None:
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
+                _write_out(data)
                 return None
             if self.folder == DEFAULT_FOLDER:
                 os.makedirs(self.folder, exist_ok=True)
@@ -59,6 +58,11 @@ class Destination:
             return place(self.folder, invented_names(prompt, seed, self.suffix), data)
         except BrokenPipeError:
             raise
+        except Interrupted as error:  # its disk or its reader hangs
+            kept = _rescue(invented_names(prompt, seed, self.suffix), data)
+            raise Interrupted(
+                error.signum, f"the picture was kept as {echo(kept, limit=4096)}" if kept else ""
+            ) from error
         except OSError as error:
             what = "stdout" if self.folder is None else echo(self._shown(image))
             kept = _rescue(invented_names(prompt, seed, self.suffix), data)
@@ -163,6 +167,14 @@ def _require_free(path: str, force: bool) -> None:
         raise SdcliError(f"{echo(path)} exists already: choose another name or give --force")
     if not os.path.isfile(path):
         raise SdcliError(f"{echo(path)} is not a file that can be replaced: choose another name")
+
+
+def _write_out(data: bytes) -> None:
+    """All of it to stdout, which without a buffer takes less at a time than it is given."""
+    left = memoryview(data)
+    while left:
+        left = left[sys.stdout.buffer.write(left) :]
+    sys.stdout.buffer.flush()
 
 
 def _rescue(names: Iterator[str], data: bytes) -> str | None:

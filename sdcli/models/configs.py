@@ -166,8 +166,6 @@ def class_name(component: ComponentName, table: dict[str, Any], path: Path) -> s
         name = name[0] if isinstance(name, list) else name
     elif name is None and component == "tokenizer":
         name = table.get("tokenizer_class") or "CLIPTokenizer"
-    elif name is None and component == "scheduler":
-        name = _named_in_index(path)
     if not isinstance(name, str) or name not in CLASSES[component]:
         asked = f"asks for the class {echo(name)}" if isinstance(name, str) else "names no class"
         names = sorted(CLASSES[component])
@@ -177,13 +175,6 @@ def class_name(component: ComponentName, table: dict[str, Any], path: Path) -> s
         shown = 40 if component == "scheduler" else 80  # so that all of them fit into a message
         raise SdcliError(f"{echo(path, shown)} {asked}: refused; a {component} may be {hint}")
     return name
-
-
-def _named_in_index(path: Path) -> object:
-    """The scheduler's class by the model's table of contents, where its own config names none."""
-    index = path.parent.parent / "model_index.json"
-    entry = read_json(index).get("scheduler") if index.is_file() else None
-    return entry[-1] if isinstance(entry, list) and entry else None
 
 
 def checked_config(component: ComponentName, table: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -221,9 +221,12 @@ def _component(folder: Path, name: ComponentName, kind: str | None = None) -> Co
     home = folder / name
     path = home / CONFIG_FILES[name]
     table = read_json(path) if name != "tokenizer" or os.path.lexists(path) else {}
+    if name == "scheduler" and kind is not None and table.get("_class_name") is None:
+        table["_class_name"] = kind
     class_ = class_name(name, table, path)
     if kind is not None:
         class_ = class_name(name, {"_class_name": kind}, folder / INDEX_FILE)
+        table |= {"_class_name": class_} if name == "scheduler" else {}  # whose settings are looked at below
     if name == "text_encoder" and isinstance(table.get("text_config"), dict):  # of a whole CLIP
         checked_config(name, table, path)
         table = table["text_config"]

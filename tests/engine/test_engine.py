@@ -65,7 +65,7 @@ def damaged(model: Path, home: Path, part: str, name: str, value: float = float(
 def test_txt2img_tells_its_stages_in_order(tiny: Path) -> None:
     assert told(run_engine(tiny, replace(SHORT, count=2))) == [
         *stage("encode_prompt"),
-        *stage("denoise", "StepDone", "StepDone", "LatentsDone", "StepDone", "StepDone", "LatentsDone"),
+        *stage("denoise", "StepDone", "StepDone", "StepDone", "StepDone"),
         *stage("decode", "PictureDone", "PictureDone"),
         "Finished",
     ]
@@ -76,10 +76,18 @@ def test_img2img_tells_its_stages_in_order(tiny: Path) -> None:
     assert told(events) == [
         *stage("encode_prompt"),
         *stage("encode_image"),
-        *stage("denoise", "StepDone", "LatentsDone"),
+        *stage("denoise", "StepDone"),
         *stage("decode", "PictureDone"),
         "Finished",
     ]
+
+
+def test_a_picture_without_a_step_to_run_is_told_as_denoised(tiny: Path) -> None:
+    events = run_engine(tiny, replace(SHORT, strength=0.0), payload=PIXELS)
+    assert told(events)[6:9] == stage("denoise", "LatentsDone")[:3]
+    (done,) = (event for event in events if isinstance(event, LatentsDone))
+    job = Job(SHORT, RESIDENT, str(tiny), "fp32", (len(done.payload),), done.payload, part="pictures")
+    assert torch.equal(pictures(list(generate(job, open_device("cpu"))))[0], pictures(events)[0])
 
 
 def test_events_say_what_was_done(tiny: Path) -> None:
@@ -182,7 +190,7 @@ def test_a_decode_that_is_not_finite_is_an_error_when_the_others_are_there(
 def test_pictures_alone_are_drawn_of_the_images_whose_latents_are_handed_over(tiny: Path) -> None:
     request = replace(SHORT, count=3)
     events = run_engine(tiny, request)
-    done = {event.image: event.payload for event in events if isinstance(event, LatentsDone)}
+    done = {event.image: event.payload for event in events if isinstance(event, StepDone) and event.step == event.count}
     job = Job(request, RESIDENT, str(tiny), "fp32", (len(done[0]), len(done[2])), done[0] + done[2], part="pictures")
     again = [event for event in generate(job, open_device("cpu")) if isinstance(event, PictureDone)]
     drawn = {event.image: event for event in events if isinstance(event, PictureDone)}

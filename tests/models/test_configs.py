@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -29,6 +30,7 @@ from sdcli.models.configs import (
     keys_passed_over,
     read_json,
 )
+from sdcli.models.folder import open_model
 from sdcli.units import MIB
 
 Refused = Callable[..., AbstractContextManager[None]]
@@ -261,17 +263,25 @@ def test_an_old_way_to_say_what_the_model_predicts_is_understood() -> None:
         assert checked_config("scheduler", table, PATH) == {"prediction_type": prediction}
 
 
-def test_a_scheduler_that_names_no_class_has_the_one_of_the_model_s_index(tmp_path: Path) -> None:
-    path = tmp_path / "scheduler" / "scheduler_config.json"
+def test_a_scheduler_has_the_class_of_the_model_s_index_and_its_settings_are_looked_at_for_that(tiny: Path) -> None:
+    model = Path("model")
+    shutil.copytree(tiny, model)
+    index, config = model / "model_index.json", model / "scheduler" / "scheduler_config.json"
+    table = json.loads(config.read_text())
+    for named in ({}, {"_class_name": "DDIMScheduler"}):
+        config.write_text(json.dumps({k: v for k, v in table.items() if k != "_class_name"} | named))
+        for kind in ("DDIMScheduler", "EulerDiscreteScheduler"):
+            index.write_text(json.dumps({"scheduler": ["diffusers", kind]}))
+            assert open_model("m", model).scheduler.class_name == kind
+    config.write_text(json.dumps({**table, "use_karras_sigmas": "yes"}))
+    with pytest.raises(SdcliError, match="'use_karras_sigmas' to what"):
+        open_model("m", model)
+    index.write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
+    assert "use_karras_sigmas" not in open_model("m", model).scheduler.config
+    index.unlink()
+    config.write_text(json.dumps({k: v for k, v in table.items() if k != "_class_name"}))
     with pytest.raises(SdcliError, match="names no class: refused; a scheduler may be"):
-        class_name("scheduler", {}, path)
-    for entry in (["diffusers", "DDIMScheduler"], ["diffusers", "Evil"], [], "DDIMScheduler", None, [["a"]]):
-        (tmp_path / "model_index.json").write_text(json.dumps({"scheduler": entry}))
-        if entry == ["diffusers", "DDIMScheduler"]:
-            assert class_name("scheduler", {}, path) == "DDIMScheduler"
-        else:
-            with pytest.raises(SdcliError, match="refused; a scheduler may be"):
-                class_name("scheduler", {}, path)
+        open_model("m", model)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverSDEScheduler", "DDIMInverseScheduler", "VQDiffusionScheduler"])
