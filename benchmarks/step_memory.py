@@ -117,7 +117,7 @@ def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> N
     model, (name, _) = open_model("synthetic:sd15", Path(folder)), machine.choose_dtype("cpu", "auto")
     width, height = (int(side) // 8 for side in size.split("x"))
     sees, dtype, place = (
-        machine.cpu_packs_for(height, width),
+        machine.cpu_packs_for(height, width, name),
         DTYPES[name],
         place_of_copy(model, "cpu", name, (height, width)),
     )

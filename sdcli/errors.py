@@ -81,7 +81,9 @@ _SHORTAGES = {
     ("can't start new thread", "Thread creation failed", "Resource temporarily unavailable", "pthread_create"): (
         "the system has no room for another thread or process: end other programs, or raise ulimit -u"
     ),
-    ("Cannot allocate memory", "failed to map segment"): "the system has no memory left for this: end other programs",
+    ("Cannot allocate memory", "failed to map segment", "could not create a primitive"): (
+        "the system has no memory left for this: end other programs"
+    ),
     ("Too many open files",): "the system has no room for another open file: end other programs, or raise ulimit -n",
 }
 

@@ -116,10 +116,8 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_is_measured(dtype: DtypeName) -> bool:
-    """Whether memory/overhead.py was measured on this kind of processor: in bf16 with AMX, in fp32 without AVX-512."""
-    if dtype == "bf16":
-        return _on_x86() and cpu_has_amx()
-    return dtype == "fp32" and _on_x86_without_avx512()
+    """Whether memory/overhead.py was measured on this kind of processor: in bf16 with AMX, in fp32 on x86."""
+    return _on_x86() and (cpu_has_amx() if dtype == "bf16" else dtype == "fp32")
 
 
 def cpu_has_amx() -> bool:
@@ -158,13 +156,14 @@ def _on_x86_without_avx512() -> bool:
     return _on_x86() and "avx512bw" not in _cpu_flags()
 
 
-def cpu_packs_for(height: int, width: int) -> MapShape:
+def cpu_packs_for(height: int, width: int, dtype: str) -> MapShape:
     """Samples, height and width of latents that weights are best laid out for, where these are the picture's.
 
-    With AVX-512 the library wants the same layout for nearly every size, with AVX2 another one for each size and
-    number of samples: given the wrong one, it lays the weights out again in every call (a fifth of a step's time).
+    In bf16 the library wants the same layout for nearly every size, in fp32 another one for each size: given the wrong
+    one, it lays the weights out again in every call (a fifth of a step's time with AVX2; with AVX-512 three fifths of
+    one at 256x256). Both samples of guidance are served by the layout for one, with AVX-512 also both at a time.
     """
-    return (1, height, width) if _on_x86_without_avx512() else ANY_SIZE
+    return (1, height, width) if _on_x86() and (dtype == "fp32" or _on_x86_without_avx512()) else ANY_SIZE
 
 
 def cpu_gains_by_winograd() -> bool:
@@ -173,8 +172,8 @@ def cpu_gains_by_winograd() -> bool:
 
 
 def cpu_batches() -> bool:
-    """Whether both samples of guidance may go together: weights that are laid out for one sample suit one sample."""
-    return cpu_packs_for(0, 0) == ANY_SIZE
+    """Whether both samples of guidance may go together: with AVX2 weights laid out for one sample suit one sample."""
+    return not _on_x86_without_avx512()
 
 
 ANY_SIZE: MapShape = (2, 64, 64)

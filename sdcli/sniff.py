@@ -58,10 +58,10 @@ def detect(head: bytes) -> str | None:
 
 def _detect_text(head: bytes) -> str | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if not text or any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in text):
-        return None
     if text.startswith((b"<!doctype html", b"<html")):
         return "HTML"
+    if not text or any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in text):
+        return None
     if text.startswith((b"{", b"[")):
         return "JSON"
     if text.startswith(b"<"):

@@ -23,6 +23,7 @@ from torch import nn
 from sdcli.components.attention import BoundedAttention
 from sdcli.components.empty import build
 from sdcli.components.frugal import make_frugal
+from sdcli.components.mapped import require_match
 from sdcli.components.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
 from sdcli.components.weights import lend_weights
 from sdcli.devices.base import Device
@@ -56,6 +57,13 @@ def borrow_encoder(
     """Lend a function from (1, 3, 8h, 8w) pixels in -1…1 to the mean and deviation of their latents, unscaled."""
     with _half(component, ENCODER_PARTS, device, dtype) as vae:
         yield lambda pixels: _Bands(device, dtype, keep_maps).encode(vae, pixels)
+
+
+def require_decoder(component: Component) -> None:
+    """Raise SdcliError unless the files hold the decoder: that the last stage fails is to be known before the first."""
+    vae = build(component, lambda: AutoencoderKL(**component.config))
+    shapes = {name: p.shape for name, p in vae.named_parameters() if name.startswith(DECODER_PARTS)}
+    require_match(component, shapes, DECODER_PARTS)
 
 
 class _Bands:

@@ -46,7 +46,7 @@ def denoise(
     stage = Stage("denoise", device)
     yield stage.began()
     finished = Latents(model.latent_channels, *model.latent_shape(request))
-    sees = cpu_packs_for(*model.latent_shape(request))
+    sees = cpu_packs_for(*model.latent_shape(request), "fp32" if dtype is torch.float32 else "half")
     copy = open_copy(prepared) if prepared is not None else None
     if copy is None and prepared is not None and plan.prepared:
         if being_made(prepared):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sdcli.components.autoencoder import require_decoder
 from sdcli.components.schedulers import rehearse
 from sdcli.devices.base import DTYPES, Device
 from sdcli.domain import StageName
@@ -68,6 +69,7 @@ def _draw(job: Job, model: Model, prepared: Path | None, device: Device) -> Iter
         job = replace(job, payload=b"")
     else:
         given = request.strength
+        require_decoder(model.vae)
         rehearse(model.scheduler, request.steps, None if given is None else steps_run(request.steps, given))
         pixels, resume = _unpack(job)
         context = yield from encode_prompt(request, model, device, dtype)

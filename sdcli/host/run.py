@@ -23,7 +23,7 @@ from sdcli.host.worker import Worker
 from sdcli.memory.disks import model_in_memory
 from sdcli.memory.limit import kernel_share_bytes
 from sdcli.memory.meter import TreeMeter
-from sdcli.memory.overhead import UNMEASURED_SHARE, WITH_AVX2, WITH_AVX512, Overhead
+from sdcli.memory.overhead import UNMEASURED_SHARE, WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Overhead
 from sdcli.memory.planner import MARGIN_BYTES, VAE_TILE, Means, Planned, make_plan
 from sdcli.memory.prepared import is_made, place_of_copy, unfinished
 from sdcli.memory.speed import learned
@@ -217,8 +217,12 @@ def _overhead(task: Task) -> Overhead:
     """Of this kind of processor, wide where it was never measured. A GPU's is that of Intel's matrix unit."""
     if task.device != "cpu":
         return WITH_AVX512
-    nearest = WITH_AVX512 if machine.cpu_batches() else WITH_AVX2
-    return nearest if machine.cpu_is_measured(task.dtype) else nearest.widened(UNMEASURED_SHARE)
+    measured = machine.cpu_is_measured(task.dtype)
+    if not machine.cpu_batches():
+        nearest = WITH_AVX2
+    else:
+        nearest = WITH_AVX512_IN_FP32 if measured and task.dtype == "fp32" else WITH_AVX512
+    return nearest if measured else nearest.widened(UNMEASURED_SHARE)
 
 
 def _place(task: Task) -> Path | None:

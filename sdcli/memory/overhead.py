@@ -52,6 +52,17 @@ WITH_AVX512 = Overhead(
 )
 """Measured with Intel's matrix unit, in bf16."""
 
+WITH_AVX512_IN_FP32 = Overhead(
+    denoise={
+        "stage": ((0, 42), (1.25, 83), (5, 207), (7.5, 306), (20, 726)),
+        "block": ((0, 40), (1.25, 67), (5, 152), (7.5, 205), (20, 470)),
+        "piece": ((0, 38), (0.75, 51), (3, 92), (4.5, 120), (12, 260)),
+    },
+    decode=((0, 16), (0.25, 20), (1, 40), (4, 44)),
+    fresh_decode=((0, 20), (0.25, 21), (1, 13), (4, 13)),
+)
+"""Measured without the matrix unit and without bf16, up to 768x512; larger sizes go on in straight lines."""
+
 WITH_AVX2 = Overhead(
     denoise={
         "stage": ((0, 46), (0.75, 73), (3.0, 134), (4.5, 190), (6.75, 265), (12, 430)),

@@ -67,7 +67,7 @@ def place_of_copy(model: Model, device: DeviceName, dtype: DtypeName, latent_sha
         return None
     _told_cap_bytes()
     try:
-        return _place(model, dtype, machine.cpu_packs_for(*latent_shape))
+        return _place(model, dtype, machine.cpu_packs_for(*latent_shape, dtype))
     except (OSError, SdcliError):  # the model, the disk or the home folder has gone: whoever needs it will say so
         return None
 

@@ -148,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raw = file.read(CONFIG_LIMIT_BYTES + 1)
         if len(raw) > CONFIG_LIMIT_BYTES:
             raise SdcliError(f"{echo(path)} is too large for a config file: refused")
-        table = json.loads(raw.decode("utf-8"))
+        table = json.loads(raw.decode("utf-8-sig"))
     except OSError as error:
         raise SdcliError(f"cannot read {echo(path)}: {error.strerror}; check the path and its permissions") from error
     except (ValueError, RecursionError) as error:

@@ -118,7 +118,7 @@ _RULES: dict[str, Rule] = {
     "time_embedding_type": _among("positional", "fourier"),
     "norm_eps": _is_above_0,
     "layer_norm_eps": _is_above_0,
-    "scaling_factor": _is_above_0,
+    "scaling_factor": lambda value: _is_number(value) and 1e-3 <= value <= 1e3,  # of all that are known 0.08 to 3.7
     "mid_block_scale_factor": lambda value: _is_number(value) and value != 0,
     "resnet_out_scale_factor": lambda value: _is_number(value) and value != 0,
     "freq_shift": _is_number,

@@ -268,7 +268,7 @@ from sdcli import machine
 from sdcli.components.packed import PackedConvolution
 torch.set_grad_enabled(False)
 for channels, out, side in ((1280, 1280, 12), (1920, 640, 24), (640, 960, 40), (320, 960, 64)):
-    sees = machine.cpu_packs_for(side, side)
+    sees = machine.cpu_packs_for(side, side, "fp32")
     layer, states = nn.Conv2d(channels, out, 3, padding=1), torch.ones(sees[0], channels, *sees[1:])
     kept = PackedConvolution.pack(layer, layer.weight.clone(), sees)
     states = states.contiguous(memory_format=torch.channels_last)

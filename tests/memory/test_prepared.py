@@ -70,9 +70,9 @@ def test_each_model_type_processor_and_torch_has_its_own_place(
     places.add(place_of_copy(model, "cpu", "bf16", SIZE))
     monkeypatch.setattr(machine, "cpu_vector_flags", lambda: ["avx9"])
     places.add(place_of_copy(model, "cpu", "bf16", SIZE))
-    monkeypatch.setattr(machine, "cpu_packs_for", lambda height, width: (1, height, width))
+    monkeypatch.setattr(machine, "cpu_packs_for", lambda height, width, dtype: (1, height, width))
     places |= {place_of_copy(model, "cpu", "bf16", size) for size in ((48, 64), (64, 48))}
-    monkeypatch.setattr(machine, "cpu_packs_for", lambda height, width: (2, 64, 64))
+    monkeypatch.setattr(machine, "cpu_packs_for", lambda height, width, dtype: (2, 64, 64))
     assert place_of_copy(model, "cpu", "bf16", (48, 64)) == place_of_copy(model, "cpu", "bf16", (64, 48))
     assert len(places) == 9 and None not in places
 
