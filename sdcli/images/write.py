@@ -149,10 +149,10 @@ def _require_usable(folder: str) -> None:
         sweep(folder)
         probe(folder)
     except FileNotFoundError as error:
-        if os.path.isdir(folder) and folder != os.curdir:  # as /proc, where nothing can be made
-            raise SdcliError(f"cannot write to the folder {echo(folder)}: give --output another") from error
-        if folder == os.curdir:
+        if os.path.normpath(folder) == os.curdir:
             raise SdcliError("the working folder has been deleted: change to another, or give --output one") from error
+        if os.path.isdir(folder):  # as /proc, where nothing can be made
+            raise SdcliError(f"cannot write to the folder {echo(folder)}: give --output another") from error
         raise SdcliError(f"the folder {echo(folder)} is missing: create it, or give --output another") from error
     except NotADirectoryError as error:
         raise SdcliError(f"{echo(folder)} is not a folder: give --output another") from error

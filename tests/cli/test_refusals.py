@@ -116,6 +116,7 @@ USAGE = {
     "N1 negative": (["a", "-s", "-1"], "-1 is not from 1 to 1000"),
     "N3": (["a", "--steps", "1000000000"], "is not from 1 to 1000"),
     "N5": (["a", "-g", "nan"], "'nan' is not a number from 0 up"),
+    "N6 underscores": (["a", "-g", "1_0"], "'1_0' is not a number"),
     "N6 infinity": (["a", "-g", "inf"], "'inf' is not a number"),
     "N6 overflow": (["a", "-g", "1e400"], "'1e400' is not a number"),
     "N6 negative": (["a", "-g", "-1"], "'-1' is not a number"),

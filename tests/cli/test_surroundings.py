@@ -85,7 +85,7 @@ def test_a_deleted_working_folder_is_no_reason_to_fail(tiny: Path, work: Path) -
 def test_nothing_is_written_to_a_deleted_working_folder(tiny: Path, work: Path, output: list[str]) -> None:
     done = from_a_deleted_folder(work, "txt2img", "a", "-m", tiny, "-q", *QUICK, *output)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
-    assert b" is missing: create it, or give --output another" in done.stderr
+    assert b"the working folder has been deleted: change to another" in done.stderr
 
 
 def test_a_host_without_threads_says_what_to_do(tiny: Path, work: Path) -> None:

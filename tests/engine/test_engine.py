@@ -264,6 +264,15 @@ def test_one_number_that_is_none_is_enough(value: float) -> None:
     assert not is_finite(values)
 
 
+def test_a_decoder_that_is_not_there_is_found_before_anything_is_drawn(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "half"
+    shutil.copytree(tiny, copy)
+    (file,) = (copy / "vae").glob("*.safetensors")
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "decoder.conv_in.bias"}, file)
+    with pytest.raises(SdcliError, match=r"lacks the tensors 'decoder\.conv_in\.bias'"):
+        next(generate(Job(SHORT, RESIDENT, str(copy), "fp32"), open_device("cpu")))
+
+
 # Memory between stages
 
 

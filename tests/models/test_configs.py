@@ -705,3 +705,14 @@ def test_opening_a_hostile_config_imports_nothing(tmp_path: Path, refused: Refus
             class_name("unet", table, tmp_path / "config.json")
             checked_config("unet", table, tmp_path / "config.json")
     assert set(sys.modules) == before
+
+
+def test_a_byte_order_mark_before_a_config_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30, 0, -0.18215])
+def test_latents_of_an_absurd_scale_are_refused(refused: Refused, factor: float) -> None:
+    with refused(1, "'scaling_factor'"):
+        checked_config("vae", {"scaling_factor": factor}, PATH)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.errors import SdcliError
 from sdcli.models.header import HEADER_LIMIT_BYTES, TensorInfo, read_header, sample_sha256
 from sdcli.units import MIB
 
@@ -365,3 +366,10 @@ def test_a_sampled_digest_sees_both_ends_of_a_large_file(tmp_path: Path) -> None
     for offset in (0, 2_999_999):
         path.write_bytes(bytes(offset) + b"\1" + bytes(2_999_999 - offset))
         assert sample_sha256(path) != first
+
+
+def test_a_page_is_one_whatever_bytes_it_has(tmp_path: Path) -> None:
+    page = tmp_path / "model.safetensors"
+    page.write_bytes(b"<!DOCTYPE html><html>" + bytes(100))
+    with pytest.raises(SdcliError, match="is an HTML page, not safetensors: the download failed"):
+        read_header(page)
