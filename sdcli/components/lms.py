@@ -15,7 +15,7 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(2)
 """Gauss and Legendre's: exact for polynomials of degree ORDER - 1."""
 
 
-class LMSDiscreteScheduler(EulerDiscreteScheduler):  # type: ignore[misc]
+class LMSDiscreteScheduler(EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
     """diffusers' class of this name: the noise levels are EulerDiscreteScheduler's, the step is Adams and Bashforth's.
 
     `derivatives` are the last ones, the newest last.

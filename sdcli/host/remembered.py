@@ -61,7 +61,9 @@ def change_table(name: str, change: Callable[[Table], Table]) -> None:
 
 def number(value: object, least: float, most: float) -> float | None:
     """`value` if it is a number within the bounds; everything else a file may hold is not believed."""
-    return value if type(value) in (int, float) and least <= value <= most else None  # type: ignore[operator,return-value]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:
+        return value
+    return None
 
 
 def _read(path: Path) -> str:
