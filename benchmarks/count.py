@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from sdcli.memory.meter import TreeMeter
+from sdcli.plan.meter import TreeMeter
 from sdcli.units import MIB
 
 

@@ -23,11 +23,11 @@ ROWS = {
         "from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL"
     ),
     "torch, as the worker imports it": (
-        "import sys; from sdcli.components import lean_imports; sys.meta_path.insert(0, lean_imports._Finder());"
+        "import sys; from sdcli.engine import lean_imports; sys.meta_path.insert(0, lean_imports._Finder());"
         "import torch"
     ),
     "all three, lean, and the engine: the worker": (
-        "from sdcli.components.lean_imports import import_models; import_models();"
+        "from sdcli.engine.lean_imports import import_models; import_models();"
         "from sdcli.engine import generate, synthesize"
     ),
 }

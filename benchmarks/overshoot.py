@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 from sdcli.host.watchdog import Watchdog
-from sdcli.memory.meter import TreeMeter
+from sdcli.plan.meter import TreeMeter
 from sdcli.units import MIB
 
 READY = "import sys; print('ready', flush=True); sys.stdin.readline()\n"

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import machine
-from sdcli.memory.meter import TreeMeter
 from sdcli.models.synthetic import find_synthetic
+from sdcli.plan.meter import TreeMeter
 from sdcli.units import MIB
 
 DTYPE, _ = machine.choose_dtype("cpu", "auto")

@@ -20,12 +20,12 @@ from pathlib import Path
 from sdcli import machine
 from sdcli.domain import GiveBack, Guidance, Plan
 from sdcli.host.worker import worker_environment
-from sdcli.memory.meter import TreeMeter
-from sdcli.memory.planner import SMALL_SCRATCH_BYTES
-from sdcli.memory.prepared import place_of_copy
 from sdcli.models.folder import open_model
 from sdcli.models.synthetic import find_synthetic
+from sdcli.plan.meter import TreeMeter
+from sdcli.plan.planner import SMALL_SCRATCH_BYTES
 from sdcli.units import MIB
+from sdcli.weights.copies import place_of_copy
 
 GUIDANCES: tuple[Guidance, ...] = ("batched", "sequential")
 GIVING_BACK: tuple[GiveBack, ...] = ("stage", "block", "piece")
@@ -101,15 +101,15 @@ def _standing(sampler: Sampler) -> int:
 
 def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> None:
     """Take steps, each when told to, and say how long it took."""
-    from sdcli.components.lean_imports import import_models
+    from sdcli.engine.lean_imports import import_models
 
     import_models(False)
     import torch
 
-    from sdcli.components.denoiser import borrow_denoiser, prepare_denoiser
-    from sdcli.components.prepared import open_copy
     from sdcli.devices import open_device
     from sdcli.devices.base import DTYPES
+    from sdcli.families.sd.denoiser import borrow_denoiser, prepare_denoiser
+    from sdcli.weights.prepared import open_copy
 
     device = open_device("cpu")
     device.prepare(None)

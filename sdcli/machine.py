@@ -116,7 +116,7 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_is_measured(dtype: DtypeName) -> bool:
-    """Whether memory/overhead.py was measured on this kind of processor: in bf16 with AMX, in fp32 on x86."""
+    """Whether plan/remainder.py was measured on this kind of processor: in bf16 with AMX, in fp32 on x86."""
     return _on_x86() and (cpu_has_amx() if dtype == "bf16" else dtype == "fp32")
 
 

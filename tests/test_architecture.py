@@ -22,13 +22,16 @@ import sdcli
 PACKAGE = Path(sdcli.__file__).parent
 
 FLOORS = {
-    "__main__": 7,
-    "cli": 6,
-    "host": 5,
-    "engine": 4,
-    "components": 3,
+    "__main__": 10,
+    "cli": 9,
+    "app": 8,
+    "host": 7,
+    "engine": 6,
+    "families": 5,
+    "blocks": 4,
+    "weights": 3,
     "devices": 2,
-    "memory": 2,
+    "plan": 2,
     "models": 1,
     "images": 1,
     "arm": 0,
@@ -43,7 +46,7 @@ FLOORS = {
     "spool": 0,
 }
 
-WORKER_ROOMS = {"engine", "components", "devices"}
+WORKER_ROOMS = {"engine", "families", "blocks", "weights", "devices"}
 ARITHMETIC = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
 ONLY_IN = {"PIL": "images", "click": "cli"}
 
@@ -52,10 +55,10 @@ LINES_LIMIT = 400
 BOUNDARIES = {
     "cli/main.py": "the one boundary of the program: a person gets one line",
     "engine/__main__.py": "the one boundary of the worker: the host hears of it, or it begins anew with plain imports",
-    "host/run.py": "a picture that cannot be kept: it is raised when the others are",
+    "app/run.py": "a picture that cannot be kept: it is raised when the others are",
     "host/watchdog.py": "the watch's thread: the run must not go on unwatched",
-    "components/empty.py": "constructors raise bare exceptions of many kinds for a config that they cannot build",
-    "components/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
+    "weights/empty.py": "constructors raise bare exceptions of many kinds for a config that they cannot build",
+    "families/sd/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
     "images/read.py": "decoders raise nearly anything on a hostile file",
 }
 """Where everything may be caught and not raised again, and why."""
@@ -111,12 +114,12 @@ def test_rooms_import_downwards_only() -> None:
 
 
 def test_the_rule_itself_tells_up_from_down() -> None:
-    assert faults_of_import("sdcli.engine.decode", "sdcli.host.run")
-    assert faults_of_import("sdcli.devices.cpu", "sdcli.memory.meter")
+    assert faults_of_import("sdcli.engine.decode", "sdcli.app.run")
+    assert faults_of_import("sdcli.devices.cpu", "sdcli.plan.meter")
     assert faults_of_import("sdcli.models.folder", "sdcli.images.read")
     assert faults_of_import("sdcli.errors", "sdcli.machine")
-    assert faults_of_import("sdcli.host.run", "sdcli.cli.say")
-    assert faults_of_import("sdcli.cli.draw", "sdcli.host.run") is None
+    assert faults_of_import("sdcli.app.run", "sdcli.cli.say")
+    assert faults_of_import("sdcli.cli.draw", "sdcli.app.run") is None
     assert faults_of_import("sdcli.messages", "sdcli.domain") is None
     assert faults_of_import("sdcli.cli.say", "sdcli") is None
 
@@ -207,8 +210,8 @@ def test_the_host_loads_none_of_the_arithmetic(arithmetic: str, loaded_by_the_ho
 @pytest.fixture(scope="module")
 def loaded_by_the_host() -> set[str]:
     """Top-level names of all modules that the host's side loads, every command included."""
-    ours = [name for name in MODULES if room(name) in {"host", "cli", "memory", "models", "images", "machine"}]
-    assert "sdcli.host.run" in ours and "sdcli.cli.txt2img" in ours
+    ours = [name for name in MODULES if room(name) in {"host", "app", "cli", "plan", "models", "images", "machine"}]
+    assert "sdcli.app.run" in ours and "sdcli.cli.txt2img" in ours
     code = (
         f"import importlib, json, sys\nfor n in {ours}: importlib.import_module(n)\nprint(json.dumps([*sys.modules]))"
     )

@@ -15,15 +15,15 @@ import click
 from filelock import FileLock, Timeout
 
 from sdcli import machine, settings
+from sdcli.app.record import RunRecord, Task
+from sdcli.app.report import report
+from sdcli.app.run import run_task
 from sdcli.cli import types
 from sdcli.cli.draw import build_request, build_task, find_model, warn_of_negative
 from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options, require_prompt
 from sdcli.cli.progress import ProgressLines
 from sdcli.cli.say import hand_out, say, warn
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
-from sdcli.host.record import RunRecord, Task
-from sdcli.host.report import report
-from sdcli.host.run import run_task
 from sdcli.models.schedulers import possible_steps
 from sdcli.units import MIB, format_size
 

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, machine
+from sdcli.app.record import RunRecord, Task
+from sdcli.app.report import report
+from sdcli.app.run import make_synthetic, run_task
 from sdcli.cli.progress import MakingLine, ProgressLines
 from sdcli.cli.say import hand_out, say, warn
 from sdcli.cli.types import SEED_END
 from sdcli.domain import DeviceName, Request
 from sdcli.errors import BadRequest, SdcliError, echo
-from sdcli.host.record import RunRecord, Task
-from sdcli.host.report import report
-from sdcli.host.run import make_synthetic, run_task
 from sdcli.images.metadata import Provenance
-from sdcli.memory.disks import model_in_memory
-from sdcli.memory.limit import decide_ceiling
 from sdcli.messages import PictureDone
+from sdcli.models.disks import model_in_memory
 from sdcli.models.folder import Model
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
+from sdcli.plan.ceiling import decide_ceiling
 
 if TYPE_CHECKING:
     from sdcli.images.read import InitImage

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from sdcli.app.forecast import Forecast, forecast, forecast_report
 from sdcli.cli import types
 from sdcli.cli.draw import build_request, build_task, find_model, read_init, warn_of_negative
 from sdcli.cli.options import STRENGTH_DEFAULT, Command, drawing_options, init_option, require_prompt
 from sdcli.cli.say import hand_out
-from sdcli.host.forecast import Forecast, forecast, forecast_report
 from sdcli.units import format_pace, format_size
 
 INIT = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 
+from sdcli.app.record import RunRecord
 from sdcli.cli.say import is_terminal, say
-from sdcli.host.record import RunRecord
 from sdcli.host.watchdog import Watchdog
-from sdcli.memory.limit import Ceiling
 from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
+from sdcli.plan.ceiling import Ceiling
 from sdcli.units import format_pace, format_size
 
 BAR_WIDTH = 20

@@ -91,7 +91,7 @@ def _import_models(pipe_out: BinaryIO) -> str:
 
     Nothing has been read from standard input yet, so nothing is lost. Returns what the lean import tripped over.
     """
-    from sdcli.components.lean_imports import import_models
+    from sdcli.engine.lean_imports import import_models
 
     plainly = PLAINLY in sys.argv
     try:
@@ -123,8 +123,8 @@ def _ready(device: Device, start: Start, tripped: str) -> Ready:
 
     flops = None
     if start.measure is not None:
-        from sdcli.components.pace import operations_a_second
         from sdcli.devices.base import DTYPES
+        from sdcli.engine.pace import operations_a_second
 
         flops = operations_a_second(device, DTYPES[start.measure])
         device.release()

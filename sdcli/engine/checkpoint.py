@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from sdcli.components.schedulers import restore_scheduler, scheduler_state
+from sdcli.engine.schedulers import restore_scheduler, scheduler_state
 
 
 @dataclass(frozen=True, slots=True)

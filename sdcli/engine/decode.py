@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from sdcli.components.autoencoder import borrow_decoder
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.latents import Latents
 from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
 from sdcli.errors import NotFinite
+from sdcli.families.sd.autoencoder import borrow_decoder
 from sdcli.messages import Message, PictureDone
 from sdcli.models.folder import Model
 

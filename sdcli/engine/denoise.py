@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from sdcli.components.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
-from sdcli.components.prepared import open_copy
-from sdcli.components.schedulers import begin_at, build_scheduler, step_options
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
+from sdcli.engine.schedulers import begin_at, build_scheduler, step_options
 from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
 from sdcli.errors import NotFinite, SdcliError, echo
+from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
 from sdcli.machine import cpu_packs_for
-from sdcli.memory.prepared import being_made
 from sdcli.messages import LatentsDone, Message, Notice, StepDone
 from sdcli.models.folder import Model
+from sdcli.weights.copies import being_made
+from sdcli.weights.prepared import open_copy
 
 InitLatents = tuple[torch.Tensor, torch.Tensor]
 """Mean and deviation of an init image's latents, as the encoder gives them."""

@@ -6,11 +6,11 @@ from collections.abc import Generator
 
 import torch
 
-from sdcli.components.autoencoder import borrow_encoder
-from sdcli.components.text_encoder import borrow_text_encoder, tokenize
 from sdcli.devices.base import Device
 from sdcli.domain import Plan, Request
 from sdcli.engine.stage import Stage, is_finite, not_finite
+from sdcli.families.sd.autoencoder import borrow_encoder
+from sdcli.families.sd.text_encoder import borrow_text_encoder, tokenize
 from sdcli.messages import Message, Notice
 from sdcli.models.folder import Model
 

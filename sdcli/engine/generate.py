@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from sdcli.components.autoencoder import require_decoder
-from sdcli.components.schedulers import rehearse
 from sdcli.devices.base import DTYPES, Device
 from sdcli.domain import StageName
 from sdcli.engine.checkpoint import Checkpoint
@@ -18,10 +16,12 @@ from sdcli.engine.decode import decode
 from sdcli.engine.denoise import denoise, steps_run
 from sdcli.engine.encode import encode_image, encode_prompt
 from sdcli.engine.latents import Latents
-from sdcli.memory.prepared import held, is_made
+from sdcli.engine.schedulers import rehearse
+from sdcli.families.sd.autoencoder import require_decoder
 from sdcli.messages import Finished, Job, Message, StageBegan, StageLoaded
 from sdcli.models.folder import Component, Model, open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
+from sdcli.weights.copies import held, is_made
 
 USES: dict[StageName, tuple[str, ...]] = {
     "encode_prompt": ("tokenizer", "text_encoder"),

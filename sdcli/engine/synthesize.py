@@ -19,14 +19,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from sdcli.components.empty import without_memory
-from sdcli.components.text_encoder import text_config
 from sdcli.errors import SdcliError, echo
+from sdcli.families.sd.text_encoder import text_config
 from sdcli.messages import Finished, Message, Progress
 from sdcli.models.configs import ComponentName, checked_config
 from sdcli.models.header import sample_sha256
 from sdcli.models.synthetic import MANIFEST, weight_path, write_texts
 from sdcli.settings import read_config
+from sdcli.weights.empty import without_memory
 
 PIECE = 2**22
 """Numbers made at a time: 16 MiB in FP32, whatever the size of the tensor."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from sdcli.memory.meter import TreeMeter
+from sdcli.plan.meter import TreeMeter
 from sdcli.units import GIB
 
 PERIOD_S, NEAR_PERIOD_S = 0.010, 0.003

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sdcli import machine
+from sdcli.app.record import Task
 from sdcli.cli.main import run
-from sdcli.host.record import Task
 from sdcli.images.write import Destination
 from sdcli.units import GIB
 from tests.conftest import SDCLI
@@ -49,7 +49,7 @@ def sdcli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
         raise AssertionError("a worker was started")
 
     for module in ("run", "attempt"):
-        monkeypatch.setattr(f"sdcli.host.{module}.Worker", no_worker)
+        monkeypatch.setattr(f"sdcli.app.{module}.Worker", no_worker)
 
     def command(*argv: str | Path) -> Outcome:
         code = run([str(argument) for argument in argv])

@@ -88,4 +88,4 @@ def test_it_refuses_what_a_run_would_refuse(sdcli: Command, tiny: Path) -> None:
 def test_it_does_not_import_torch(tiny: Path, options: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", *SDCLI[1:], "plan", "a fox", "-m", str(tiny), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "| torch" not in done.stderr and "| diffusers" not in done.stderr and "sdcli.memory.planner" in done.stderr
+    assert "| torch" not in done.stderr and "| diffusers" not in done.stderr and "sdcli.plan.planner" in done.stderr

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from sdcli import machine
+from sdcli.app.record import Task
 from sdcli.errors import CeilingCrossed, Interrupted, NotFinite
-from sdcli.host.record import Task
 from sdcli.units import GIB, MIB
 from tests.cli.conftest import Asked, Command
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
+from sdcli.app.record import RunRecord, StageRecord, Task
 from sdcli.cli import progress, say
 from sdcli.cli.progress import MakingLine, ProgressLines
 from sdcli.domain import Plan, Request, StageNeed
-from sdcli.host.record import RunRecord, StageRecord, Task
 from sdcli.host.watchdog import Peaks, Watchdog
-from sdcli.memory.limit import Ceiling
-from sdcli.memory.planner import Planned
 from sdcli.messages import Finished, Message, Notice, PictureDone, Progress, Ready, StageBegan, StageEnded, StepDone
+from sdcli.plan.ceiling import Ceiling
+from sdcli.plan.planner import Planned
 from sdcli.units import MIB
 
 REQUEST = Request("a", "", 64, 64, 2, 7.5, 1, 2)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sdcli import machine
-from sdcli.host.baseline import remember_baseline
+from sdcli.plan.baselines import remember_baseline
 from sdcli.settings import cache_dir
 from sdcli.units import GIB, MIB
 from tests.cli.conftest import Command, Outcome, shell

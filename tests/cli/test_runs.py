@@ -222,7 +222,7 @@ def test_m9_crossing_the_ceiling_is_exit_code_137_and_no_picture(
     report: dict[str, Any], tiny: Path, work: Path
 ) -> None:
     blind = (
-        "import sdcli.host.run as host, sdcli.cli.main as program;"
+        "import sdcli.app.run as host, sdcli.cli.main as program;"
         "plan = host.make_plan;"
         "host.make_plan = lambda model, request, dtype, limit, *rest: plan(model, request, dtype, None, *rest);"
         "program.main()"

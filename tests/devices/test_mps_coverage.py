@@ -22,13 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
 
-from sdcli.components import planes, weights
-from sdcli.components.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.components.denoiser import borrow_denoiser
-from sdcli.components.text_encoder import borrow_text_encoder, tokenize
+from sdcli.blocks import planes
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import Guidance
+from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
+from sdcli.families.sd.denoiser import borrow_denoiser
+from sdcli.families.sd.text_encoder import borrow_text_encoder, tokenize
 from sdcli.models.folder import open_model
+from sdcli.weights import lend as weights
 from tests.support import RESIDENT, STREAMED
 
 NATIVE = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native"

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdcli.components.mapped import Mapped
-from sdcli.components.packed import can_map
 from sdcli.devices import open_device
 from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
 from sdcli.messages import Job, Message, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.models.folder import open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
+from sdcli.weights.mapped import Mapped
+from sdcli.weights.packed import can_map
 from tests.support import ASTRONAUT, RESIDENT, STREAMED, pictures, run_engine
 
 SHORT = replace(ASTRONAUT, steps=2)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from sdcli.components.packed import can_map
 from sdcli.devices import open_device
 from sdcli.domain import Plan, Request
 from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
-from sdcli.memory.prepared import is_made, making, place_of_copy, remove
 from sdcli.messages import Job, Message, Notice, StepDone
 from sdcli.models.folder import open_model
+from sdcli.weights.copies import is_made, making, place_of_copy, remove
+from sdcli.weights.packed import can_map
 from tests.support import ASTRONAUT, STREAMED, pictures, run_engine
 
 pytestmark = [pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")]
@@ -93,7 +93,7 @@ def test_a_copy_that_goes_while_it_is_used_is_used_to_the_end(tiny: Path, place:
 
 
 def test_another_run_that_makes_it_is_told_of(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdcli.memory.prepared.WAIT_S", 0.1)
+    monkeypatch.setattr("sdcli.weights.copies.WAIT_S", 0.1)
     list(run(tiny, place))
     expected = place.rename(place.with_name("fp32-0000000000000001"))
     with making(place):

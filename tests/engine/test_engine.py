@@ -14,8 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdcli.components import autoencoder, denoiser, text_encoder
-from sdcli.components.weights import lend_weights
 from sdcli.devices import open_device
 from sdcli.engine import decode as decode_stage
 from sdcli.engine import denoise as denoise_stage
@@ -23,6 +21,7 @@ from sdcli.engine.denoise import steps_run
 from sdcli.engine.generate import generate
 from sdcli.engine.stage import is_finite
 from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError
+from sdcli.families.sd import autoencoder, denoiser, text_encoder
 from sdcli.messages import (
     Finished,
     Job,
@@ -35,6 +34,7 @@ from sdcli.messages import (
     StageLoaded,
     StepDone,
 )
+from sdcli.weights.lend import lend_weights
 from tests.support import ASTRONAUT, RESIDENT, STREAMED, pictures, run_engine
 
 PIXELS = bytes(range(192)) * 64

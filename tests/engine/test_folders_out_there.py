@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from sdcli.components.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.devices.cpu import CpuDevice
 from sdcli.engine.synthesize import write_model
 from sdcli.errors import SdcliError
+from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.models.configs import CONFIG_FILES
 from sdcli.models.folder import open_model
 from sdcli.models.reference import resolve_model

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from sdcli.components.packed import can_map
 from sdcli.domain import Plan
 from sdcli.engine.synthesize import write_model
-from sdcli.memory.disks import lies_in_memory, model_in_memory
+from sdcli.models.disks import lies_in_memory, model_in_memory
 from sdcli.models.folder import open_model
 from sdcli.units import MIB
+from sdcli.weights.packed import can_map
 from tests.conftest import TINY
 from tests.support import ASTRONAUT, RESIDENT, STREAMED, pictures, run_engine
 

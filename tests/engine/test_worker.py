@@ -163,7 +163,7 @@ def test_garbage_later_on_ends_it_too(tiny: Path) -> None:
 
 
 TRIPS = """
-import sdcli.components.lean_imports as lean
+import sdcli.engine.lean_imports as lean
 def import_models(plainly):
     assert not plainly
     import torch, diffusers  # begun, and gone wrong half-way

@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
+from sdcli.app.record import Task
 from sdcli.domain import Request
-from sdcli.host.record import Task
-from sdcli.memory.limit import Ceiling
-from sdcli.memory.meter import TreeMeter
 from sdcli.models.folder import open_model
+from sdcli.plan.ceiling import Ceiling
+from sdcli.plan.meter import TreeMeter
 
 REQUEST = Request("a red fox", "", 64, 64, 4, 7.5, 11, 1)
 

@@ -16,7 +16,7 @@ import pytest
 
 from sdcli.host import watchdog as module
 from sdcli.host.watchdog import START, WARN_BYTES, Watchdog, kill_tree
-from sdcli.memory.meter import TreeMeter
+from sdcli.plan.meter import TreeMeter
 from sdcli.units import MIB
 
 ROOM_BYTES = 150 * MIB

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdcli.components.text_encoder import tokenize
+from sdcli.families.sd.text_encoder import tokenize
 from sdcli.models.folder import open_model
 from training.concepts import CALLED, captions_of
 from training.glyphs import Glyphs

@@ -1,0 +1,74 @@
+"""What a task would take, from headers and from what earlier runs measured: no worker, no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.app.record import Task
+from sdcli.app.run import means_of
+from sdcli.errors import WillNotFit
+from sdcli.plan.baselines import UNCERTAIN_BYTES, remembered_baseline, typical_bytes
+from sdcli.plan.planner import Planned, make_plan, smallest_limit_bytes
+from sdcli.units import format_size
+
+SCHEMA = "sdcli.plan/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The plan, or why there is none. `smallest_limit_bytes` is the least ceiling under which the task runs."""
+
+    task: Task
+    baseline_bytes: int
+    baseline_measured: bool
+    planned: Planned | None
+    refusal: WillNotFit | None
+    smallest_limit_bytes: int
+
+
+def forecast(task: Task) -> Forecast:
+    """Plan a task as its run will."""
+    measured = remembered_baseline(task.device)
+    baseline = measured or typical_bytes(task.device)
+    planned, refusal, means, limit = None, None, means_of(task), task.ceiling.limit_bytes
+    limits = [
+        smallest_limit_bytes(task.model, task.request, task.dtype, baseline + unknown, means)
+        for unknown in (-UNCERTAIN_BYTES, 0, UNCERTAIN_BYTES)
+    ]
+    unsure = measured is None and limit is not None and limits[0] <= limit < limits[-1]
+    doubt = f"torch's {format_size(baseline)} are typical, not measured: a first run may" if unsure else ""
+    try:
+        planned = make_plan(task.model, task.request, task.dtype, limit, baseline, means)
+        planned = planned.because(doubt and f"{doubt} need more")
+    except WillNotFit as error:
+        refusal = WillNotFit(f"{error}; {doubt} fit") if doubt else error
+    return Forecast(task, baseline, measured is not None, planned, refusal, limits[1])
+
+
+def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
+    """The JSON report of `sdcli plan`, as the contract lays it down. Plan and stages are those of a run's report."""
+    planned = result.planned
+    return {
+        "schema": SCHEMA,
+        "fits": planned is not None,
+        "model": {"ref": task.model.ref, "family": task.model.family, "sha256": task.model.sha256},
+        "device": task.device,
+        "dtype": task.dtype,
+        "width": task.request.width,
+        "height": task.request.height,
+        "plan": dataclasses.asdict(planned.plan) if planned else None,
+        "memory": {
+            "limit_bytes": task.ceiling.limit_bytes,
+            "metric": "footprint",
+            "baseline_bytes": result.baseline_bytes,
+            "baseline_measured": result.baseline_measured,
+            "predicted_peak_bytes": planned.peak_bytes if planned else None,
+        },
+        "stages": [
+            {"name": need.name, "predicted_peak_bytes": need.peak_bytes} for need in (planned.needs if planned else ())
+        ],
+        "step_s": planned.step_s if planned else None,
+        "smallest_limit_bytes": result.smallest_limit_bytes,
+    }

@@ -1,0 +1,138 @@
+"""diffusers' schedulers by name from our own table, and their state as something that can be kept."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from sdcli.errors import SdcliError, echo
+from sdcli.models.configs import CONFIG_FILES, SCHEDULERS
+from sdcli.models.folder import Component
+
+TRIPPED_OVER = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What comes of settings that a class does not check, in its constructor or in a step."""
+
+Scalar = int | float | bool | str | None
+
+
+def build_scheduler(component: Component, steps: int) -> Any:
+    """The model's own scheduler, from its checked config, set to so many steps.
+
+    As diffusers does, settings of another scheduler are passed over, and the two that old configs have wrong
+    for Stable Diffusion are put right (diffusers, StableDiffusionPipeline.__init__). Raises SdcliError for
+    settings that the class refuses, and for more steps than it can take.
+    """
+    with _told(component, steps):
+        scheduler = _build(component, steps, offset=1)
+        known = scheduler.config.num_train_timesteps
+        if int(scheduler.timesteps.max()) >= known and not hasattr(scheduler, "sigmas"):
+            # with all steps that the model knows, the offset of 1 begins one past the last: diffusers fails there
+            scheduler = _build(component, steps, offset=0)
+    return scheduler
+
+
+def _build(component: Component, steps: int, offset: int) -> Any:
+    name = component.class_name
+    ours = name == "LMSDiscreteScheduler"
+    module = importlib.import_module("sdcli.engine.lms" if ours else f"diffusers.schedulers.{SCHEDULERS[name]}")
+    kind = getattr(module, name)
+    known = inspect.signature(kind.__init__).parameters
+    corrected = {**component.config, "steps_offset": offset, "clip_sample": False}
+    scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@contextmanager
+def _told(component: Component, steps: int) -> Iterator[None]:
+    """Whatever the library trips over inside is told of as one line, and none of its warnings is seen."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except TRIPPED_OVER as error:
+        raise SdcliError(
+            f"the {component.class_name} in {echo(component.folder)} cannot do {steps} steps with its settings"
+            f" ({echo(error, 120)}): correct its {CONFIG_FILES['scheduler']}, or try other --steps"
+        ) from error
+
+
+def rehearse(component: Component, steps: int, run: int | None = None) -> None:
+    """Go through all steps with one number that a model finds no noise in: milliseconds, before anything is loaded.
+
+    img2img runs only the last `run` of them. Raises SdcliError where an exception, NaN or infinity comes of it.
+    """
+    with _told(component, steps):
+        scheduler, generator = build_scheduler(component, steps), torch.Generator("cpu").manual_seed(0)
+        states, timesteps = torch.ones(1, 1, 1, 1) * scheduler.init_noise_sigma, scheduler.timesteps
+        if run == 0:
+            return
+        if run is not None:
+            timesteps = begin_at(scheduler, steps - run)
+            states = scheduler.add_noise(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), timesteps[:1])
+        options = step_options(scheduler, generator)
+        for timestep in timesteps:
+            nothing = torch.zeros_like(scheduler.scale_model_input(states, timestep))
+            states = scheduler.step(nothing, timestep, states, **options).prev_sample
+            if not torch.isfinite(states).all():
+                raise ValueError(f"NaN or infinity at timestep {float(timestep):g}")
+
+
+def begin_at(scheduler: Any, skipped: int) -> torch.Tensor:
+    """The timesteps that are left when so many steps are left out, which the scheduler is told of."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped * scheduler.order)
+    timesteps: torch.Tensor = scheduler.timesteps[skipped * scheduler.order :]
+    return timesteps
+
+
+def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """What a step takes besides the model's output: the generator of fresh noise, and an eta of 0, as in diffusers."""
+    offered: dict[str, Any] = {"generator": generator, "eta": 0.0}
+    known = inspect.signature(scheduler.step).parameters
+    return {key: value for key, value in offered.items() if key in known}
+
+
+def scheduler_state(scheduler: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What a step changes in a scheduler: its tensors by name, and a plain table that says how they belong.
+
+    Schedulers keep a short history of model outputs, as attributes; there is no common way to ask for it.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, value in vars(scheduler).items():
+        if name == "_internal_dict":
+            continue
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif isinstance(value, list) and all(isinstance(item, torch.Tensor | None) for item in value):
+            tensors |= {f"{name}.{i}": item for i, item in enumerate(value) if item is not None}
+            plain[name] = {"length": len(value)}
+        elif isinstance(value, Scalar):
+            plain[name] = value
+    return tensors, plain
+
+
+def restore_scheduler(scheduler: Any, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+    """Undo `scheduler_state`, on a scheduler with the same config and number of steps."""
+    for name, value in plain.items():
+        is_list = isinstance(value, dict)
+        setattr(scheduler, name, [tensors.get(f"{name}.{i}") for i in range(value["length"])] if is_list else value)
+    for name, tensor in tensors.items():
+        if "." not in name:
+            setattr(scheduler, name, tensor)

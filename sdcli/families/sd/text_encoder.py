@@ -1,0 +1,102 @@
+"""The text encoder, borrowed: prompts of any length in chunks of what the encoder can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+from sdcli.devices.base import Device
+from sdcli.errors import SdcliError, echo
+from sdcli.models.folder import Component
+from sdcli.models.tokenizer_files import check_tokenizer
+from sdcli.weights.empty import build
+from sdcli.weights.lend import lend_weights
+
+CHUNKS_LIMIT = 8
+"""Chunks of a prompt that are used: 600 tokens with CLIP's 75 a chunk. Attention to the prompt grows with each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Prompts as token numbers, all in the same number of chunks: (prompts, chunks, tokens); and what was left out."""
+
+    ids: torch.Tensor
+    dropped: list[int]
+
+
+def tokenize(component: Component, length: int, prompts: list[str]) -> Tokens:
+    """Split prompts into chunks of `length` tokens, each framed by the begin and end marks and padded.
+
+    A prompt longer than CHUNKS_LIMIT chunks loses its end; `dropped` has the number of tokens lost, a prompt each.
+    """
+    tokenizer = _open_tokenizer(component)
+    room = length - 2
+    words = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    chunks = min(CHUNKS_LIMIT, max(1, *(-(-len(ids) // room) for ids in words)))
+    framed = []
+    for ids in words:
+        for chunk in range(chunks):
+            part = ids[chunk * room : (chunk + 1) * room]
+            pad = [tokenizer.pad_token_id] * (room - len(part))
+            marked = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
+            framed.append([*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad])
+    return Tokens(
+        torch.tensor(framed, dtype=torch.long).view(len(prompts), chunks, length),
+        [max(0, len(ids) - chunks * room) for ids in words],
+    )
+
+
+def _open_tokenizer(component: Component) -> Any:
+    """As CLIPTokenizer.from_pretrained opens it, from the files and settings that have been checked."""
+    files = {part: str(path) for part, path in check_tokenizer(component.folder).items()}
+    settings = {key: _marked(value) for key, value in component.config.items()}
+    try:
+        tokenizer = CLIPTokenizer._from_pretrained(files, str(component.folder), settings, _is_local=True)
+        if None in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            raise ValueError("it lacks a mark")
+    except Exception as error:  # the library raises bare exceptions of many kinds for a damaged file
+        raise SdcliError(
+            f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again"
+        ) from error
+    return tokenizer
+
+
+def _marked(token: object) -> object:
+    """A token that is written as a table, as the library knows them; the oldest configs leave the mark out."""
+    return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
+
+
+def text_config(settings: dict[str, Any]) -> CLIPTextConfig:
+    """The library's own form of the settings. Marks are the tokenizer's business, and 0 is in every vocabulary."""
+    marks = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    return CLIPTextConfig(**settings, **marks, attn_implementation="sdpa")
+
+
+@contextmanager
+def borrow_text_encoder(
+    component: Component, device: Device, dtype: torch.dtype
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Lend a function from token numbers (prompts, chunks, tokens) to the context of the denoiser.
+
+    The context has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
+    """
+    model = build(component, lambda: CLIPTextModel(text_config(component.config)))
+    with lend_weights(model, component, device, dtype):
+
+        def encode(ids: torch.Tensor) -> torch.Tensor:
+            if ids.max() >= model.config.vocab_size:
+                raise SdcliError(
+                    f"the tokenizer knows more words than the text encoder in {echo(component.folder)}:"
+                    " they are of two models; fetch both again"
+                )
+            states: torch.Tensor = model(ids.flatten(0, 1).to(device.torch_device)).last_hidden_state
+            return states.unflatten(0, ids.shape[:2]).flatten(1, 2)
+
+        yield encode

@@ -1,0 +1,170 @@
+"""Weights while they are lent: kept on the device, packed, mapped, or cast for as long as a layer runs.
+
+How a layer uses a streamed weight is a matter of where it lies. In a prepared copy (weights/prepared.py) it is used
+in place. In the model's own file it is cast for as long as its layer runs, into one buffer that all layers share; and
+where kernels want packed weights, packed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcli.devices.base import Device
+from sdcli.domain import MapShape
+from sdcli.weights.mapped import copied, counts, looked_up
+from sdcli.weights.packed import Packed
+from sdcli.weights.read_ahead import Place, ReadAhead
+
+Packing = tuple[nn.Module, type[Packed], MapShape]
+"""Whose forward uses a weight, how it is packed for that, and the map that the layer sees."""
+
+
+class Lent:
+    """The weights of one module while they are lent. `bytes_read` counts what streaming read from the files."""
+
+    def __init__(self, device: Device, dtype: torch.dtype) -> None:
+        self.bytes_read = 0
+        self.dtype = dtype
+        self._device = device
+        self._hooks: list[Any] = []
+        self._replaced: list[tuple[nn.Module, Any]] = []
+        self._buffer = torch.empty(0)
+        self._recent: OrderedDict[str, list[torch.Tensor]] = OrderedDict()
+        self._reader: ReadAhead | None = None
+
+    def reserve(self, numel: int) -> None:
+        """Make the one buffer that weights are cast into, unless it is just that large."""
+        if self._buffer.numel() == numel:
+            return
+        self._buffer = torch.empty(0)  # the old one goes before the new one comes
+        self._buffer = torch.empty(numel, dtype=self.dtype, device=self._device.torch_device)
+
+    def keep(self, layers: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
+        """Keep these (layer, parameter's name, stored tensor) on the device."""
+        store = self._device.weight_store(self.dtype, [stored.numel() for _, _, stored in layers])
+        for layer, leaf, stored in layers:
+            room = store.take((stored.numel(),))
+            set_weight(layer, leaf, copied(_laid_out(room, stored.shape, self._device.memory_format), stored))
+
+    def pack(self, packing: Packing, stored: torch.Tensor) -> list[torch.Tensor]:
+        """The stored weight, cast and in the kernels' own layout."""
+        layer, kind, sees = packing
+        return kind.pack(layer, copied(self._buffer[: stored.numel()].view(stored.shape), stored), sees)
+
+    def compute_with(self, packing: Packing, packed: list[torch.Tensor]) -> None:
+        """Have the layer compute with packed weights."""
+        layer, kind, _ = packing
+        self._run_instead(layer, kind(layer, lambda: packed))
+
+    def compute_mapped(self, name: str, packing: Packing, packed: list[torch.Tensor], nbytes: int) -> None:
+        """The same with weights that are read from a file, so many bytes each time."""
+        layer, kind, _ = packing
+
+        def give() -> list[torch.Tensor]:
+            self._reads(name, nbytes)
+            return packed
+
+        self._run_instead(layer, kind(layer, give))
+
+    def compute_packing(self, name: str, packing: Packing, stored: torch.Tensor) -> None:
+        """Have the layer's weight cast and packed whenever it is needed, unless it was needed a moment ago.
+
+        All that is remembered is no larger than the buffer. A feed-forward goes by turns to its two layers.
+        """
+        layer, kind, _ = packing
+
+        def make() -> list[torch.Tensor]:
+            if name not in self._recent:
+                while self._recent and self._remembered() + stored.numel() > self._buffer.numel():
+                    self._recent.popitem(last=False)
+                self._reads(name, stored.nbytes)
+                self._recent[name] = self.pack(packing, stored)
+            return self._recent[name]
+
+        self._run_instead(layer, kind(layer, make))
+
+    def _remembered(self) -> int:
+        return sum(one.numel() for packed in self._recent.values() for one in packed)
+
+    def _reads(self, name: str, nbytes: int) -> None:
+        self.bytes_read += nbytes
+        if self._reader is not None:
+            self._reader.reach(name)
+
+    def stream(self, runner: nn.Module, layers: list[tuple[str, nn.Module, torch.Tensor]]) -> None:
+        """Leave the weights of `layers` mapped; while `runner` runs, lend them the buffer with cast copies."""
+        views, at = [], 0
+        for _, _, stored in layers:
+            flat = self._buffer[at : at + stored.numel()]
+            views.append(_laid_out(flat, stored.shape, self._device.memory_format))
+            at += stored.numel()
+
+        def lend(module: nn.Module, args: Any) -> None:
+            for (name, layer, stored), view in zip(layers, views, strict=True):
+                self._reads(name, stored.nbytes)
+                set_weight(layer, "weight", copied(view, stored))
+
+        def take_back(module: nn.Module, args: Any, output: Any) -> None:
+            for _, layer, stored in layers:
+                set_weight(layer, "weight", stored)
+
+        take_back(runner, None, None)
+        self._hooks += [runner.register_forward_pre_hook(lend), runner.register_forward_hook(take_back)]
+
+    def look_up(self, layer: nn.Module, stored: torch.Tensor) -> None:
+        """Leave an embedding table mapped, and cast the few rows that were looked up."""
+
+        def fetch(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (args[0].cpu(),)
+
+        def cast(module: nn.Module, args: Any, rows: torch.Tensor) -> torch.Tensor:
+            return rows.to(self._device.torch_device, self.dtype)
+
+        set_weight(layer, "weight", stored)
+        if counts(stored):
+            self._run_instead(layer, lambda ids: looked_up(stored, ids))
+        self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
+
+    def read_ahead(self, places: dict[str, list[Place]]) -> None:
+        """Have what streams brought into the page cache a little before it is used: names in the order of use."""
+        if any(places.values()):
+            self._reader = ReadAhead(places, self._device.ahead_bytes)
+
+    def return_all(self) -> None:
+        """End the loan."""
+        if self._reader is not None:
+            self._reader.remove()
+            self._reader = None
+        for hook in self._hooks:
+            hook.remove()
+        for layer, before in self._replaced:
+            del layer.forward
+            if before is not None:
+                layer.forward = before
+        self._hooks.clear()
+        self._replaced.clear()
+        self._recent.clear()
+        self._buffer = torch.empty(0)
+
+    def _run_instead(self, layer: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
+        self._replaced.append((layer, layer.__dict__.get("forward")))
+        layer.forward = forward
+
+
+def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.memory_format) -> torch.Tensor:
+    """A view of `flat` in `shape`, whose convolution kernels lie as the device likes its activations to lie."""
+    sides = tuple(shape)
+    if len(sides) != 4 or memory_format is not torch.channels_last:
+        return flat.view(sides)
+    out, into, height, width = sides
+    return flat.view(out, height, width, into).permute(0, 3, 1, 2)
+
+
+def set_weight(layer: nn.Module, leaf: str, value: torch.Tensor) -> None:
+    """Put a plain tensor where the layer's parameter is."""
+    layer._parameters[leaf] = value  # type: ignore[assignment]  # annotated as parameters only

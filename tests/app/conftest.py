@@ -1,0 +1,3 @@
+from tests.host.conftest import no_worker_left, script
+
+__all__ = ["no_worker_left", "script"]

@@ -1,0 +1,121 @@
+"""The lean import: less memory and the same classes. The way back where it does not work: engine/test_worker.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdcli.domain import Request
+from sdcli.engine.lean_imports import LEFT_OUT, UNOPENED
+from tests.support import largest_difference, pictures, run_engine
+
+SAVED_MIB_FLOOR = 80
+
+HEAVY = (
+    "sympy",
+    "mpmath",
+    "cuda.bindings.driver",
+    "torch._inductor",
+    "torch.optim.adam",
+    "torch.export.exported_program",
+)
+"""What some version of torch imports by way of something else, some 10 to 30 MiB each."""
+
+MEASURE = """
+import json, sys
+def anonymous():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
+def state(name):
+    module = sys.modules.get(name)
+    return "absent" if module is None else "real" if getattr(module, "__file__", None) else "stand-in"
+def dynamo():
+    return state("torch._dynamo")
+"""
+
+REQUEST = Request("a fox", "", 64, 64, 2, 7.5, 1, 1)
+
+WORK = f"""
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from sdcli.domain import Plan, Request
+from sdcli.messages import Job, PictureDone
+from sdcli.devices import open_device
+from sdcli.engine.generate import generate
+plan = Plan("resident", 2**40, "batched", 2**24, None, ())
+job = Job({REQUEST}, plan, sys.argv[1], "fp32")
+picture = [event for event in generate(job, open_device("cpu")) if isinstance(event, PictureDone)][0].payload.hex()
+"""
+
+LEAN = "from sdcli.engine.lean_imports import import_models\nimport_models()\n"
+
+PLAIN = """
+import diffusers.models.autoencoders.autoencoder_kl
+import diffusers.models.unets.unet_2d_condition
+import transformers.models.clip.modeling_clip
+import transformers.models.clip.tokenization_clip
+"""
+
+
+def told(code: str, *arguments: str, **found: str) -> dict[str, Any]:
+    """Run code in a process of its own and take expressions from it."""
+    tell = ", ".join(f"{name!r}: {expression}" for name, expression in found.items())
+    whole = f"{MEASURE}{code}\nprint(json.dumps({{{tell}}}))"
+    done = subprocess.run([sys.executable, "-P", "-c", whole, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def lean(tiny: Path) -> dict[str, Any]:
+    code = f"import os\n{LEAN}mib, first = anonymous(), dynamo()\n{WORK}"
+    environment = {"offline": "os.environ['HF_HUB_OFFLINE']", "threads": "os.environ['TOKENIZERS_PARALLELISM']"}
+    heavy = f"[name for name in {HEAVY} if state(name) == 'real']"
+    found = {"mib": "mib", "state": "first", "later": "dynamo()", "picture": "picture", "heavy": heavy}
+    return told(code, str(tiny), **found, **environment)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    return told(PLAIN, mib="anonymous()", state="dynamo()")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_lean_import_takes_less_memory(lean: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert plain["mib"] - lean["mib"] >= SAVED_MIB_FLOOR
+
+
+def test_the_compiler_is_not_loaded_not_even_by_a_whole_run(lean: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert lean["state"] in {"absent", "stand-in"} and lean["later"] in {"absent", "stand-in"}
+    assert plain["state"] == "real", "the plain import does not load it either: this module is of no use any more"
+
+
+def test_the_classes_are_real_and_draw_what_the_plain_ones_draw_here(tiny: Path, lean: dict[str, Any]) -> None:
+    (picture,) = pictures(run_engine(tiny, REQUEST))
+    drawn = torch.frombuffer(bytearray.fromhex(lean["picture"]), dtype=torch.uint8).view(picture.shape).int()
+    assert largest_difference(drawn, picture) <= 1
+    assert picture.unique().numel() > 10
+
+
+def test_nothing_heavy_comes_by_another_way(lean: dict[str, Any]) -> None:
+    assert lean["heavy"] == []
+
+
+def test_what_must_be_left_out_is_there_to_leave_out() -> None:
+    missing = [name for name in (*LEFT_OUT, *UNOPENED) if importlib.util.find_spec(name) is None]
+    assert not missing, "an entry that does nothing any more"
+
+
+def test_nothing_reaches_for_the_network_or_for_threads_of_tokenizers(lean: dict[str, Any]) -> None:
+    assert lean["offline"] == "1" and lean["threads"] == "false"

@@ -1,0 +1,292 @@
+"""The footprint of processes: what counts, what does not, and the whole tree of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from sdcli.errors import SdcliError
+from sdcli.plan import meter
+from sdcli.plan.meter import TreeMeter, darwin_footprint, footprint_reader, linux_footprint, status_footprint
+from sdcli.units import KIB, MIB
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+
+SIZE = 64 * MIB
+SLACK = 3 * MIB
+
+
+@contextmanager
+def child(script: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs `script` at each line that it is sent, and answers with a line."""
+    code = (
+        "import mmap, os, subprocess, sys, time\n"
+        "def answer(): print(flush=True); return sys.stdin.readline()\n"
+        f"answer()\n{script}\nanswer()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert hear(process)
+        yield process
+    finally:
+        for one in psutil.Process(process.pid).children(recursive=True):
+            one.kill()
+        process.communicate(b"\n\n")
+
+
+def hear(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def go_on(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert hear(process)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("script", "counts"),
+    [
+        pytest.param("kept = b'x' * SIZE", True, id="its own memory"),
+        pytest.param("kept = mmap.mmap(-1, SIZE); kept.write(b'x' * 2**20 * 64)", True, id="shared anonymous memory"),
+        pytest.param("file = os.memfd_create('a'); os.write(file, b'x' * SIZE)\n"
+                     "kept = mmap.mmap(file, SIZE); sum(kept[::4096])", True, id="a mapped memory file"),
+        pytest.param("kept = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE)", False, id="memory that is never touched"),
+        pytest.param("file = open(PATH, 'rb'); kept = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)\n"
+                     "sum(kept[::4096])", False, id="clean pages of a file"),
+        pytest.param("file = open(PATH, 'r+b'); kept = mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_COPY)\n"
+                     "for at in range(0, SIZE, 4096): kept[at] = 1", True, id="changed copies of a file's pages"),
+        pytest.param("open(PATH, 'rb').read(1)", False, id="next to nothing"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_dirty_pages_count_and_clean_pages_of_files_do_not(tmp_path: Path, script: str, counts: bool) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as stream:
+        stream.truncate(SIZE)
+    if "PATH" in script and not counts and any(
+        part.fstype == "tmpfs" and tmp_path.is_relative_to(part.mountpoint) for part in psutil.disk_partitions(all=True)
+    ):  # fmt: skip
+        pytest.skip("the temporary folder itself is memory")
+    with child(script.replace("SIZE", str(SIZE)).replace("PATH", repr(str(file)))) as process:
+        before = linux_footprint(process.pid)
+        go_on(process)
+        grown = linux_footprint(process.pid) - before
+    # a temporary copy of what is written is given back to the system, but for the heap's slack
+    assert abs(grown - (SIZE if counts else 0)) < SLACK, f"{grown / MIB:.1f} MiB"
+
+
+@linux
+def test_a_process_that_is_gone_counts_nothing() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert linux_footprint(process.pid) == 0 and TreeMeter(process.pid).footprint_bytes() == 0
+    assert linux_footprint(2**22 + 1) == 0
+
+
+STATUS = b"""Name:\tpython\nUmask:\t0022\nState:\tS (sleeping)\nVmPeak:\t  999999 kB\nVmRSS:\t   99999 kB
+RssAnon:\t    1024 kB\nRssFile:\t   77777 kB\nRssShmem:\t      16 kB\nVmData:\t  5 kB\nVmSwap:\t       3 kB\nThreads:\t1
+"""
+
+
+def test_a_status_file_is_summed_from_its_three_fields() -> None:
+    assert status_footprint(STATUS) == (1024 + 16 + 3) * KIB
+    assert status_footprint(STATUS.replace(b"VmSwap:\t       3 kB\n", b"")) == (1024 + 16) * KIB
+    assert status_footprint(b"Name:\tkthreadd\nState:\tS (sleeping)\n") == 0
+    assert status_footprint(b"") == 0
+
+
+def test_a_process_cannot_pose_with_its_name() -> None:
+    assert status_footprint(STATUS.replace(b"python", b"RssAnon: 1 kB")) == (1024 + 16 + 3) * KIB
+
+
+@linux
+def test_the_reader_of_this_system_agrees_with_proc() -> None:
+    read = footprint_reader()
+    assert read is linux_footprint and 5 * MIB < read(os.getpid()) < psutil.virtual_memory().total
+
+
+class FakeLibproc:
+    """proc_pid_rusage of macOS: fills the structure, 8 bytes of footprint at offset 72."""
+
+    def __init__(self, footprint: int) -> None:
+        self.footprint = footprint
+        self.asked: list[tuple[int, int]] = []
+
+    def proc_pid_rusage(self, pid: int, flavour: int, structure: Any) -> int:
+        self.asked.append((pid, flavour))
+        if pid == 404:
+            return -1
+        filled = bytearray(b"\xff" * 296)
+        filled[72:80] = self.footprint.to_bytes(8, sys.byteorder)
+        ctypes.memmove(structure, bytes(filled), len(filled))
+        return 0
+
+
+@pytest.mark.parametrize("footprint", [0, 12345, 2**33 + 1, 2**63])
+def test_on_macos_phys_footprint_is_read_from_its_offset(footprint: int) -> None:
+    library = FakeLibproc(footprint)
+    read = darwin_footprint(cast(ctypes.CDLL, library))
+    assert read(7) == footprint and library.asked == [(7, 4)]
+    assert read(404) == 0
+
+
+def test_elsewhere_private_bytes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    read = footprint_reader()
+    assert read is meter._private_bytes and read(os.getpid()) > 5 * MIB
+    monkeypatch.setattr(psutil, "Process", lambda pid: (_ for _ in ()).throw(psutil.NoSuchProcess(pid)))
+    assert read(404) == 0
+
+
+# Trees
+
+
+@linux
+def test_children_and_their_children_count_as_soon_as_they_are_there() -> None:
+    script = f"""
+if os.fork() == 0:
+    if os.fork() == 0:
+        kept = b"x" * {SIZE}
+        print(flush=True)
+    time.sleep(600)
+"""
+    with child(script) as process:
+        tree = TreeMeter(process.pid)
+        before = tree.footprint_bytes()
+        assert before == linux_footprint(process.pid)
+        go_on(process)
+        hear(process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        grown = tree.footprint_bytes() - before
+        assert len(family) == 2 and SIZE < grown < SIZE + 20 * MIB
+        for one in family:
+            one.kill()
+        deadline = time.monotonic() + 10
+        while tree.footprint_bytes() - before > SLACK and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert tree.footprint_bytes() - before < SLACK
+
+
+FORKS = f"""
+kept = b"x" * {SIZE}
+answer()
+if os.fork() == 0:
+    print(flush=True)
+    sys.stdin.readline()
+    more = b"x" * {SIZE}
+    print(flush=True)
+    time.sleep(600)
+os.wait()
+"""
+
+
+@linux
+def test_a_child_that_has_only_been_forked_counts_what_it_has_beyond_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(meter, "_FORKED_S", 60.0)
+    with child(FORKS) as process:
+        tree = TreeMeter(process.pid)
+        go_on(process)
+        before = tree.footprint_bytes()
+        assert before > SIZE
+        go_on(process)
+        assert abs(tree.footprint_bytes() - before) < SLACK, "it shares every page"
+        go_on(process)
+        assert SIZE - SLACK < tree.footprint_bytes() - before < SIZE + SLACK
+        monkeypatch.setattr(meter, "_FORKED_S", 0.0)
+        assert tree.footprint_bytes() - before > 2 * SIZE, "after a while it may have copies of all of them"
+
+
+@linux
+def test_a_child_with_a_program_of_its_own_counts_in_full() -> None:
+    script = "family = subprocess.Popen([sys.executable, '-c', 'print(flush=True); input()'], stdin=subprocess.PIPE)"
+    with child(script) as process:
+        tree = TreeMeter(process.pid)
+        before = tree.footprint_bytes()
+        go_on(process)
+        hear(process)
+        (one,) = psutil.Process(process.pid).children()
+        its_own = linux_footprint(one.pid)
+        assert its_own > SLACK and tree.footprint_bytes() - before == pytest.approx(its_own, abs=SLACK)
+
+
+@pytest.mark.parametrize(("seen", "words"), [(None, "/proc is not mounted"), ("1", "of another process namespace")])
+@linux
+def test_a_proc_that_does_not_show_this_process_is_said(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, words: str
+) -> None:
+    def readlink(_: str) -> str:
+        if seen is None:
+            raise FileNotFoundError
+        return seen
+
+    monkeypatch.setattr(meter.os, "readlink", readlink)
+    with pytest.raises(SdcliError, match=words):
+        TreeMeter(os.getpid())
+
+
+@linux
+def test_a_child_of_a_thread_other_than_the_first_counts() -> None:
+    script = f"""
+import threading
+def start():
+    global family
+    family = subprocess.Popen([sys.executable, '-c', "kept = b'x' * {SIZE}; print(flush=True); input()"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    family.stdout.readline()
+    global there
+    there = True
+    time.sleep(600)
+thread = threading.Thread(target=start, daemon=True)
+thread.start()
+while 'there' not in globals(): time.sleep(0.01)
+"""
+    with child(script) as process:
+        tree = TreeMeter(process.pid)
+        before = tree.footprint_bytes()
+        go_on(process)
+        assert tree.footprint_bytes() - before > SIZE
+
+
+@linux
+def test_without_the_kernel_s_list_of_children_psutil_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with child("family = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)") as process:
+        go_on(process)
+        listed = meter._tree(process.pid)
+        monkeypatch.setattr(meter.os.path, "exists", lambda _: False)
+        assert meter._tree(process.pid) == listed and len(listed) == 2
+        assert meter._tree(2**22 + 1) == {2**22 + 1: 0}
+
+
+@linux
+def test_the_tree_is_read_anew_only_when_a_process_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    last, now = ["41\n"], [100.0]
+    monkeypatch.setattr(meter, "_tree", lambda root: read.append(root) or {root: 0})
+    monkeypatch.setattr(meter, "_last_pid", lambda: last[0])
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    tree = TreeMeter(os.getpid())
+    tree.footprint_bytes()
+    tree.footprint_bytes()
+    assert len(read) == 1
+    last[0] = "42\n"
+    tree.footprint_bytes()
+    assert len(read) == 2
+    now[0] += 1.5
+    tree.footprint_bytes()
+    assert len(read) == 3
