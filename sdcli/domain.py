@@ -5,10 +5,19 @@ No torch, no files, no processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-StageName = Literal["encode_prompt", "encode_image", "denoise", "decode"]
+from sdcli.errors import SdcliError
+
+StageName = str
+"""encode_prompt, denoise, decode … as the model's family calls its stages."""
+
 DtypeName = Literal["fp32", "fp16", "bf16"]
 DeviceName = Literal["cpu", "mps", "cuda"]
 Guidance = Literal["batched", "sequential"]
@@ -17,6 +26,9 @@ GiveBack = Literal["stage", "block", "piece"]
 Part = Literal["whole", "latents", "pictures"]
 MapShape = tuple[int, int, int]
 """Samples, height and width of a map."""
+
+Use = Literal["table", "vector", "matrix", "copied"]
+"""What a weight is used for: rows are looked up, it is small, it is multiplied by, or its stage makes copies of it."""
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -56,8 +68,9 @@ class Plan:
     resident_bytes: int
     guidance: Guidance
     attention_scratch_bytes: int
-    vae_tile: int | None
     reasons: tuple[str, ...]
+    ways: Mapping[StageName, str] = field(default_factory=dict)
+    """How each stage goes about its work, where it has several ways."""
     give_back: GiveBack = "stage"
     """After what the heap's free pages go back to the system: the sooner, the smaller and slower."""
     prepared: bool = False
@@ -72,6 +85,8 @@ class StageNeed:
 
     name: StageName
     peak_bytes: int
+    remainder_bytes: int = 0
+    """Of them neither baseline nor weights nor bytes that are alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +95,202 @@ class Choice:
 
     value: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """A weight as a dry run saw it used: `sees` are height and width of the map, or one and the tokens, that its layer
+    gets at a time; `places` are all that a sample has of them, 0 where it was not seen."""
+
+    part: str
+    name: str
+    shape: tuple[int, ...]
+    use: Use
+    sees: tuple[int, int]
+    places: int
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRow:
+    """A row of the table of weights, which the host makes and the worker obeys: laid out for what its layer `sees`,
+    and whether it stays in memory while its stage runs."""
+
+    part: str
+    name: str
+    shape: tuple[int, ...]
+    use: Use
+    sees: MapShape
+    stays: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file: its type as the format names it, its shape, and its place in the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes on disk."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A checked safetensors file."""
+
+    path: Path
+    size_bytes: int
+    tensors: dict[str, TensorInfo]
+    header_sha256: str
+    stamp: str
+    """As of when the header was read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Component:
+    """One of the parts of a model: the class to build, its settings, and its tensors by today's names.
+
+    `config` has the settings that its file made, which reach a constructor. `tensors` maps the name that the class uses
+    to (file, name in the file, description).
+    """
+
+    name: str
+    class_name: str
+    config: dict[str, Any]
+    folder: Path
+    files: tuple[WeightFile, ...] = ()
+    tensors: dict[str, tuple[Path, str, TensorInfo]] | None = None
+    passed_over: tuple[str, ...] = ()
+    """Keys of its config that are not known here."""
+    config_name: str = "config.json"
+    schema: type[Any] | None = None
+    """The dataclass of its settings, as its part has it."""
+
+    @property
+    def config_file(self) -> Path:
+        """Where its settings come from."""
+        return self.folder / self.config_name
+
+    @property
+    def settings(self) -> Any:
+        """All settings: those of its config, and the library's own defaults for the others."""
+        if self.schema is None:
+            raise TypeError(f"the {self.name} has no schema")
+        return self.schema(**self.config)
+
+    def weights(self) -> dict[str, tuple[Path, str, TensorInfo]]:
+        """The tensors; SdcliError for a component that has none."""
+        if self.tensors is None:
+            raise SdcliError(f"the {self.name} has no weights")
+        return self.tensors
+
+
+class _PartsByName:
+    """Parts and sizes of a Stable Diffusion by names of their own.
+
+    TODO: delete it when nothing asks a model what its family knows: parts are `model.parts[name]`, sizes are
+    `family_of(model).geometry(model)`.
+    """
+
+    __slots__ = ()
+    parts: Mapping[str, Component]
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """All of them, in the order of use."""
+        return tuple(self.parts.values())
+
+    @property
+    def text_encoder(self) -> Component:
+        """What reads the prompt."""
+        return self.parts["text_encoder"]
+
+    @property
+    def unet(self) -> Component:
+        """The denoiser."""
+        return self.parts["unet"]
+
+    @property
+    def vae(self) -> Component:
+        """The autoencoder."""
+        return self.parts["vae"]
+
+    @property
+    def scheduler(self) -> Component:
+        """The model's own."""
+        return self.parts["scheduler"]
+
+    @property
+    def tokenizer(self) -> Component:
+        """What cuts the prompt into tokens."""
+        return self.parts["tokenizer"]
+
+    @property
+    def latent_channels(self) -> int:
+        """Numbers that the latents have for each place: 4 in Stable Diffusion 1.x."""
+        return int(self.vae.config.get("latent_channels", 4))
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser was distilled to take the guidance as an input (Meng et al. 2022), as LCM's were."""
+        return self.unet.config.get("time_cond_proj_dim") is not None
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels to a latent, along each side."""
+        return int(2 ** (len(self.vae.config.get("block_out_channels", [64])) - 1))
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height of the picture it was made for, in pixels."""
+        side = self.unet.config.get("sample_size") or 64
+        height, width = (side[0], side[-1]) if isinstance(side, list) else (side, side)
+        return width * self.latent_factor, height * self.latent_factor
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a chunk of the prompt, both marks among them: what the tokenizer pads to. 77 in CLIP."""
+        most: int = self.text_encoder.config.get("max_position_embeddings", 77)
+        length = self.tokenizer.config.get("model_max_length")
+        return min(most, length) if type(length) is int and length > 2 else most
+
+    def latent_shape(self, request: Request) -> tuple[int, int]:
+        """Height and width of the request's picture in latents."""
+        return request.height // self.latent_factor, request.width // self.latent_factor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model(_PartsByName):
+    """A checked model. `ref` is what the user called it; `notes` say what was taken where there was a choice."""
+
+    ref: str
+    folder: Path
+    family: str
+    """The name of its family."""
+    parts: Mapping[str, Component]
+    """By name, in the order of use."""
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """What tells its networks and headers from any others, wherever its files lie and whatever their times are."""
+        facts = [
+            (part.name, part.class_name, part.config, [(file.path.name, file.header_sha256) for file in part.files])
+            for part in self.parts.values()
+        ]
+        return hashlib.sha256(json.dumps([self.family, facts], sort_keys=True).encode()).hexdigest()

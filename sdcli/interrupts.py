@@ -17,17 +17,17 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 PATIENCE_S = 3
-"""A piece of work that is held this long after the signal is cut in two after all: its disk or its reader hangs."""
+"""A signal waits this long for a piece of work, which then is cut in two after all: its disk or its reader hangs."""
 
 
 class _State:
-    held = 0
+    deferred = 0
     came: int | None = None
 
 
 def install() -> None:
     """Answer the signals from now on, those that were ignored from the start excepted, as under nohup."""
-    _State.held, _State.came = 0, None
+    _State.deferred, _State.came = 0, None
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, _lose_patience)
     for name in NAMES:
@@ -40,26 +40,26 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     if _State.came is not None:
         os._exit(128 + signum)
     _State.came = signum
-    if not _State.held:
+    if not _State.deferred:
         raise Interrupted(signum)
     if hasattr(signal, "SIGALRM"):
         signal.alarm(PATIENCE_S)
 
 
 def _lose_patience(signum: int, frame: FrameType | None) -> None:
-    if _State.held and _State.came is not None:
+    if _State.deferred and _State.came is not None:
         raise Interrupted(_State.came)
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """Inside, a first signal waits: for short pieces of work that must not be cut in two."""
-    before, _State.held = _State.came, _State.held + 1
+    before, _State.deferred = _State.came, _State.deferred + 1
     try:
         yield
     finally:
-        _State.held -= 1
-        if _State.came is not None and before is None and not _State.held:
+        _State.deferred -= 1
+        if _State.came is not None and before is None and not _State.deferred:
             if hasattr(signal, "SIGALRM"):
                 signal.alarm(0)
             raise Interrupted(_State.came)

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, StageName
+from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, StageName, WeightRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,26 @@ class Job:
     prepared: str | None = None
     """Folder of the prepared copy of the denoiser, there or to be made."""
     part: Part = "whole"
+    tables: dict[StageName, tuple[WeightRow, ...]] = field(default_factory=dict)
+    """The table of weights of each stage."""
     stamps: dict[str, str] = field(default_factory=dict)
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Host → worker: count what these requests take, without memory. It answers Counted for each, in their order."""
+
+    model: str
+    requests: tuple[Request, ...]
+    dtype: DtypeName
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Worker → host. The payload is of plan/counts.py."""
+
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +187,8 @@ class Failed:
 Message = (
     Start
     | Synthesize
+    | Count
+    | Counted
     | Job
     | Relieve
     | Watched
@@ -192,10 +212,7 @@ def write_message(pipe: BinaryIO, message: Message) -> None:
     """Put one message on the pipe and flush it."""
     payload: bytes = getattr(message, "payload", b"")
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message) if f.name != "payload"}
-    plain = {
-        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
-        for k, v in fields.items()
-    }
+    plain = {name: _plain(value) for name, value in fields.items()}
     head = {"type": type(message).__name__, "payload_bytes": len(payload), "fields": plain}
     pipe.write(json.dumps(head).encode("ascii") + b"\n")
     pipe.write(payload)
@@ -213,11 +230,31 @@ def read_message(pipe: BinaryIO) -> Message | None:
         return None
     fields = head["fields"]
     if head["type"] == "Job":
-        plan = fields["plan"]
         fields["request"] = Request(**fields["request"])
-        fields["plan"] = Plan(**{**plan, "reasons": tuple(plan["reasons"])})
+        fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
         fields["checkpoints"] = tuple(fields["checkpoints"])
+        fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
+    if head["type"] == "Count":
+        fields["requests"] = tuple(Request(**request) for request in fields["requests"])
     if payload:
         fields["payload"] = payload
     message: Message = _TYPES[head["type"]](**fields)
     return message
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON has it: what is many and alike without its names."""
+    if isinstance(value, WeightRow):
+        return dataclasses.astuple(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return value
+
+
+def _row(row: list[Any]) -> WeightRow:
+    part, name, shape, use, sees, stays = row
+    return WeightRow(part, name, tuple(shape), use, tuple(sees), stays)

@@ -20,7 +20,7 @@ class Spool(MutableMapping[int, bytes]):
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
-        self._places: dict[int, tuple[int, int]] = {}  # offset and length
+        self._at: dict[int, tuple[int, int]] = {}  # offset and length
         self._in_memory: dict[int, bytes] = {}
         self._last: int | None = None
         self._end = 0
@@ -28,27 +28,27 @@ class Spool(MutableMapping[int, bytes]):
     def __setitem__(self, picture: int, blob: bytes) -> None:
         if self._last not in (None, picture):
             self._put_away()
-        self._places.pop(picture, None)
+        self._at.pop(picture, None)
         self._in_memory[picture] = blob
         self._last = picture
 
     def __getitem__(self, picture: int) -> bytes:
         if picture in self._in_memory:
             return self._in_memory[picture]
-        offset, length = self._places[picture]
+        offset, length = self._at[picture]
         file = cast("BinaryIO", self._file)
         file.seek(offset)
         return file.read(length)
 
     def __delitem__(self, picture: int) -> None:
-        if self._places.pop(picture, None) is None:
+        if self._at.pop(picture, None) is None:
             del self._in_memory[picture]
 
     def __iter__(self) -> Iterator[int]:
-        yield from (*self._places, *self._in_memory)
+        yield from (*self._at, *self._in_memory)
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._in_memory)
+        return len(self._at) + len(self._in_memory)
 
     def _put_away(self) -> None:
         """Into the file, whatever is in memory."""
@@ -58,7 +58,7 @@ class Spool(MutableMapping[int, bytes]):
                 file.seek(self._end)
                 if file.write(blob) < len(blob):
                     return  # the disk is full
-                self._places[picture] = (self._end, len(blob))
+                self._at[picture] = (self._end, len(blob))
                 self._end += len(blob)
                 del self._in_memory[picture]
         except OSError:

@@ -6,21 +6,31 @@ import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sdcli.app.counts import CountBook
 from sdcli.devices import open_device
-from sdcli.domain import DtypeName, Plan, Request
+from sdcli.devices.base import DTYPES
+from sdcli.domain import DtypeName, Plan, Request, StageName, WeightRow
+from sdcli.engine.count import count
 from sdcli.engine.generate import generate
+from sdcli.families.registry import family_of
+from sdcli.machine import cpu_packs_for
 from sdcli.messages import Job, Message, PictureDone
+from sdcli.models.folder import open_model
+from sdcli.plan.bytes import Subject
+from sdcli.plan.counts import Counts
+from sdcli.plan.table import table_of
 
 gc.collect()
 gc.freeze()  # as the worker does: a collection over all that is imported takes 0.3 s, and every stage ends in two
 
-RESIDENT = Plan("resident", 2**40, "batched", 16 * 2**20, None, ())
+RESIDENT = Plan("resident", 2**40, "batched", 16 * 2**20, ())
 STREAMED = replace(RESIDENT, residency="streamed", resident_bytes=0)
 
 ASTRONAUT = Request("a photograph of an astronaut riding a horse", "ugly", 64, 64, 4, 7.5, 1234, 1)
@@ -38,6 +48,65 @@ def quick() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def counts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of a folder whose conftest names it: whatever is asked for has been counted, as in a second run."""
+
+    def known(self: CountBook, request: Request) -> Counts:
+        return counted(self._model.folder, replace(request, seed=0, count=1, guidance=request.guidance), self._facts[2])
+
+    monkeypatch.setattr(CountBook, "__call__", known)
+
+
+@cache
+def counted(folder: Path, request: Request, dtype: DtypeName = "fp32") -> Counts:
+    """What a dry run of the folder's model counts for a request, on the CPU."""
+    return count(open_model("m", folder), request, open_device("cpu"), DTYPES[dtype])
+
+
+def subject(folder: Path, request: Request = ASTRONAUT, dtype: DtypeName = "fp32") -> Subject:
+    """What a plan is for."""
+    model = open_model("m", folder)
+    family = family_of(model)
+
+    def counts_of(asked: Request) -> Counts:
+        return counted(folder, replace(asked, seed=0, count=1), dtype)
+
+    return Subject(request, dtype, family.stages(model, request), family.geometry(model), counts_of)
+
+
+def tables(
+    folder: Path, request: Request = ASTRONAUT, plan: Plan = RESIDENT, dtype: DtypeName = "fp32"
+) -> dict[StageName, tuple[WeightRow, ...]]:
+    """The table of weights of each stage, as the host makes them."""
+    whole = subject(folder, request, dtype)
+    height, width = whole.geometry.latent_shape(request)
+    samples, height, width = cpu_packs_for(height, width, dtype)
+    sides = {"height": height * whole.geometry.latent_factor, "width": width * whole.geometry.latent_factor}
+    layout = replace(whole, request=replace(request, prompt="", negative="", **sides))
+    made = {}
+    for stage in whole.stages:
+        steps = stage.times == "steps"
+        made[stage.name] = table_of(
+            whole.counts[stage.name], dtype, plan.resident_bytes if steps else 0, layout.counts[stage.name], samples
+        )
+    return made
+
+
+def job_of(
+    model: Path,
+    request: Request = ASTRONAUT,
+    plan: Plan = RESIDENT,
+    dtype: DtypeName = "fp32",
+    checkpoints: tuple[int, ...] = (),
+    payload: bytes = b"",
+    **more: Any,
+) -> Job:
+    """A job with its tables of weights, as the host sends it."""
+    made = tables(model, request, plan, dtype)
+    return Job(request, plan, str(model), dtype, checkpoints, payload, tables=made, **more)
+
+
 def run_engine(
     model: Path,
     request: Request = ASTRONAUT,
@@ -49,7 +118,7 @@ def run_engine(
     """Every event of one job, computed on the CPU in this process."""
     device = open_device("cpu")
     device.prepare(None)
-    return list(generate(Job(request, plan, str(model), dtype, checkpoints, payload), device))
+    return list(generate(job_of(model, request, plan, dtype, checkpoints, payload), device))
 
 
 def pictures(events: list[Message]) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,18 +23,19 @@ import sdcli
 PACKAGE = Path(sdcli.__file__).parent
 
 FLOORS = {
-    "__main__": 10,
-    "cli": 9,
-    "app": 8,
-    "host": 7,
-    "engine": 6,
-    "families": 5,
-    "blocks": 4,
-    "weights": 3,
-    "devices": 2,
-    "plan": 2,
-    "models": 1,
-    "images": 1,
+    "__main__": 11,
+    "cli": 10,
+    "app": 9,
+    "host": 8,
+    "engine": 7,
+    "networks": 6,
+    "blocks": 5,
+    "weights": 4,
+    "devices": 3,
+    "plan": 3,
+    "models": 2,
+    "families": 1,
+    "images": 2,
     "arm": 0,
     "machine": 1,
     "domain": 0,
@@ -46,7 +48,11 @@ FLOORS = {
     "spool": 0,
 }
 
-WORKER_ROOMS = {"engine", "families", "blocks", "weights", "devices"}
+FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"}
+"""Modules of families/ that the host may load: models are checked by them. All others there are networks, which compute
+with what lies on the floors between, and are a room of their own."""
+
+WORKER_ROOMS = {"engine", "networks", "blocks", "weights", "devices"}
 ARITHMETIC = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
 ONLY_IN = {"PIL": "images", "click": "cli"}
 
@@ -55,13 +61,27 @@ LINES_LIMIT = 400
 BOUNDARIES = {
     "cli/main.py": "the one boundary of the program: a person gets one line",
     "engine/__main__.py": "the one boundary of the worker: the host hears of it, or it begins anew with plain imports",
-    "app/run.py": "a picture that cannot be kept: it is raised when the others are",
-    "host/watchdog.py": "the watch's thread: the run must not go on unwatched",
+    "host/watchdog.py": "the same boundary's end in the watch's thread: the host raises it where a person sees it",
     "weights/empty.py": "constructors raise bare exceptions of many kinds for a config that they cannot build",
     "families/sd/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
-    "images/read.py": "decoders raise nearly anything on a hostile file",
 }
 """Where everything may be caught and not raised again, and why."""
+
+NAMES_OF_MODELS = re.compile(
+    r"(?<![A-Za-z0-9])(?:UNet\w*|unets?|CLIP(?:[A-Z][a-z]\w*)?|clip(?!_sample)|AutoencoderKL\w*|VAE|vae|attn[12]|text_encoder"
+    r"|block_out_channels)(?![A-Za-z0-9])|(?<![\w.])(?:77|0\.18215)(?![\w.])"
+)
+"""Networks, layers and constants of one model, as whole words: parts of a name that has underscores are words."""
+
+NAMING_ALLOWED = {
+    "blocks/attention.py": "the 77 tokens of a chunk: a number that its comments measure with",
+    "blocks/frugal.py": "diffusers' block of attention, which families share, calls its layers attn1 and attn2",
+    "domain.py": "parts by names of their own, until nothing asks a model for them",
+    "engine/lean_imports.py": "modules of diffusers that need not be imported",
+    "weights/lend.py": "the 77 tokens of a chunk, in a comment",
+    "weights/packed.py": "an example, in a comment",
+}
+"""Files outside of families/ that name them still, and why."""
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
@@ -72,7 +92,9 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.item
 
 def room(module: str) -> str:
     """The room of `sdcli.room.module`; an empty name for the package itself."""
-    return module.split(".")[1] if "." in module else ""
+    name = module.split(".")[1] if "." in module else ""
+    is_network = name == "families" and module in MODULES and MODULES[module].stem not in FAMILIES | {"__init__"}
+    return "networks" if is_network else name
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -100,7 +122,7 @@ def faults_of_import(importer: str, imported: str) -> str | None:
 def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert folders - {"configs"} | files == set(FLOORS)  # configs/ is data
+    assert folders - {"configs"} | files | {"networks"} == set(FLOORS)  # configs/ is data
 
 
 def test_rooms_import_downwards_only() -> None:
@@ -119,6 +141,11 @@ def test_the_rule_itself_tells_up_from_down() -> None:
     assert faults_of_import("sdcli.models.folder", "sdcli.images.read")
     assert faults_of_import("sdcli.errors", "sdcli.machine")
     assert faults_of_import("sdcli.app.run", "sdcli.cli.say")
+    assert faults_of_import("sdcli.families.sd.family", "sdcli.families.sd.network")
+    assert faults_of_import("sdcli.families.sd.schema", "sdcli.models.folder")
+    assert faults_of_import("sdcli.models.folder", "sdcli.families.sd.unet")
+    assert faults_of_import("sdcli.models.folder", "sdcli.families.registry") is None
+    assert faults_of_import("sdcli.families.sd.network", "sdcli.families.sd.family") is None
     assert faults_of_import("sdcli.cli.draw", "sdcli.app.run") is None
     assert faults_of_import("sdcli.messages", "sdcli.domain") is None
     assert faults_of_import("sdcli.cli.say", "sdcli") is None
@@ -197,6 +224,29 @@ def test_everything_is_caught_at_the_boundaries_only() -> None:
     assert found - set(BOUNDARIES) == set()
 
 
+def test_no_file_outside_families_names_a_network_a_layer_or_a_constant_of_one_model() -> None:
+    found = {
+        path.relative_to(PACKAGE).as_posix(): names
+        for module, path in MODULES.items()
+        if not module.startswith("sdcli.families.")
+        and (names := sorted(set(NAMES_OF_MODELS.findall(path.read_text("utf-8")))))
+    }
+    assert {name: names for name, names in found.items() if name not in NAMING_ALLOWED} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a UNet2DConditionModel of unet_config", ["UNet2DConditionModel", "unet"]),
+        ("self.vae_tile = CLIPTextModel(text_encoder_2)", ["vae", "CLIPTextModel", "text_encoder"]),
+        ("attn1.to_q, attn2 and 77 or 0.18215", ["attn1", "attn2", "77", "0.18215"]),
+        ("clip_skip clip_sample clips eclipse unetwork _CLIPPED 1977 0.77 77.5 attn12", ["clip"]),
+    ],
+)
+def test_the_rule_of_names_knows_them_as_whole_words(text: str, names: list[str]) -> None:
+    assert NAMES_OF_MODELS.findall(text) == names
+
+
 def test_mps_never_falls_back_to_the_cpu_by_our_doing() -> None:
     for path in [*MODULES.values(), *(PACKAGE.parent / "configs").rglob("*.toml")]:
         assert "MPS_FALLBACK" not in path.read_text("utf-8"), path
@@ -210,7 +260,11 @@ def test_the_host_loads_none_of_the_arithmetic(arithmetic: str, loaded_by_the_ho
 @pytest.fixture(scope="module")
 def loaded_by_the_host() -> set[str]:
     """Top-level names of all modules that the host's side loads, every command included."""
-    ours = [name for name in MODULES if room(name) in {"host", "app", "cli", "plan", "models", "images", "machine"}]
+    ours = [
+        name
+        for name in MODULES
+        if room(name) in {"host", "app", "cli", "plan", "models", "families", "images", "machine"}
+    ]
     assert "sdcli.app.run" in ours and "sdcli.cli.txt2img" in ours
     code = (
         f"import importlib, json, sys\nfor n in {ours}: importlib.import_module(n)\nprint(json.dumps([*sys.modules]))"

@@ -9,8 +9,10 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from sdcli import messages
-from sdcli.domain import Plan, Request
+from sdcli.domain import Plan, Request, WeightRow
 from sdcli.messages import (
+    Count,
+    Counted,
     Failed,
     Finished,
     Job,
@@ -33,13 +35,19 @@ from sdcli.messages import (
 )
 
 REQUEST = Request("a fox", "", 64, 72, 4, 7.5, 0, 2, 0.25)
-PLAN = Plan("partial", 123, "sequential", 456, None, ("one reason", "another"))
-JOB = Job(REQUEST, PLAN, "/models/tiny", "bf16", (3, 4), b"\n{}\n\x00\xff\n")
+PLAN = Plan("partial", 123, "sequential", 456, ("one reason", "another"), {"decode": "recompute"})
+ROWS = (
+    WeightRow("unet", "conv_in.weight", (32, 4, 3, 3), "matrix", (1, 8, 8), True),
+    WeightRow("unet", "conv_in.bias", (32,), "vector", (1, 1, 1), True),
+)
+JOB = Job(REQUEST, PLAN, "/models/tiny", "bf16", (3, 4), b"\n{}\n\x00\xff\n", tables={"denoise": ROWS})
 
 EVERY = [
     Start("cpu", None),
     Start("mps", 2**31),
     Synthesize("sd15", "/tmp/half"),
+    Count("/models/tiny", (REQUEST, replace(REQUEST, width=128)), "fp32"),
+    Counted(b"{}"),
     JOB,
     replace(JOB, checkpoints=(), payload=b""),
     Relieve(),
@@ -89,7 +97,7 @@ def test_nested_values_are_what_they_were_and_stay_frozen() -> None:
     assert isinstance(back.request, Request) and back.request.seeds == range(2)
     assert isinstance(back.plan, Plan) and back.plan.reasons == ("one reason", "another")
     assert isinstance(back.checkpoints, tuple)
-    hash((back.request, back.plan, back.checkpoints))
+    hash((back.request, back.plan.reasons, back.checkpoints, back.tables["denoise"]))
     with pytest.raises(FrozenInstanceError):
         back.request.seed = 1  # type: ignore[misc]
 

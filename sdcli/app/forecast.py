@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from sdcli.app.counts import Uncounted
+from sdcli.app.means import Prospect
 from sdcli.app.record import Task
-from sdcli.app.run import means_of
+from sdcli.app.report import plan_table
 from sdcli.errors import WillNotFit
+from sdcli.families.registry import family_of
+from sdcli.host.worker import Worker
+from sdcli.messages import Counted, Start
 from sdcli.plan.baselines import UNCERTAIN_BYTES, remembered_baseline, typical_bytes
-from sdcli.plan.planner import Planned, make_plan, smallest_limit_bytes
+from sdcli.plan.planner import Planned
+from sdcli.plan.remainders import Source
 from sdcli.units import format_size
 
 SCHEMA = "sdcli.plan/1"
@@ -26,25 +31,46 @@ class Forecast:
     planned: Planned | None
     refusal: WillNotFit | None
     smallest_limit_bytes: int
+    remainder_from: Source
 
 
 def forecast(task: Task) -> Forecast:
-    """Plan a task as its run will."""
+    """Plan a task as its run will. What nobody has counted yet a worker counts."""
+    prospect = Prospect(task)
+    while True:
+        try:
+            return _forecast(prospect)
+        except Uncounted as lack:
+            _have_counted(prospect, lack)
+
+
+def _have_counted(prospect: Prospect, lack: Uncounted) -> None:
+    task, book = prospect.task, prospect.book
+    with Worker(family_of(task.model).network, task.debug) as worker:
+        worker.send(Start(task.device, task.ceiling.limit_bytes))
+        worker.send(book.ask(lack))
+        for message in worker.messages():
+            if isinstance(message, Counted):
+                book.learn(message.payload)
+                if not book.waits:
+                    return
+        raise worker.end()
+
+
+def _forecast(prospect: Prospect) -> Forecast:
+    task = prospect.task
     measured = remembered_baseline(task.device)
     baseline = measured or typical_bytes(task.device)
-    planned, refusal, means, limit = None, None, means_of(task), task.ceiling.limit_bytes
-    limits = [
-        smallest_limit_bytes(task.model, task.request, task.dtype, baseline + unknown, means)
-        for unknown in (-UNCERTAIN_BYTES, 0, UNCERTAIN_BYTES)
-    ]
+    planned, refusal, limit = None, None, task.ceiling.limit_bytes
+    limits = [prospect.least_limit_bytes(baseline + unknown) for unknown in (-UNCERTAIN_BYTES, 0, UNCERTAIN_BYTES)]
     unsure = measured is None and limit is not None and limits[0] <= limit < limits[-1]
     doubt = f"torch's {format_size(baseline)} are typical, not measured: a first run may" if unsure else ""
     try:
-        planned = make_plan(task.model, task.request, task.dtype, limit, baseline, means)
+        planned = prospect.plan(baseline)
         planned = planned.because(doubt and f"{doubt} need more")
     except WillNotFit as error:
         refusal = WillNotFit(f"{error}; {doubt} fit") if doubt else error
-    return Forecast(task, baseline, measured is not None, planned, refusal, limits[1])
+    return Forecast(task, baseline, measured is not None, planned, refusal, limits[1], prospect.remainder_from)
 
 
 def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
@@ -53,18 +79,23 @@ def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "fits": planned is not None,
-        "model": {"ref": task.model.ref, "family": task.model.family, "sha256": task.model.sha256},
+        "model": {
+            "ref": task.model.ref,
+            "family": family_of(task.model).label(task.model),
+            "sha256": task.model.sha256,
+        },
         "device": task.device,
         "dtype": task.dtype,
         "width": task.request.width,
         "height": task.request.height,
-        "plan": dataclasses.asdict(planned.plan) if planned else None,
+        "plan": plan_table(task, planned) if planned else None,
         "memory": {
             "limit_bytes": task.ceiling.limit_bytes,
             "metric": "footprint",
             "baseline_bytes": result.baseline_bytes,
             "baseline_measured": result.baseline_measured,
             "predicted_peak_bytes": planned.peak_bytes if planned else None,
+            "remainder": result.remainder_from,
         },
         "stages": [
             {"name": need.name, "predicted_peak_bytes": need.peak_bytes} for need in (planned.needs if planned else ())

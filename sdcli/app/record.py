@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from sdcli import interrupts
+from sdcli.app.folder import Kept, RunFolder
 from sdcli.domain import DeviceName, DtypeName, Request
-from sdcli.messages import PictureDone, StepDone
+from sdcli.host.watchdog import Peaks
+from sdcli.messages import LatentsDone, Message, Notice, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.models.folder import Model
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
-from sdcli.spool import Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,7 @@ class RunRecord:
     device: str = ""
     stages: list[StageRecord] = field(default_factory=list)
     steps: list[StepDone] = field(default_factory=list)
-    checkpoints: Spool = field(default_factory=Spool)
-    """The last checkpoint of each picture that is begun and not finished."""
-    finished: Spool = field(default_factory=Spool)
-    """That of each picture that is denoised and not drawn yet."""
+    folder: RunFolder = field(default_factory=RunFolder)
     denoised_in: dict[int, DtypeName] = field(default_factory=dict)
     """The type that each picture was denoised in."""
     pictures: list[tuple[str | None, PictureDone]] = field(default_factory=list)
@@ -66,6 +65,56 @@ class RunRecord:
     worker_pid: int = 0
 
     @property
+    def checkpoints(self) -> Kept:
+        """The last checkpoint of each picture that is begun and not denoised."""
+        return self.folder.checkpoints
+
+    @property
+    def finished(self) -> Kept:
+        """That of each picture that is denoised and not drawn yet."""
+        return self.folder.latents
+
+    @property
     def undone(self) -> bool:
         """Whether a picture is still to be denoised."""
         return len(self.denoised_in) < self.task.request.count
+
+    def take(self, message: Message, dtype: DtypeName) -> None:
+        """Note what a worker says that computes in this type."""
+        match message:
+            case StageBegan(name):
+                predicted = {need.name: need.peak_bytes for need in self.planned.needs} if self.planned else {}
+                self.stages.append(StageRecord(name, predicted_peak_bytes=predicted.get(name, 0)))
+            case StageLoaded(_, load_s):
+                self.stages[-1].load_s = load_s
+            case StepDone():
+                self.steps.append(replace(message, payload=b""))  # of a thousand pictures they would be many
+                if message.step == message.count:
+                    self._denoised(message.image, message.payload, dtype)
+                else:
+                    self.checkpoints[message.image] = message.payload
+            case LatentsDone(image, payload):
+                self._denoised(image, payload, dtype)
+            case StageEnded(_, run_s, device_peak_bytes):
+                self.stages[-1].run_s = run_s
+                self.stages[-1].peak_bytes = device_peak_bytes
+            case Notice(what, step):
+                self.events.append((step, what))
+
+    def take_peaks(self, peaks: Peaks, stages_before: int) -> None:
+        """Note the footprint's peaks of the stages since, or on CUDA the device's beside the host's."""
+        on_cuda = self.task.device == "cuda"
+        self.samples += peaks.samples
+        self.host_peak_bytes = max(self.host_peak_bytes, peaks.overall_bytes)
+        if not on_cuda:
+            for stage in self.stages[stages_before:]:
+                stage.peak_bytes = max(stage.peak_bytes, peaks.by_stage.get(stage.name, 0))
+        on_device = max((stage.peak_bytes for stage in self.stages), default=0)
+        self.peak_bytes = on_device if on_cuda else self.host_peak_bytes
+
+    def _denoised(self, image: int, payload: bytes, dtype: DtypeName) -> None:
+        """A picture is only to be decoded."""
+        with interrupts.deferred():
+            self.finished[image] = payload
+            self.denoised_in.setdefault(image, dtype)  # one that is handed over again was denoised before
+            self.checkpoints.drop(image)

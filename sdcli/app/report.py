@@ -1,4 +1,4 @@
-"""The JSON report of a run, as the contract lays it down: schema sdcli.report/1."""
+"""JSON of a run: its report, the plan as report and forecast tell it, and the job in its folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import statistics
 from typing import Any
 
 from sdcli import __version__
-from sdcli.app.record import RunRecord
+from sdcli.app.record import RunRecord, Task
+from sdcli.domain import Plan
+from sdcli.families.contract import Stage
+from sdcli.families.registry import family_of
 from sdcli.host.watchdog import PERIOD_S
+from sdcli.plan.planner import Planned
 
 SCHEMA = "sdcli.report/1"
+RUN_SCHEMA = "sdcli.run/1"
 
 
 def report(record: RunRecord) -> dict[str, Any]:
@@ -33,17 +38,54 @@ def report(record: RunRecord) -> dict[str, Any]:
             {"path": path, "seed": picture.seed, "width": picture.width, "height": picture.height}
             for path, picture in record.pictures
         ],
-        "model": {"ref": task.model.ref, "family": task.model.family, "sha256": task.model.sha256},
+        "model": {
+            "ref": task.model.ref,
+            "family": family_of(task.model).label(task.model),
+            "sha256": task.model.sha256,
+        },
         "device": task.device,
         "dtype": task.dtype,
         "memory": memory,
-        "plan": dataclasses.asdict(planned.plan) if planned else None,
+        "plan": plan_table(task, planned) if planned else None,
         "stages": [dataclasses.asdict(stage) for stage in record.stages],
         "steps": _steps(record),
         "events": [{"step": step, "what": what} for step, what in record.events],
         "total_s": record.total_s,
         "sdcli_version": __version__,
         "torch_version": record.torch_version,
+    }
+
+
+def job_table(task: Task, planned: Planned) -> dict[str, Any]:
+    """What a run is to do, for whoever finds its folder."""
+    return {
+        "schema": RUN_SCHEMA,
+        "request": dataclasses.asdict(task.request),
+        "model": {"ref": task.model.ref, "folder": str(task.model.folder), "digest": task.model.digest},
+        "device": task.device,
+        "dtype": task.dtype,
+        "limit_bytes": task.ceiling.limit_bytes,
+        "plan": plan_table(task, planned),
+        "sdcli_version": __version__,
+    }
+
+
+def plan_table(task: Task, planned: Planned) -> dict[str, Any]:
+    """How the memory is spent, over all and stage by stage."""
+    stages = {stage.name: stage for stage in family_of(task.model).stages(task.model, task.request)}
+    told = [_stage(planned.plan, stages[need.name]) for need in planned.needs]
+    return dataclasses.asdict(planned.plan) | {"stages": told}
+
+
+def _stage(plan: Plan, stage: Stage) -> dict[str, Any]:
+    """One stage of a plan: which of its parts stay in memory, where the others stream from, which worker does it."""
+    repeats = stage.times == "steps"
+    return {
+        "name": stage.name,
+        "way": plan.guidance if repeats else plan.ways.get(stage.name, "whole"),
+        "resident": dict.fromkeys(stage.lends, plan.resident_bytes if repeats else 0),
+        "source": "copy" if repeats and plan.prepared else "file",
+        "worker": 2 if stage.times == "pictures" and plan.fresh_decode else 1,
     }
 
 

@@ -1,51 +1,34 @@
-"""One run, from a task to a record: start a worker, plan, watch, relay, and see that every picture is kept."""
+"""One run, from a task to a record: attempt after attempt, until every picture is kept or nothing more can be done."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import statistics
 import time
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
-from sdcli import interrupts, machine
-from sdcli.app.attempt import relay, watched_worker
+from sdcli.app.attempt import Hear, attempt, job_of
+from sdcli.app.counts import Uncounted
+from sdcli.app.keeping import Keeper, Save
+from sdcli.app.means import Prospect, is_hopeless, learn_flops, learn_from, measured_baseline, settled_baseline
 from sdcli.app.record import RunRecord, Task
-from sdcli.domain import Part, Plan
-from sdcli.errors import NotFinite, NotFiniteInHalf, WillNotFit
+from sdcli.app.report import job_table
+from sdcli.app.runs import sweep
+from sdcli.domain import DtypeName, Part
+from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError, WillNotFit
 from sdcli.host.watchdog import Watchdog
-from sdcli.host.worker import Worker
-from sdcli.messages import Finished, Job, Message, Notice, PictureDone, Progress, Ready, Start, Synthesize
-from sdcli.models.disks import model_in_memory
-from sdcli.models.stamps import stamps_of
-from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
-from sdcli.plan.ceiling import kernel_share_bytes
-from sdcli.plan.meter import TreeMeter
-from sdcli.plan.planner import MARGIN_BYTES, VAE_TILE, Means, Planned, make_plan
-from sdcli.plan.remainder import UNMEASURED_SHARE, WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Overhead
-from sdcli.plan.seconds import learned
-from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
-from sdcli.units import MIB
-from sdcli.weights.copies import is_made, place_of_copy, unfinished
+from sdcli.messages import Count, Counted, Job, Message, Notice, PictureDone, Ready
+from sdcli.plan.baselines import remembered_baseline, typical_bytes
+from sdcli.weights.copies import unfinished
 
-VARYING_BYTES = 4 * MIB
-"""By so much the same baseline differs from run to run."""
-
-CUDA_KERNELS_BYTES = 176 * MIB
-"""What the driver loads and libraries reserve when their kernels first run (benchmarks/RESULTS.md)."""
-
-Show = Callable[[Message, Watchdog], None]
-"""Told of every event, with the watchdog that knows the footprint."""
-
-Save = Callable[[PictureDone, RunRecord], str | None]
-"""Keeps one picture; returns where, or None for standard output."""
+NO_WORKER = (SdcliError, OSError, RuntimeError, MemoryError)
+"""What a worker ends in, and what a system without room for another process or thread raises."""
 
 
 def run_task(
-    task: Task, record: RunRecord, save: Save | None, show: Show, resume: dict[int, bytes] | None = None
+    task: Task, record: RunRecord, save: Save | None, show: Hear, resume: Mapping[int, bytes] | None = None
 ) -> None:
     """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left.
 
@@ -54,38 +37,41 @@ def run_task(
     """
     started = time.monotonic()
     run = _Run(task, record, save, show)
+    sweep()
     record.checkpoints.update(resume or {})
+    over = False
     try:
         run.refuse_what_is_known_not_to_fit()
         try:
             run.draw()
         except BaseException as error:
             run.save_what_is_finished(error)
+            over = isinstance(error, NotFinite) and not record.undone  # what is left cannot be decoded
             raise
-        if run.trouble is not None:
-            raise run.trouble
-        _learn(record)
+        over = True
+        if run.keeper.trouble is not None:
+            raise run.keeper.trouble
+        learn_from(record, run.prospect(task))
     finally:
+        record.folder.close(over or save is None)
         record.total_s = time.monotonic() - started
 
 
 class _Run:
-    """The attempts that a task takes, each a job for a worker of its own: mostly one.
+    """The attempts that a task takes, each a job for a worker of its own: mostly one."""
 
-    `trouble` is what went wrong first with keeping a picture; the others are kept all the same.
-    """
-
-    def __init__(self, task: Task, record: RunRecord, save: Save | None, show: Show) -> None:
-        self.trouble: Exception | None = None
-        self._task, self._record, self._save, self._show = task, record, save, show
+    def __init__(self, task: Task, record: RunRecord, save: Save | None, show: Hear) -> None:
+        self.keeper = Keeper(record, save, self._tell)
+        self._task, self._record, self._show = task, record, show
         self._known_bytes = remembered_baseline(task.device)
+        self._prospects: dict[DtypeName, Prospect] = {}
         self._watchdog: Watchdog | None = None
 
     def refuse_what_is_known_not_to_fit(self) -> None:
         """Raise WillNotFit before a worker starts, if that can be known."""
-        limit, device = self._task.ceiling.limit_bytes, self._task.device
-        if self._known_bytes is not None or (limit is not None and limit <= hopeless_bytes(device)):
-            self._plan(self._task, self._known_bytes or typical_bytes(device))
+        if self._known_bytes is not None or is_hopeless(self._task):
+            with suppress(Uncounted):
+                self.prospect(self._task).plan(self._known_bytes or typical_bytes(self._task.device))
 
     def draw(self) -> None:
         """All pictures. What half precision cannot do goes on in fp32 from the last good step."""
@@ -106,85 +92,85 @@ class _Run:
 
     def save_what_is_finished(self, trouble: BaseException) -> None:
         """Decode and save what is denoised, in the least memory; what prevents that is told, and no more."""
-        if self.trouble is not None:
-            self._tell(str(self.trouble))
+        if self.keeper.trouble is not None:
+            self._tell(str(self.keeper.trouble))
         if isinstance(trouble, NotFinite) and not self._record.undone:
             return  # those are left that no type decodes
         finished, planned = len(self._record.finished), self._record.planned
-        if not finished or planned is None or self._save is None:
+        if not finished or planned is None or not self.keeper.wanted:
             return
         what = str(trouble) or type(trouble).__name__
         self._tell(f"{what}; {_pictures(finished)} denoised by then: decoding and saving first")
-        self._record.planned = replace(planned, plan=replace(planned.plan, vae_tile=VAE_TILE, fresh_decode=True))
+        self._record.planned = replace(planned, plan=self.prospect(self._task).frugal_decode(planned.plan, fresh=True))
         try:
             try:
                 self._attempt(self._task, "pictures")
             except NotFiniteInHalf:
                 self._attempt(replace(self._task, dtype="fp32"), "pictures")
-        except Exception as error:  # the trouble that led here is what is raised
+        except NO_WORKER as error:  # the trouble that led here is what is raised
             self._tell(f"{_pictures(len(self._record.finished))} not saved: {error}")
 
     def _attempt(self, task: Task, part: Part | None) -> None:
         """Have a worker do one job; without a part all of it, the pictures by another worker if the plan says so."""
-        place = _place(task)
+        prospect = self.prospect(task)
         try:
-            with watched_worker(task, self._record) as (worker, self._watchdog):
-                for message in relay(worker, self._watchdog, self._record, task.dtype):
-                    if isinstance(message, Ready):
-                        worker.send(self._job(task, part, place, message))
-                    elif isinstance(message, PictureDone):
-                        self._keep(message)
-                    self._show(message, self._watchdog)
-                    if isinstance(message, Finished):
-                        return
+            attempt(task, self._record, lambda message: self._answer(prospect, part, message), self._hear)
         finally:
-            if self._record.worker_pid and place is not None:
-                shutil.rmtree(unfinished(place, self._record.worker_pid), ignore_errors=True)  # if it was stopped
+            if self._record.worker_pid and self._record.planned is not None and prospect.copy is not None:
+                half = unfinished(prospect.copy, self._record.worker_pid)
+                shutil.rmtree(half, ignore_errors=True)  # if it was stopped
 
-    def _job(self, task: Task, part: Part | None, place: Path | None, ready: Ready) -> Job:
+    def _answer(self, prospect: Prospect, part: Part | None, message: Ready | Counted) -> Count | Job | None:
+        """What the worker is told: what to count, as long as something is unknown, then its job."""
+        if isinstance(message, Ready):
+            self._take_measures(prospect.task, message)
+        else:
+            prospect.book.learn(message.payload)
+        if prospect.book.waits:
+            return None
+        try:
+            return self._job(prospect, part)
+        except Uncounted as lack:
+            return prospect.book.ask(lack)
+
+    def _take_measures(self, task: Task, ready: Ready) -> None:
+        """What the worker says of the machine, and weighs before anything is loaded."""
+        learn_flops(task, ready.flops)
+        if self._record.planned is None:
+            self._record.device, self._record.torch_version = ready.device, ready.torch_version
+            self._record.baseline_bytes = measured_baseline(task, ready)
+
+    def _job(self, prospect: Prospect, part: Part | None) -> Job:
         """What the worker is to do, planned now that it has said what it weighs."""
-        record = self._record
-        if ready.flops is not None:
-            remember_speed(task.device, task.dtype, replace(means_of(task).speed, flops=ready.flops))
+        record, task = self._record, prospect.task
         if record.planned is None:
-            record.device, record.torch_version = ready.device, ready.torch_version
-            record.baseline_bytes = _baseline(task, ready)
-            remember_baseline(task.device, record.baseline_bytes)
-            record.planned = self._plan(task, self._baseline_bytes())
+            record.planned = prospect.plan(self._baseline_bytes())
+            record.folder.describe(job_table(task, record.planned), task.pixels)
             part = "latents" if record.planned.plan.fresh_decode else "whole"
         elif task.dtype != self._task.dtype:
             try:
-                record.planned = self._plan(task, self._baseline_bytes())
+                record.planned = prospect.plan(self._baseline_bytes())
             except WillNotFit as error:
                 if part != "pictures":
                     raise NotFinite(f"NaN or infinity came out in {self._task.dtype}, and fp32 {error}") from error
-                record.planned = replace(record.planned, plan=replace(record.planned.plan, vae_tile=VAE_TILE))
+                record.planned = replace(record.planned, plan=prospect.frugal_decode(record.planned.plan, fresh=False))
         blobs: Mapping[int, bytes] = record.finished
         if part != "pictures":
             blobs = ChainMap(record.finished, record.checkpoints)
-        return _job(task, record.planned.plan, blobs, place, part or "whole")
+        return job_of(prospect, record.planned.plan, blobs, part or "whole")
+
+    def _hear(self, message: Message, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        if isinstance(message, PictureDone):
+            self.keeper.keep(message)
+        self._show(message, watchdog)
 
     def _baseline_bytes(self) -> int:
-        """What a plan told beforehand went by, so that the plan stays the same, unless more was measured now."""
-        measured = self._record.baseline_bytes
-        told = self._known_bytes or min(typical_bytes(self._task.device), measured)
-        return told if measured <= told + VARYING_BYTES else measured
+        return settled_baseline(self._task, self._known_bytes, self._record.baseline_bytes)
 
-    def _plan(self, task: Task, baseline_bytes: int) -> Planned:
-        return make_plan(task.model, task.request, task.dtype, task.ceiling.limit_bytes, baseline_bytes, means_of(task))
-
-    def _keep(self, picture: PictureDone) -> None:
-        """Save a picture. One that cannot be saved, or not where it should be, is no reason to lose the next."""
-        with interrupts.held():
-            try:
-                path = self._save(picture, self._record) if self._save is not None else None
-                self._record.pictures.append((path, replace(picture, payload=b"")))
-            except Exception as error:
-                if self.trouble is not None:
-                    self._tell(str(error))
-                self.trouble = self.trouble or error
-            finally:
-                self._record.finished.pop(picture.image, None)  # no second try, not of one that was cut off either
+    def prospect(self, task: Task) -> Prospect:
+        """The task with counts, and all that is decided once a run and type: a plan and its job never differ in it."""
+        return self._prospects.setdefault(task.dtype, Prospect(task))
 
     def _tell(self, what: str) -> None:
         self._record.events.append((None, what))
@@ -194,77 +180,3 @@ class _Run:
 
 def _pictures(count: int) -> str:
     return "1 picture was" if count == 1 else f"{count} pictures were"
-
-
-def means_of(task: Task) -> Means:
-    """What a plan for this task may count on."""
-    place, batches = _place(task), task.device != "cpu" or machine.cpu_batches()
-    return Means(
-        speed=remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype),
-        prepared=place is not None,
-        making=place is not None and not is_made(place),
-        fused=machine.attends_fused(task.device, task.dtype),
-        heap=task.device == "cpu",
-        batches=batches,
-        overhead=_overhead(task),
-        note=build_note(task.device),
-        in_memory=model_in_memory(task.model),
-        margin_bytes=MARGIN_BYTES + (0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)),
-    )
-
-
-def _overhead(task: Task) -> Overhead:
-    """Of this kind of processor, wide where it was never measured. A GPU's is that of Intel's matrix unit."""
-    if task.device != "cpu":
-        return WITH_AVX512
-    measured = machine.cpu_is_measured(task.dtype)
-    if not machine.cpu_batches():
-        nearest = WITH_AVX2
-    else:
-        nearest = WITH_AVX512_IN_FP32 if measured and task.dtype == "fp32" else WITH_AVX512
-    return nearest if measured else nearest.widened(UNMEASURED_SHARE)
-
-
-def _place(task: Task) -> Path | None:
-    """Of the denoiser's prepared copy."""
-    return place_of_copy(task.model, task.device, task.dtype, task.model.latent_shape(task.request))
-
-
-def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False) -> None:
-    """Have a worker make the synthetic model `name` in `folder`."""
-    with Worker(debug) as worker:
-        worker.send(Start("cpu", None))
-        worker.send(Synthesize(name, str(folder)))
-        for message in worker.messages():
-            if isinstance(message, Progress):
-                show(message)
-            elif isinstance(message, Finished):
-                return
-        raise worker.end()
-
-
-def _learn(record: RunRecord) -> None:
-    """Correct the speeds that plans go by. The first step compiles kernels, and tells of them."""
-    task, seconds = record.task, [step.seconds for step in record.steps[1:]]
-    if record.planned is not None and seconds and set(record.denoised_in.values()) == {task.dtype}:
-        took, speed = statistics.median(seconds), means_of(task).speed
-        now = learned(speed, task.model, task.request, record.planned.plan, task.dtype, took)
-        if now != speed:
-            remember_speed(task.device, task.dtype, now)
-
-
-def _baseline(task: Task, ready: Ready) -> int:
-    """What is in use before anything is loaded, of the memory that the ceiling covers."""
-    return (
-        ready.device_peak_bytes + CUDA_KERNELS_BYTES
-        if task.device == "cuda"
-        else TreeMeter(os.getpid()).footprint_bytes()
-    )
-
-
-def _job(task: Task, plan: Plan, resume: Mapping[int, bytes], place: Path | None, part: Part) -> Job:
-    blobs = [resume[image] for image in sorted(resume)]
-    payload = (task.pixels if part != "pictures" else b"") + b"".join(blobs)
-    copy, folder = None if place is None else str(place), str(task.model.folder)
-    stamps = dict(stamps_of(task.model))
-    return Job(task.request, plan, folder, task.dtype, tuple(map(len, blobs)), payload, copy, part, stamps)

@@ -35,11 +35,11 @@ class BoundedAttention:
 
     A single query's scores are the least that can be computed: heads x keys numbers. With `fused` the library's
     own kernel is used for the heads that it is made for; it keeps no scores (Dao et al. 2022,
-    https://arxiv.org/abs/2205.14135).
+    https://arxiv.org/abs/2205.14135), and goes `by_heads`, a few at a time, as is best on a CPU.
     """
 
-    def __init__(self, scratch_bytes: int, fused: bool = False) -> None:
-        self._scratch_bytes, self._fused = scratch_bytes, fused
+    def __init__(self, scratch_bytes: int, fused: bool = False, by_heads: bool = True) -> None:
+        self._scratch_bytes, self._fused, self._by_heads = scratch_bytes, fused, by_heads
         self._scratch = torch.empty(0)
 
     def __call__(
@@ -79,7 +79,7 @@ class BoundedAttention:
         # the fused kernels have scores in FP32, and BF16 holds what FP32 does
         upcast = attn.upcast_attention and query.dtype == torch.float16
         if self._fused and key.shape[3] <= FUSED_HEAD_LIMIT:
-            mixed = _fused(query, key, value, attn.scale)
+            mixed = _fused(query, key, value, attn.scale, self._by_heads)
         elif key.shape[2] < FEW_KEYS and not upcast:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
@@ -102,12 +102,18 @@ class BoundedAttention:
         keys = key.shape[2]
         query, value = query.reshape(-1, queries, size), value.reshape(-1, keys, size)
         key = key.reshape(-1, keys, size).transpose(1, 2)
-        output = torch.empty_like(query)
         dtype = query.dtype if scores_dtype is None else scores_dtype
         key = key.to(dtype)
         item = dtype.itemsize + (query.element_size() if dtype != query.dtype else 0)  # beside the scores, their copy
         rows = self.rows(batch * heads * keys * item, queries)
         scratch = self._room(rows * batch * heads * keys, dtype, query.device)
+        if query.is_meta:  # a dry run: one chunk is as all of them, and there may be tens of thousands
+            torch.empty_like(query[:, :rows])
+            shape = batch, heads, -1, size
+            return F.scaled_dot_product_attention(
+                query.view(shape), key.transpose(1, 2).reshape(shape), value.view(shape)
+            )
+        output = torch.empty_like(query)
         for begin in range(0, queries, rows):
             some = query[:, begin : begin + rows]
             scores = scratch[: some.shape[0] * some.shape[1] * keys].view(-1, some.shape[1], keys)
@@ -133,14 +139,15 @@ class BoundedAttention:
         return self._scratch
 
 
-def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, on_cpu: bool = True
+) -> torch.Tensor:
     """The library's kernel. The CPU's takes twice the time for 77 keys that it takes for 80, three of them masked.
 
     On a CPU a few heads at a time, each group's output in the place of its queries: the kernel lays out keys and
     values once more, and both copies are of those heads only.
     """
     lacking, mask = -key.shape[2] % KEYS_MULTIPLE, None
-    on_cpu = query.device.type == "cpu"
     if lacking and on_cpu:
         mask = torch.zeros(key.shape[2] + lacking, dtype=query.dtype, device=query.device)
         mask[key.shape[2] :] = -torch.inf

@@ -20,9 +20,12 @@ from torch import nn
 
 from sdcli.devices.base import Device
 from sdcli.domain import MapShape
-from sdcli.plan.bytes import BAND_BYTES, BAND_ROWS
-from sdcli.weights.mapped import cast
+from sdcli.units import MIB
+from sdcli.weights.lent import weight_of
 from sdcli.weights.packed import PackedConvolution, packing_of
+
+BAND_BYTES, BAND_ROWS = 4 * MIB, 16
+"""Bytes of a band's widest tensor, and rows that a band has at least: the rows around it are computed besides."""
 
 LARGEST_EXPONENT = 15
 """Of two, below which `Halved` keeps its numbers: FP16 ends at 65,504."""
@@ -128,7 +131,7 @@ def _across(
     layer: nn.Conv2d, device: Device, dtype: torch.dtype, sees: MapShape
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The layer without its padding above and below, for bands of the shape that it `sees`."""
-    weight = cast(layer.weight, device.torch_device, dtype)
+    weight = weight_of(layer, device.torch_device, dtype)
     padding = (0, int(layer.padding[1]))
     if packing_of(layer, device, dtype) is PackedConvolution:
         packed = PackedConvolution.pack(layer, weight, sees, padding)
@@ -157,7 +160,13 @@ class Normed:
         """Computed in FP32, rounded once before the activation and once after, as torch's own group norm is."""
         some = self._source.rows(begin, end)
         normed = F.batch_norm(
-            _exact(some), self._mean, self._variance, self._weight, self._bias, training=False, eps=self._eps
+            _exact(some, self._device),
+            self._mean,
+            self._variance,
+            self._weight,
+            self._bias,
+            training=False,
+            eps=self._eps,
         )
         activated: torch.Tensor = self._activation(normed.to(some.dtype))
         return activated
@@ -166,7 +175,7 @@ class Normed:
         """Mean and variance of each group: those of the bands, put together (Chan, Golub and LeVeque 1983)."""
         count, means, spreads = 0, [0.0] * groups, [0.0] * groups
         for begin, end in bands(self, self._device):
-            some = _exact(self._source.rows(begin, end))
+            some = _exact(self._source.rows(begin, end), self._device)
             numel = some.shape[2] * some.shape[3]
             _, mean, inverse = torch.native_group_norm(
                 some, self._weight, self._bias, 1, self.channels, numel, groups, self._eps
@@ -180,14 +189,15 @@ class Normed:
         return means, [max(0.0, spread) for spread in spreads]
 
 
-def _exact(some: torch.Tensor) -> torch.Tensor:
+def _exact(some: torch.Tensor, device: Device) -> torch.Tensor:
     """As a norm wants it: the CPU's kernels take half precision with FP32 statistics, others need FP32 throughout.
 
     And without gaps, which rows of a map that lies channel by channel have; the CPU takes channels last as well.
     """
-    if some.device.type == "cpu" and some.is_contiguous(memory_format=torch.channels_last):
+    on_cpu = device.name == "cpu"
+    if on_cpu and some.is_contiguous(memory_format=torch.channels_last):
         return some
-    return (some if some.device.type == "cpu" else some.float()).contiguous()
+    return (some if on_cpu else some.float()).contiguous()
 
 
 class Sum:

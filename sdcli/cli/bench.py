@@ -15,14 +15,16 @@ import click
 from filelock import FileLock, Timeout
 
 from sdcli import machine, settings
+from sdcli.app.asked import Asked
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.report import report
 from sdcli.app.run import run_task
+from sdcli.app.tasks import find_model, request_of, task_of
 from sdcli.cli import types
-from sdcli.cli.draw import build_request, build_task, find_model, warn_of_negative
-from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options, require_prompt
-from sdcli.cli.progress import ProgressLines
-from sdcli.cli.say import hand_out, say, warn
+from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options
+from sdcli.cli.parsed import Params, asked_of, voice_of
+from sdcli.cli.progress import ProgressLines, making_lines
+from sdcli.cli.say import Voice, hand_out, say
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.models.schedulers import possible_steps
 from sdcli.units import MIB, format_size
@@ -73,37 +75,27 @@ class Limits(types.Limit):
     help="Run one step first, unmeasured: it fills the page cache.",
 )
 @options(TALK)
-def command(
-    limits: tuple[tuple[str, ...], ...],
-    prompt: str | None,
-    prompt_option: str | None,
-    prompt_file: str | None,
-    as_json: bool,
-    warmup: bool,
-    **chosen: Any,
-) -> None:
+def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **params: Any) -> None:
     """Run one job under several memory ceilings and compare.
 
     Each ceiling gets a fresh worker. The table says what was predicted, what was measured and what it cost in
     time; the first step of a worker, which compiles kernels, is shown apart. A ceiling that is too small is a
     result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
     """
-    ways = (prompt, prompt_option, prompt_file)
-    chosen["prompt"] = require_prompt(*ways) if any(ways) else DEFAULT_PROMPT
+    asked, voice = _asked(params), voice_of(params)
+    model = find_model(asked.model, voice.tell, making_lines(voice), voice.debug)
+    click.get_current_context().with_resource(_alone(voice))
+    request = request_of(asked, model, None, voice.tell)
     ceilings = [limit for group in limits for limit in group] or ["auto"]
-    model = find_model(chosen["model"] or DEFAULT_MODEL, quiet=chosen["quiet"], debug=chosen["debug"])
-    source = click.get_current_context().get_parameter_source
-    defaults = {"steps": DEFAULT_STEPS, "seed": 0}
-    chosen |= {key: value for key, value in defaults.items() if source(key) is click.core.ParameterSource.DEFAULT}
-    click.get_current_context().with_resource(_alone(chosen["quiet"]))
-    tasks = [build_task(model, build_request(model, chosen), {**chosen, "mem_limit": limit}) for limit in ceilings]
-    warn_of_negative(tasks[0].request, quiet=chosen["quiet"])
+    tasks = [
+        task_of(replace(asked, mem_limit=limit), model, request, voice.tell, debug=voice.debug) for limit in ceilings
+    ]
     if warmup:
-        _warm_up(tasks[0], chosen)
+        _warm_up(tasks[0], voice)
     runs: list[tuple[RunRecord, str]] = []
     failure: SdcliError | Interrupted | None = None
     for task in tasks:
-        record, outcome, error = _measure(task, chosen)
+        record, outcome, error = _measure(task, voice)
         runs.append((record, outcome))
         failure = failure or error
         if isinstance(error, Interrupted):
@@ -122,8 +114,19 @@ def command(
         raise failure
 
 
+def _asked(params: Params) -> Asked:
+    """What is asked for, with this command's own defaults."""
+    ways = (params["prompt"], params["prompt_option"], params["prompt_file"])
+    prompt = {"prompt": DEFAULT_PROMPT} if all(way is None for way in ways) else {}
+    source = click.get_current_context().get_parameter_source
+    defaults = {"steps": DEFAULT_STEPS, "seed": 0}
+    unsaid = {name: value for name, value in defaults.items() if source(name) is click.core.ParameterSource.DEFAULT}
+    asked = asked_of({**params, **prompt, **unsaid})
+    return asked if asked.model is not None else replace(asked, model=DEFAULT_MODEL)
+
+
 @contextmanager
-def _alone(quiet: bool) -> Iterator[None]:
+def _alone(voice: Voice) -> Iterator[None]:
     """Both of two benches at once are told of each other: the later one as it begins, the other when it ends.
 
     Whoever opens the file of the lock leaves the time on it. Without a cache to lock in nobody is told.
@@ -137,7 +140,7 @@ def _alone(quiet: bool) -> Iterator[None]:
     except Timeout:
         with suppress(OSError):
             os.utime(path)
-        warn("another sdcli bench is running: the figures of both are disturbed", quiet=quiet)
+        voice.warn("another sdcli bench is running: the figures of both are disturbed")
         yield
         return
     except (OSError, NotImplementedError):  # file systems without locks
@@ -147,27 +150,25 @@ def _alone(quiet: bool) -> Iterator[None]:
         yield
         with suppress(OSError):  # the cache may have been deleted
             if path.stat().st_mtime_ns != mine:
-                warn("another sdcli bench ran at the same time: the figures of both are disturbed", quiet=quiet)
+                voice.warn("another sdcli bench ran at the same time: the figures of both are disturbed")
     finally:
         lock.release()
 
 
-def _warm_up(task: Task, chosen: dict[str, Any]) -> None:
+def _warm_up(task: Task, voice: Voice) -> None:
     """One step without a ceiling, so that every measured run finds the files in the page cache."""
-    if not chosen["quiet"]:
-        say("warm-up: one step, not measured")
-    scheduler = task.model.scheduler
+    voice.say("warm-up: one step, not measured")
+    scheduler = task.model.parts["scheduler"]
     fewest = possible_steps(scheduler.class_name, scheduler.config).start
     short = replace(task, request=replace(task.request, steps=fewest), ceiling=replace(task.ceiling, limit_bytes=None))
     run_task(short, RunRecord(short), None, lambda *_: None)
 
 
-def _measure(task: Task, chosen: dict[str, Any]) -> tuple[RunRecord, str, SdcliError | Interrupted | None]:
+def _measure(task: Task, voice: Voice) -> tuple[RunRecord, str, SdcliError | Interrupted | None]:
     """One run, its outcome, and what made it fail: the rows that are there are not lost to that."""
     limit, record = task.ceiling.limit_bytes, RunRecord(task)
-    if not chosen["quiet"]:
-        say(f"under {format_size(limit) if limit is not None else 'no ceiling'}:")
-    show = ProgressLines(record, task.ceiling, quiet=chosen["quiet"], verbose=chosen["verbose"])
+    voice.say(f"under {format_size(limit) if limit is not None else 'no ceiling'}:")
+    show = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose)
     try:
         run_task(task, record, None, show)
     except WillNotFit as error:

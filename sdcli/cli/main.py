@@ -1,4 +1,4 @@
-"""The command line: the commands by name, and the one place where an error becomes a line and an exit code."""
+"""The command line: the commands by name, and the one boundary where an error becomes a line and an exit code."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import click
 from click.core import ParameterSource
 
 from sdcli import settings
+from sdcli.app.asked import GUIDANCE, STEPS, STRENGTH
 from sdcli.cli import types
 from sdcli.errors import BadRequest, echo
 
 COUNT_MOST = 1000
-STRENGTH_DEFAULT = 0.6
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -39,7 +39,7 @@ PROMPT = (
 def model_option(default: str) -> tuple[Decorator, ...]:
     """The option that names the model; `default` is for --help, the commands know theirs."""
     about = "demo (built in), a folder in diffusers layout, or synthetic:sd15."
-    return (_option("-m", "--model", type=types.Place("text"), help=f"{about}  [default: {default}]"),)
+    return (_option("-m", "--model", type=types.FilePath("text"), help=f"{about}  [default: {default}]"),)
 
 
 JOB = (
@@ -54,12 +54,12 @@ JOB = (
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
-    _option("-s", "--steps", type=types.WholeNumber(1, 1000), default=20, help="Denoising steps, 1 to 1000."),
+    _option("-s", "--steps", type=types.WholeNumber(1, 1000), default=STEPS, help="Denoising steps, 1 to 1000."),
     _option(
         "-g",
         "--guidance",
         type=types.FiniteNumber(0),
-        default=7.5,
+        default=GUIDANCE,
         help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.",
     ),
     _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
@@ -76,7 +76,7 @@ OUTPUT = (
     _option(
         "-o",
         "--output",
-        type=types.Place("text"),
+        type=types.FilePath("text"),
         help="A file (.png .jpg .webp), a folder, or - for stdout.  [default: outputs/]",
         envvar="SDCLI_OUTPUT",
     ),
@@ -131,9 +131,19 @@ ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "
 """Options by the names that other programs give them."""
 
 
-def init_option(about: str, **attributes: Any) -> Decorator:
-    """The option of the init image."""
-    return click.option("-i", "--init", type=types.Place(), help=f"{about} Also --init-img.", **attributes)
+def init_options(about: str, about_strength: str, required: bool, envvar: str | None = None) -> tuple[Decorator, ...]:
+    """The options of the init image."""
+    return (
+        click.option("-i", "--init", type=types.FilePath(), help=f"{about} Also --init-img.", required=required),
+        click.option(
+            "--strength",
+            type=types.FiniteNumber(0, 1),
+            default=STRENGTH,
+            show_default=True,
+            envvar=envvar,
+            help=about_strength,
+        ),
+    )
 
 
 class Command(click.Command):
@@ -229,19 +239,3 @@ CONFIGURABLE = frozenset(
     | {"size", "device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
 )
 """Keys of the config file. A command takes those that it has options for."""
-
-
-def require_prompt(*ways: str | None) -> str:
-    """The one prompt given in any of the `ways`. An empty one is allowed: the picture is then unconditional."""
-    given = [prompt for prompt in ways if prompt is not None]
-    if len(given) > 1:
-        raise BadRequest("two prompts: give PROMPT, --prompt or --prompt-file, and only one of them")
-    if not given:
-        raise BadRequest('no prompt: give PROMPT, as in sdcli txt2img "a red fox"')
-    return given[0]
-
-
-def require_one_product(output: str | None, as_json: bool) -> None:
-    """stdout carries one product: the picture or the report."""
-    if output == "-" and as_json:
-        raise BadRequest("--output - and --json both want stdout: give one of them")

@@ -8,48 +8,31 @@ from typing import Any
 import click
 
 from sdcli.app.forecast import Forecast, forecast, forecast_report
-from sdcli.cli import types
-from sdcli.cli.draw import build_request, build_task, find_model, read_init, warn_of_negative
-from sdcli.cli.options import STRENGTH_DEFAULT, Command, drawing_options, init_option, require_prompt
+from sdcli.app.tasks import prepare
+from sdcli.cli.options import Command, drawing_options, init_options
+from sdcli.cli.parsed import asked_of, voice_of
+from sdcli.cli.progress import making_lines
 from sdcli.cli.say import hand_out
+from sdcli.plan.remainders import WORDS
 from sdcli.units import format_pace, format_size
 
-INIT = (
-    init_option("The picture that img2img would edit."),
-    click.option(
-        "--strength", type=types.FiniteNumber(0, 1), default=STRENGTH_DEFAULT, show_default=True, help="As for img2img."
-    ),
-)
+INIT = init_options("The picture that img2img would edit.", "As for img2img.", required=False)
 
 
 @click.command(cls=Command)
 @drawing_options(INIT)
-def command(
-    prompt: str | None,
-    prompt_option: str | None,
-    prompt_file: str | None,
-    init: str | None,
-    strength: float,
-    **chosen: Any,
-) -> None:
+def command(**params: Any) -> None:
     """Say whether a picture fits under the ceiling, how, and why; load no weights.
 
     Takes the options of txt2img, and with --init those of img2img. The run that follows takes the same plan. Exit
     code 4 when it does not fit, as the run's would be.
     """
-    chosen["prompt"] = require_prompt(prompt, prompt_option, prompt_file)
-    special: dict[str, Any] = {}
-    if init is not None:
-        image = read_init(init, chosen)
-        special = {"width": image.width, "height": image.height, "strength": strength}
-    model = find_model(chosen["model"], quiet=chosen["quiet"], debug=chosen["debug"])
-    request = build_request(model, chosen, **special)
-    warn_of_negative(request, quiet=chosen["quiet"])
-    task = build_task(model, request, chosen)
+    voice = voice_of(params)
+    task = prepare(asked_of(params), voice.tell, making_lines(voice), voice.debug)
     result = forecast(task)
-    if chosen["as_json"]:
+    if params["as_json"]:
         hand_out(json.dumps(forecast_report(task, result)))
-    elif result.planned is not None:
+    else:
         for line in _table(result):
             hand_out(line)
     if result.refusal is not None:
@@ -71,6 +54,7 @@ def _table(result: Forecast) -> list[str]:
         "predicted peaks",
         f"  {'before anything is loaded':<26} {format_size(result.baseline_bytes):>9}  ({known})",
         *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
+        f"  libraries and heap: {WORDS[result.remainder_from]}",
         "",
         f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {format_pace(planned.step_s)} a step",
         *(f"  {reason}" for reason in plan.reasons),

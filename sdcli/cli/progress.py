@@ -6,7 +6,8 @@ import shutil
 import time
 
 from sdcli.app.record import RunRecord
-from sdcli.cli.say import is_terminal, say
+from sdcli.app.tasks import ShowMaking
+from sdcli.cli.say import Voice, is_terminal, say
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
 from sdcli.plan.ceiling import Ceiling
@@ -23,6 +24,7 @@ class ProgressLines:
         self._quiet, self._verbose = quiet, verbose
         self._moving = is_terminal() and not quiet
         self._drawn = 0
+        self._tripped: str | None = None
 
     def __call__(self, message: Message, watchdog: Watchdog) -> None:
         """Show one event."""
@@ -30,8 +32,11 @@ class ProgressLines:
             return
         match message:
             case Ready(tripped=why) if not self._record.stages:  # not of a worker that only decodes
-                self._plan(why)
+                self._tripped = why
             case StageBegan(name):
+                if self._tripped is not None:
+                    self._plan(self._tripped)
+                    self._tripped = None
                 self._redraw(f"{name:<14} ...")
             case StepDone(image, step, count, seconds):
                 picture = (
@@ -130,6 +135,11 @@ class MakingLine:
             say(f"\rmaking {self._name}, once  {bar} {amount}", end="\n" if done else "")
         else:
             say(f"making {self._name}, once: {amount}")
+
+
+def making_lines(voice: Voice) -> ShowMaking:
+    """Shows the making of a model by its name."""
+    return lambda name: MakingLine(name, voice.quiet)
 
 
 def _bar(done: int, total: int) -> str:

@@ -4,8 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 
+from sdcli.app.asked import Note
 from sdcli.errors import SdcliError, echo
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How much is said: `quiet` nothing but errors, `verbose` more, `debug` tracebacks and what libraries print."""
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+    def tell(self, note: Note) -> None:
+        """A note as far as it is wanted."""
+        if self.verbose if note.kind == "detail" else not self.quiet:
+            say(f"warning: {note.what}" if note.kind == "warning" else note.what)
+
+    def warn(self, what: str) -> None:
+        """One line about what goes on all the same."""
+        self.tell(Note(what, "warning"))
+
+    def say(self, what: str) -> None:
+        """One line that is good to know."""
+        self.tell(Note(what))
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -19,12 +43,6 @@ def say(text: str, end: str = "\n") -> None:
         )
     except (OSError, ValueError, AttributeError):
         return
-
-
-def warn(text: str, *, quiet: bool) -> None:
-    """One line on stderr about what goes on all the same."""
-    if not quiet:
-        say(f"warning: {text}")
 
 
 def hand_out(text: str) -> None:

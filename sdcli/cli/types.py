@@ -15,11 +15,11 @@ from typing import Any
 
 import click
 
+from sdcli.app.asked import SEED_END
 from sdcli.errors import SdcliError, echo, printable
 from sdcli.settings import at_home
 from sdcli.units import parse_size
 
-SEED_END = 2**64
 SIDE_LEAST, SIDE_MOST, SIDE_STEP = 64, 8192, 8
 
 
@@ -133,7 +133,7 @@ class Text(click.ParamType):
         return text
 
 
-class Place(click.ParamType):
+class FilePath(click.ParamType):
     """A path, with ~ as the home folder; whether anything is there is seen by whoever opens it."""
 
     def __init__(self, name: str = "path") -> None:

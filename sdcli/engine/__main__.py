@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sdcli.errors import CeilingCrossed, SdcliError, echo
 from sdcli.messages import (
+    Count,
     Failed,
     Job,
     Message,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from sdcli.devices.base import Device  # brings torch, which comes when the pipes are safe and failures are told
 
 PLAINLY = "--plain-imports"
-"""The worker's only option, which it gives itself, with what the lean import tripped over."""
+"""The worker's only option, which it gives itself, with what the lean import tripped over. Its argument is the module
+of the network that it runs."""
 
 LOOK_S, LOOKS = 0.2, 3
 """A worker that has not heard of its watchdog at so many looks, so long apart, stops itself."""
@@ -58,7 +60,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the host's to answer
     _die_with_parent()
     try:
-        tripped = _import_models(pipe_out)
+        tripped = _import_network(pipe_out)
         start = read_message(pipe_in)
         if not isinstance(start, Start):
             return
@@ -86,21 +88,21 @@ def _die_with_parent() -> None:
             Path("/proc/self/oom_score_adj").write_text("900", "ascii")
 
 
-def _import_models(pipe_out: BinaryIO) -> str:
+def _import_network(pipe_out: BinaryIO) -> str:
     """Lean; where an unknown version of a library cannot be imported so, plainly, in this process begun anew.
 
     Nothing has been read from standard input yet, so nothing is lost. Returns what the lean import tripped over.
     """
-    from sdcli.engine.lean_imports import import_models
+    from sdcli.engine.lean_imports import import_network
 
-    plainly = PLAINLY in sys.argv
+    network, plainly = sys.argv[1], PLAINLY in sys.argv
     try:
-        import_models(plainly)
+        import_network(network, plainly)
     except Exception as error:  # whatever it trips over
         if plainly:
             raise
         os.dup2(pipe_out.fileno(), 1)
-        again = [sys.executable, "-P", "-m", "sdcli.engine", PLAINLY, f"{type(error).__name__}: {echo(error)}"]
+        again = [sys.executable, "-P", "-m", "sdcli.engine", network, PLAINLY, f"{type(error).__name__}: {echo(error)}"]
         os.execv(sys.executable, again)  # noqa: S606  this very program
     return sys.argv[-1] if plainly else ""
 
@@ -111,7 +113,7 @@ def _open(start: Start) -> Device:
 
     device = open_device(start.device)
     device.prepare(start.limit_bytes)
-    from sdcli.engine import generate, synthesize  # noqa: F401  imported now, so that the baseline is the whole of it
+    from sdcli.engine import count, generate, synthesize  # noqa: F401  imported now, so that the baseline is the whole of it
 
     device.release()
     gc.freeze()  # what is imported stays: later collections need not look at it, and take 1 ms instead of 300
@@ -169,11 +171,14 @@ def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Message], device: Device, wa
 
 
 def _work(message: Message, device: Device) -> Iterator[Message]:
+    from sdcli.engine.count import count_all
     from sdcli.engine.generate import generate
     from sdcli.engine.synthesize import synthesize
 
     if isinstance(message, Job):
         return generate(message, device)
+    if isinstance(message, Count):
+        return count_all(message, device)
     if isinstance(message, Synthesize):
         return synthesize(message.name, Path(message.folder))
     return iter([Notice(f"unknown message {type(message).__name__}")])

@@ -6,35 +6,31 @@ from collections.abc import Iterator
 
 import torch
 
-from sdcli.devices.base import Device
-from sdcli.domain import Plan, Request
 from sdcli.engine.latents import Latents
-from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
+from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
+from sdcli.engine.work import Work
 from sdcli.errors import NotFinite
-from sdcli.families.sd.autoencoder import borrow_decoder
+from sdcli.families.contract import Stage
 from sdcli.messages import Message, PictureDone
-from sdcli.models.folder import Model
 
 
-def decode(
-    latents: Latents, request: Request, model: Model, plan: Plan, device: Device, dtype: torch.dtype
-) -> Iterator[Message]:
+def decode(work: Work, stage: Stage, latents: Latents) -> Iterator[Message]:
     """Yields events, a picture as soon as it is decoded. If one is not finite the error comes after all the others."""
-    stage = Stage("decode", device)
-    yield stage.began()
+    clock = Clock(stage.name, work.device)
+    yield clock.began()
     failure: NotFinite | None = None
-    with borrow_decoder(model.vae, device, dtype, keep_maps=plan.vae_tile is None) as run:
-        yield stage.loaded()
+    with getattr(work.network, stage.name)(work.model, work.request, work.borrow(stage)) as run:
+        yield clock.loaded()
         for image in sorted(latents):
             pixels = run(latents[image])
             if is_finite(pixels):
-                yield _picture(image, request.seeds[image], pixels)
+                yield _picture(image, work.request.seeds[image], pixels)
             else:
                 failure = blown_up(latents[image], stage.name) or not_finite(
-                    stage.name, dtype, "the autoencoder's weights are damaged"
+                    stage.name, work.dtype, f"{stage.title}'s weights are damaged"
                 )
-            device.between_blocks()
-    yield stage.ended()
+            work.device.between_blocks()
+    yield clock.ended()
     if failure is not None:
         raise failure
 

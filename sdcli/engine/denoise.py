@@ -2,91 +2,63 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdcli.devices.base import Device
-from sdcli.domain import Plan, Request
+from sdcli.domain import Guidance, WeightRow
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
 from sdcli.engine.schedulers import begin_at, build_scheduler, step_options
-from sdcli.engine.stage import Stage, blown_up, is_finite, not_finite
+from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
+from sdcli.engine.work import State, Work
 from sdcli.errors import NotFinite, SdcliError, echo
-from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
-from sdcli.machine import cpu_packs_for
+from sdcli.families.contract import Stage
 from sdcli.messages import LatentsDone, Message, Notice, StepDone
-from sdcli.models.folder import Model
+from sdcli.weights.borrow import Borrow
 from sdcli.weights.copies import being_made
-from sdcli.weights.prepared import open_copy
+from sdcli.weights.lend import Table, packer
+from sdcli.weights.packed import can_map
+from sdcli.weights.prepared import make_copy, open_copy
 
-InitLatents = tuple[torch.Tensor, torch.Tensor]
-"""Mean and deviation of an init image's latents, as the encoder gives them."""
+Denoiser = Callable[..., torch.Tensor]
+"""(latents, timestep, conditioning, guidance) to the model's output, on the CPU in FP32. `lent` counts its reading."""
+
+Conditioning = Mapping[str, torch.Tensor]
+"""What a step goes by besides latents and time. Each tensor has a row for each pass of guidance, the negative first."""
 
 
 def denoise(
-    request: Request,
-    model: Model,
-    plan: Plan,
-    context: torch.Tensor,
-    init: InitLatents | None,
-    device: Device,
-    dtype: torch.dtype,
-    resume: dict[int, Checkpoint],
-    prepared: Path | None = None,
-) -> Generator[Message, None, Latents]:
-    """Yields events, a checkpoint a step; returns every picture's latents.
-
-    `prepared` is where the denoiser's prepared copy is, or goes if the plan wants one.
-    """
-    stage = Stage("denoise", device)
-    yield stage.began()
-    finished = Latents(model.latent_channels, *model.latent_shape(request))
-    sees = cpu_packs_for(*model.latent_shape(request), "fp32" if dtype is torch.float32 else "half")
-    copy = open_copy(prepared) if prepared is not None else None
-    if copy is None and prepared is not None and plan.prepared:
-        if being_made(prepared):
-            yield Notice("another run is preparing the denoiser: waiting for it")
-        else:
-            yield Notice(f"preparing the denoiser for this processor, once, in {echo(prepared.parent)}")
-        try:
-            copy = prepare_denoiser(model.unet, device, dtype, prepared, sees)
-        except SdcliError as error:
-            plan = _without_copy(plan, model, dtype, error)
-            yield Notice(f"{error}; going on without a copy: each step takes longer")
-    with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
-        yield stage.loaded()
-        for image, seed in enumerate(request.seeds):
-            latents = yield from _draw(image, seed, request, model, plan, context, init, denoiser, resume.get(image))
-            finished[image] = latents
-            device.between_blocks()  # each picture begins with what the first one began with
-    yield stage.ended()
-    return finished
+    work: Work, stage: Stage, state: State, resume: Mapping[int, Checkpoint], finished: Latents
+) -> Iterator[Message]:
+    """Yields events, a checkpoint a step; puts every picture's latents into `finished`."""
+    clock, borrow = Clock(stage.name, work.device), work.borrow(stage)
+    yield clock.began()
+    yield from _find_copy(work, stage, borrow)
+    with getattr(work.network, stage.name)(work.model, work.request, borrow) as denoiser:
+        yield clock.loaded()
+        for image, seed in enumerate(work.request.seeds):
+            finished[image] = yield from _draw(work, image, seed, state, denoiser, resume.get(image))
+            work.device.between_blocks()  # each picture begins with what the first one began with
+    yield clock.ended()
 
 
 def _draw(
-    image: int,
-    seed: int,
-    request: Request,
-    model: Model,
-    plan: Plan,
-    context: torch.Tensor,
-    init: InitLatents | None,
-    denoiser: Denoiser,
-    resume: Checkpoint | None,
+    work: Work, image: int, seed: int, state: State, denoiser: Any, resume: Checkpoint | None
 ) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
+    request, conditioning = work.request, state["conditioning"]
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler = build_scheduler(model.scheduler, request.steps)
+    scheduler = build_scheduler(work.scheduler, request.steps)
     timesteps = scheduler.timesteps
-    if init is None:
-        latents = _noise(request, model, generator) * scheduler.init_noise_sigma
+    if "init" in state:
+        latents, timesteps = _start_from(work, state["init"], scheduler, generator)
     else:
-        latents, timesteps = _start_from(init, request, model, scheduler, generator)
+        latents = _noise(work, generator) * scheduler.init_noise_sigma
     options = step_options(scheduler, generator)
     begin = 0
     if resume is not None:
@@ -96,11 +68,11 @@ def _draw(
         started, read = time.perf_counter(), denoiser.lent.bytes_read
         timestep = timesteps[step]
         sample = scheduler.scale_model_input(latents, timestep)
-        told = _told(denoiser, sample, timestep, context, request.guidance, plan)
+        told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
         if not is_finite(latents):
-            raise _who_is_to_blame(sample, told, output, step + 1, denoiser.dtype)
+            raise _who_is_to_blame(sample, told, output, step + 1, work.dtype)
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
         checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler)
         yield StepDone(image, step + 1, len(timesteps), seconds, read, checkpoint.to_bytes())
@@ -110,17 +82,24 @@ def _draw(
 
 
 def _told(
-    denoiser: Denoiser, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, guidance: float, plan: Plan
+    denoiser: Denoiser,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    conditioning: Conditioning,
+    guidance: float,
+    passes: Guidance,
 ) -> tuple[torch.Tensor, ...]:
-    """What the denoiser says for each row of the context: for the negative prompt, which comes first, and the prompt.
+    """What the denoiser says for each row of the conditioning: first the negative prompt's, then the prompt's.
 
     Batched evaluates both at once, sequential one after the other in half the activations.
     """
-    if len(context) == 1:
-        return (denoiser(sample, timestep, context, guidance),)
-    if plan.guidance == "batched":
-        return denoiser(sample.expand(2, -1, -1, -1), timestep, context).chunk(2)
-    return tuple(denoiser(sample, timestep, row[None]) for row in context)
+    rows = max(map(len, conditioning.values()))
+    if rows == 1:
+        return (denoiser(sample, timestep, conditioning, guidance),)
+    if passes == "batched":
+        return denoiser(sample.expand(rows, -1, -1, -1), timestep, conditioning).chunk(rows)
+    each = [{name: tensor[row : row + 1] for name, tensor in conditioning.items()} for row in range(rows)]
+    return tuple(denoiser(sample, timestep, row) for row in each)
 
 
 def _guided(told: tuple[torch.Tensor, ...], guidance: float) -> torch.Tensor:
@@ -141,20 +120,43 @@ def _who_is_to_blame(
     return blown_up(sample, "denoise") or not_finite("denoise", dtype, "the denoiser's weights are damaged")
 
 
-def _noise(request: Request, model: Model, generator: torch.Generator) -> torch.Tensor:
-    """Standard normal latents, (1, channels, h, w)."""
-    return torch.randn(1, model.latent_channels, *model.latent_shape(request), generator=generator)
+def _find_copy(work: Work, stage: Stage, borrow: Borrow) -> Iterator[Message]:
+    """Have the stage borrow from the prepared copy of its weights, which is made first if the plan wants one."""
+    folder, (part, *_) = work.prepared, stage.lends
+    if folder is None:
+        return
+    borrow.prepared = open_copy(folder)
+    if borrow.prepared is not None or not work.plan.prepared or not can_map():
+        return
+    if being_made(folder):
+        yield Notice("another run is preparing the denoiser: waiting for it")
+    else:
+        yield Notice(f"preparing the denoiser for this processor, once, in {echo(folder.parent)}")
+    component = work.model.parts[part]
+    module = work.network.build(component)
+    try:
+        with packer(module, component, borrow.table, work.device, work.dtype) as (names, pack):
+            borrow.prepared = make_copy(folder, names, pack) if names else None
+    except SdcliError as error:
+        borrow.table = _without_copy(work, borrow.table, error)
+        yield Notice(f"{error}; going on without a copy: each step takes longer")
 
 
-def _without_copy(plan: Plan, model: Model, dtype: torch.dtype, error: SdcliError) -> Plan:
-    """A plan of the same bytes that streams from the model's own file; raises `error` if there is none.
+def _without_copy(work: Work, table: Table, error: SdcliError) -> Table:
+    """A table of the same bytes that streams from the model's own file; raises `error` if there is none.
 
     The largest weight is there twice while it is used, cast and as the kernel lays it out: less of the others stays.
     """
-    largest = max((info.numel for _, _, info in model.unet.weights().values()), default=0) * dtype.itemsize
-    if plan.resident_bytes < 2 * largest:
+    item, matrices = work.dtype.itemsize, [row for row in table if row.use == "matrix"]
+    lacking = 2 * max((math.prod(row.shape) for row in matrices), default=0) * item
+    if work.plan.resident_bytes < lacking:
         raise error
-    return replace(plan, prepared=False, resident_bytes=plan.resident_bytes - 2 * largest)
+    going = set[WeightRow]()
+    for row in reversed(matrices):
+        if row.stays and lacking > 0:
+            lacking -= math.prod(row.shape) * item
+            going.add(row)
+    return [replace(row, stays=False) if row in going else row for row in table]
 
 
 def steps_run(steps: int, strength: float) -> int:
@@ -166,17 +168,21 @@ def steps_run(steps: int, strength: float) -> int:
 
 
 def _start_from(
-    init: InitLatents, request: Request, model: Model, scheduler: Any, generator: torch.Generator
+    work: Work, init: Mapping[str, torch.Tensor], scheduler: Any, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents of the init image with noise as of the first timestep that is run, and the timesteps to run.
 
     SDEdit (Meng et al. 2022, https://arxiv.org/abs/2108.01073). Draws from the generator as diffusers does:
     the sample of the latents first, then the noise.
     """
-    mean, deviation = init
+    request = work.request
     timesteps = begin_at(scheduler, request.steps - steps_run(request.steps, request.strength or 0.0))
-    sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
-    latents = sampled * model.vae.config.get("scaling_factor", 0.18215)
+    latents = work.network.start(work.model, init, generator)
     if len(timesteps) == 0:
         return latents, timesteps
-    return scheduler.add_noise(latents, _noise(request, model, generator), timesteps[:1]), timesteps
+    return scheduler.add_noise(latents, _noise(work, generator), timesteps[:1]), timesteps
+
+
+def _noise(work: Work, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal latents of one picture."""
+    return torch.randn(work.latents_shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Import torch's, diffusers' and transformers' model classes without what this program never uses.
+"""Import torch and a family's network, of diffusers' and transformers' classes, without what is never used here.
 
 The worker never compiles, trains, quantizes or talks to other machines, yet importing a UNet class brings
 torch's compiler and distributed packages and every other model of both libraries: 273 MiB of anonymous
@@ -63,15 +63,6 @@ UNOPENED = ("diffusers.models.autoencoders", "diffusers.models.transformers", "d
 """Packages whose own `__init__` would import every model there is: only the modules asked for are."""
 
 
-MODEL_CLASSES = (
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d_condition",
-    "transformers.models.clip.modeling_clip",
-    "transformers.models.clip.tokenization_clip",
-)
-"""Loaded while the stand-ins are new, so that whatever needs more is found out at once."""
-
-
 class _Anything:
     """Stands for a function or a decorator: given a function it hands it back, else it hands back itself."""
 
@@ -118,11 +109,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing to run."""
 
 
-def import_models(plainly: bool = False) -> None:
-    """Import torch and the model classes, lean unless told otherwise. Call it once, before anything imports torch.
+def import_network(module: str, plainly: bool = False) -> Any:
+    """Import torch and a family's network, lean unless told otherwise. Call it once, before anything imports torch.
 
-    Raises whatever a library of another version does without what was left out. torch loads once in a
-    process, so a plain import after that takes a new one.
+    It is tried out while the stand-ins are new, so that whatever needs more is found out at once. Raises whatever a
+    library of another version does without what was left out. torch loads once in a process, so a plain import after
+    that takes a new one.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -136,9 +128,10 @@ def import_models(plainly: bool = False) -> None:
     import diffusers.utils.import_utils as availability
 
     availability._transformers_available = False
-    for name in MODEL_CLASSES:
-        importlib.import_module(name)
-    _try_out()
+    torch.Generator("cpu").manual_seed(0)
+    network = importlib.import_module(module)
+    network.try_out()
+    return network
 
 
 def _generator_metaclass() -> Any:
@@ -146,26 +139,3 @@ def _generator_metaclass() -> Any:
     if importlib.util.find_spec("torch._custom_class_base"):
         return importlib.import_module("torch._custom_class_base").CustomClassBaseMeta
     return importlib.import_module("torch._opaque_base").OpaqueBaseMeta
-
-
-def _try_out() -> None:
-    """Use once what most depends on the rest of its library: what is missed should be missed now, not in a stage."""
-    import torch
-    from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=4,
-        hidden_size=4,
-        intermediate_size=4,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        max_position_embeddings=4,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        attn_implementation="sdpa",
-    )
-    torch.Generator("cpu").manual_seed(0)
-    with torch.inference_mode():
-        CLIPTextModel(config)(torch.zeros(1, 4, dtype=torch.long))

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from sdcli.errors import SdcliError, echo
-from sdcli.models.configs import CONFIG_FILES, SCHEDULERS
+from sdcli.families.contract import SCHEDULER
 from sdcli.models.folder import Component
+from sdcli.models.schedulers import SCHEDULERS
 
 TRIPPED_OVER = (
     ArithmeticError,
@@ -68,7 +69,7 @@ def _told(component: Component, steps: int) -> Iterator[None]:
     except TRIPPED_OVER as error:
         raise SdcliError(
             f"the {component.class_name} in {echo(component.folder)} cannot do {steps} steps with its settings"
-            f" ({echo(error, 120)}): correct its {CONFIG_FILES['scheduler']}, or try other --steps"
+            f" ({echo(error, 120)}): correct its {SCHEDULER.config_file}, or try other --steps"
         ) from error
 
 

@@ -15,7 +15,7 @@ SANE_LATENTS = 1e4
 """Latents have a deviation of about 1, and before the first step of some schedulers one of about 150."""
 
 
-class Stage:
+class Clock:
     """The clock of one stage: `began`, then `loaded`, then `ended`, each a message for the host."""
 
     def __init__(self, name: StageName, device: Device) -> None:

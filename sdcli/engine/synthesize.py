@@ -10,23 +10,21 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
-from sdcli.families.sd.text_encoder import text_config
+from sdcli.families.contract import Part
 from sdcli.messages import Finished, Message, Progress
-from sdcli.models.configs import ComponentName, checked_config
+from sdcli.models.configs import checked_config, class_name
 from sdcli.models.header import sample_sha256
-from sdcli.models.synthetic import MANIFEST, weight_path, write_texts
+from sdcli.models.synthetic import MANIFEST, family_of_configs, weight_path, write_texts
 from sdcli.settings import read_config
-from sdcli.weights.empty import without_memory
 
 PIECE = 2**22
 """Numbers made at a time: 16 MiB in FP32, whatever the size of the tensor."""
@@ -39,15 +37,15 @@ def synthesize(name: str, folder: Path) -> Iterator[Message]:
 
 
 def write_model(config: dict[str, Any], folder: Path) -> Iterator[Progress]:
-    """Make a model from a table of its components' configs and a seed, in the empty `folder`."""
+    """Make a model from a table of its parts' configs and a seed, in the empty `folder`."""
     modules = _empty_modules(config)
     total = sum(2 * p.numel() for module in modules.values() for p in module.parameters())
     done = 0
     try:
         write_texts(config, folder)
-        for component, module in modules.items():
-            with weight_path(folder, component).open("wb") as file:
-                for written in _write_weights(file, module, f"{config['seed']}/{component}"):
+        for part, module in modules.items():
+            with weight_path(folder, part).open("wb") as file:
+                for written in _write_weights(file, module, f"{config['seed']}/{part.name}"):
                     done += written
                     yield Progress(done, total)
         _write_manifest(folder)
@@ -58,16 +56,17 @@ def write_model(config: dict[str, Any], folder: Path) -> Iterator[Progress]:
         ) from error
 
 
-def _empty_modules(config: dict[str, Any]) -> dict[ComponentName, nn.Module]:
-    def settings(component: ComponentName) -> dict[str, Any]:
-        return checked_config(component, config[component], Path(component))
-
-    with without_memory():
-        return {
-            "text_encoder": CLIPTextModel(text_config(settings("text_encoder"))),
-            "unet": UNet2DConditionModel(**settings("unet")),
-            "vae": AutoencoderKL(**settings("vae")),
-        }
+def _empty_modules(config: dict[str, Any]) -> dict[Part, nn.Module]:
+    """The networks of the model's family, without memory."""
+    family = family_of_configs(config)
+    network = import_module(family.network)
+    modules = {}
+    for part in family.parts:
+        if part.stem is not None:
+            home, table = Path(part.name), config[part.name]
+            settings = checked_config(part, table, home)
+            modules[part] = network.build(Component(part.name, class_name(part, table, home), settings, home))
+    return modules
 
 
 def _write_weights(file: BinaryIO, module: nn.Module, seed: str) -> Iterator[int]:

@@ -40,7 +40,7 @@ def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {**ours, "PYTHONUTF8": "1", "GLIBC_TUNABLES": ":".join(filter(None, tunables))}
 
 
-def _standing_place() -> str | None:
+def _working_folder() -> str | None:
     """None to stay in our working folder, the root where that has been deleted: libraries fail without one."""
     try:
         os.getcwd()
@@ -55,15 +55,16 @@ class Worker:
     A context manager: whatever happens inside, no worker is left behind.
     """
 
-    def __init__(self, debug: bool = False) -> None:
+    def __init__(self, network: str, debug: bool = False) -> None:
+        """It imports the module of the network that it will run."""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__; a pipe would have to be drained
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sdcli.engine"],
+            [sys.executable, "-P", "-m", "sdcli.engine", network],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if debug else self._stderr,
             start_new_session=True,
-            cwd=_standing_place(),
+            cwd=_working_folder(),
             env=worker_environment(os.environ),
         )
         self._stdin = cast("BinaryIO", self._process.stdin)

@@ -12,6 +12,7 @@ import re
 import stat
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import BinaryIO, cast
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdcli.errors import BadRequest, SdcliError, echo
-from sdcli.images.chunks import PngEssence
+from sdcli.images.chunks import Damaged, PngEssence
 from sdcli.images.flatten import to_rgb
 from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import MIB
@@ -37,6 +38,24 @@ BYTE_CAP = 256 * MIB
 
 TARGET_CAP = 4096 * 4096
 """Pixels that an init image is resized to at most; only a sliver such as 10000x1 asks for more."""
+
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    Damaged,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What decoders raise on a damaged or hostile file."""
 
 SIDE_MULTIPLE, SIDE_MIN, SIDE_MAX = 8, 64, 1024
 
@@ -153,8 +172,7 @@ def _refusals(path: Path) -> Iterator[None]:
             if error.errno is not None:
                 raise SdcliError(f"cannot read {echo(path)}: {error.strerror}") from error
             raise _undecodable(path, error) from error
-        # Decoders raise nearly anything on a hostile file: ValueError, SyntaxError, struct.error, MemoryError.
-        except Exception as error:
+        except DAMAGE as error:
             raise _undecodable(path, error) from error
 
 

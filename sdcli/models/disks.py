@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from sdcli.models.folder import Model
+from sdcli.domain import Model
 
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
 
@@ -30,5 +30,4 @@ def lies_in_memory(path: Path) -> bool:
 
 def model_in_memory(model: Model) -> bool:
     """Whether any of the model's weights are on a RAM disk."""
-    parts = (model.text_encoder, model.unet, model.vae)
-    return any(lies_in_memory(file.path) for part in parts for file in part.files)
+    return any(lies_in_memory(file.path) for part in model.parts.values() for file in part.files)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sdcli.domain import TensorInfo, WeightFile
 from sdcli.errors import SdcliError, echo
 from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import KIB, MIB, format_size
@@ -33,38 +32,6 @@ ITEM_BYTES = (
     | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1)
 )
 """The format's types of whole bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a file: its type as the format names it, its shape, and its place in the data."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes it takes on disk."""
-        return self.end - self.begin
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFile:
-    """A checked safetensors file."""
-
-    path: Path
-    size_bytes: int
-    tensors: dict[str, TensorInfo]
-    header_sha256: str
-    stamp: str
-    """As of when the header was read."""
 
 
 def stamp_of(status: os.stat_result) -> str:

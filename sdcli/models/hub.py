@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from sdcli.errors import SdcliError, echo
+from sdcli.families.registry import looks_like_a_model
 
 SHOWN = 3
 """Folders that a message lists at most."""
@@ -38,14 +39,12 @@ def snapshot_in(ref: str, folder: Path) -> tuple[Path, str | None]:
 def model_folders_in(folder: Path) -> str:
     """Folders one level down that may be what was meant, as a list to show; empty if there are none."""
     inner = folder / "hub" if (folder / "hub").is_dir() else folder
-    meant = [
-        name
-        for name in folders_in(inner)
-        if name.startswith("models--")
-        or (inner / name / "unet").is_dir()
-        or (inner / name / "model_index.json").is_file()
-    ]
+    meant = [name for name in folders_in(inner) if name.startswith("models--") or _has_a_model(inner / name)]
     return _listed([str(inner / name) for name in meant]) if meant else ""
+
+
+def _has_a_model(folder: Path) -> bool:
+    return looks_like_a_model(lambda part: (folder / part).is_dir()) or (folder / "model_index.json").is_file()
 
 
 def folders_in(folder: Path) -> list[str]:

@@ -7,40 +7,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 from sdcli.errors import SdcliError, echo
-from sdcli.models.configs import CLASSES, read_json
+from sdcli.families.contract import Family, Library
+from sdcli.families.registry import recognise
+from sdcli.models.configs import read_json
 
 INDEX_FILE = "model_index.json"
 
-_PIPELINES = frozenset(
-    {
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipelineLegacy",
-        "StableDiffusionPipelineSafe",
-        "LatentConsistencyModelPipeline",
-        "LatentConsistencyModelImg2ImgPipeline",
-    }
-)
-"""Pipelines of the components that are used here, and of no others."""
-
-_LIBRARIES = ("diffusers", "transformers")
+_LIBRARIES = get_args(Library)
 
 
-def read_index(folder: Path) -> dict[str, str]:
-    """The class of each component, if there is an index. Raises SdcliError for a pipeline of another kind."""
+def read_index(folder: Path) -> tuple[Family, dict[str, str]]:
+    """The family of the model in a folder, and the class of each part that an index names, if there is one.
+
+    Raises SdcliError for a pipeline of a kind that is not known.
+    """
     path = folder / INDEX_FILE
-    if not os.path.lexists(path):
-        return {}
-    table = read_json(path)
-    kind = table.get("_class_name") or "StableDiffusionPipeline"
-    if not isinstance(kind, str) or kind not in _PIPELINES:
-        what = echo(kind) if isinstance(kind, str) else "somebody's own pipeline"
-        raise SdcliError(f"{echo(path)} says that this is {what}: not supported yet; give a StableDiffusionPipeline")
+    table = read_json(path) if os.path.lexists(path) else {}
+    family = recognise(lambda part: (folder / part).is_dir(), table.get("_class_name"), path)
     if table.get("custom_pipeline") or table.get("auto_map"):
         raise SdcliError(f"{echo(path)} names a pipeline of its own: refused; no code that a model brings is run")
-    return {name: _class(path, name, table[name]) for name in CLASSES if name in table}
+    return family, {part.name: _class(path, part.name, table[part.name]) for part in family.parts if part.name in table}
 
 
 def _class(path: Path, name: str, entry: object) -> str:

@@ -6,8 +6,37 @@ others are makes no difference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from sdcli.errors import SdcliError, echo
+
+SCHEDULERS = {
+    "DDIMParallelScheduler": "scheduling_ddim_parallel",
+    "DDIMScheduler": "scheduling_ddim",
+    "DDPMParallelScheduler": "scheduling_ddpm_parallel",
+    "DDPMScheduler": "scheduling_ddpm",
+    "DEISMultistepScheduler": "scheduling_deis_multistep",
+    "DPMSolverMultistepScheduler": "scheduling_dpmsolver_multistep",
+    "DPMSolverSinglestepScheduler": "scheduling_dpmsolver_singlestep",
+    "EDMDPMSolverMultistepScheduler": "scheduling_edm_dpmsolver_multistep",
+    "EDMEulerScheduler": "scheduling_edm_euler",
+    "EulerAncestralDiscreteScheduler": "scheduling_euler_ancestral_discrete",
+    "EulerDiscreteScheduler": "scheduling_euler_discrete",
+    "HeunDiscreteScheduler": "scheduling_heun_discrete",
+    "IPNDMScheduler": "scheduling_ipndm",
+    "KDPM2AncestralDiscreteScheduler": "scheduling_k_dpm_2_ancestral_discrete",
+    "KDPM2DiscreteScheduler": "scheduling_k_dpm_2_discrete",
+    "LCMScheduler": "scheduling_lcm",
+    "LMSDiscreteScheduler": "scheduling_lms_discrete",
+    "PNDMScheduler": "scheduling_pndm",
+    "SASolverScheduler": "scheduling_sasolver",
+    "TCDScheduler": "scheduling_tcd",
+    "UniPCMultistepScheduler": "scheduling_unipc_multistep",
+}
+"""The schedulers a model may name, and the module of diffusers.schedulers each lives in."""
 
 _BETAS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas "
 _SPACED = _BETAS + "prediction_type timestep_spacing steps_offset "
@@ -51,6 +80,15 @@ SETTINGS = {
     }.items()
 }  # fmt: skip
 """The settings that each scheduler's class takes (diffusers 0.42), besides those of flow models."""
+
+UNSET: dict[str, object] = {
+    "use_flow_sigmas": None,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": None,
+    "time_shift_type": "exponential",
+    "shift_terminal": None,
+}
+"""Settings of flow models, which are not honoured: what they are while they are unset, or anything false."""
 
 _WORDS = {
     key: frozenset(words.split())
@@ -104,7 +142,33 @@ RUNGE_KUTTA_STEPS = 4
 """The steps that PNDM goes by Runge and Kutta before its own (Liu et al. 2022, https://arxiv.org/abs/2202.09778)."""
 
 
-def is_usable(key: str, value: object) -> bool:  # noqa: PLR0911
+def checked_scheduler(table: dict[str, Any], path: Path, shown: Callable[[object], str]) -> dict[str, Any]:
+    """The settings that some scheduler takes. What the config's own class does not take may be anything.
+
+    Raises SdcliError for what no scheduler has, naming the value as `shown`, and for what is asked for and not done.
+    """
+    every = frozenset().union(*SETTINGS.values())
+    taken = SETTINGS.get(str(table.get("_class_name")), every)
+    kept = {}
+    for key, value in table.items():
+        if key in UNSET and value and value != UNSET[key]:
+            raise SdcliError(
+                f"{echo(path)} sets {echo(key)} to {shown(value)}: that is another family of model, not supported yet"
+            )
+        if key in taken and not may_be(key, value):
+            raise SdcliError(
+                f"{echo(path)} sets {echo(key)} to what no known scheduler has ({shown(value)}): refused; correct it"
+            )
+        if key in every and may_be(key, value):
+            kept[key] = value
+    if table.get("predict_epsilon") is False:  # what it was called before diffusers 0.10
+        kept["prediction_type"] = "sample"
+    if "use_beta_sigmas" in taken and lacks_scipy(kept):
+        raise SdcliError(f"{echo(path)} sets 'use_beta_sigmas', which needs scipy: install it, or set it to false")
+    return kept
+
+
+def may_be(key: str, value: object) -> bool:  # noqa: PLR0911
     """Whether a scheduler may have such a setting."""
     if isinstance(value, list):
         what = {"trained_betas": _is_beta, "disable_corrector": _is_count}.get(key)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from sdcli.domain import Component, Model
 from sdcli.errors import SdcliError, echo
-from sdcli.models.folder import Component, Model
 from sdcli.models.header import stamp_of
 
 Stamps = Mapping[str, str]
@@ -24,7 +24,7 @@ GONE = "gone"
 def stamps_of(model: Model) -> Stamps:
     """Of all files that the model is made of, the first time that it is asked."""
     stamps: dict[str, str] = {}
-    for part in (model.tokenizer, model.text_encoder, model.scheduler, model.unet, model.vae):
+    for part in model.parts.values():
         stamps |= _now(part) | {f"{part.name}/{file.path.name}": file.stamp for file in part.files}
     return stamps
 

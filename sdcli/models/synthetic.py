@@ -12,18 +12,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from itertools import chain, product
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 from sdcli import settings
 from sdcli.errors import BadRequest, SdcliError, echo
-from sdcli.models.configs import CONFIG_FILES, ComponentName
-from sdcli.models.folder import WEIGHT_STEMS
+from sdcli.families.contract import Family, Part
+from sdcli.families.registry import recognise
+from sdcli.models.configs import class_name
 from sdcli.models.header import sample_sha256
+from sdcli.models.index import INDEX_FILE
 
 SYNTHETIC = "synthetic:"
 MANIFEST = "manifest.json"
@@ -118,64 +118,33 @@ def _verified(folder: Path) -> str | None:
         return None
 
 
-def write_texts(config: dict[str, Any], folder: Path) -> None:
-    """Write the configs and the tokenizer of a synthetic model, in diffusers layout."""
-    for component, file in CONFIG_FILES.items():
-        home = folder / component
+def family_of_configs(config: Mapping[str, Any]) -> Family:
+    """The family of a model that does not exist yet, from the configs of its parts by their names."""
+    return recognise(config.__contains__)
+
+
+def write_texts(config: Mapping[str, Any], folder: Path) -> None:
+    """Write the configs and the other texts of a synthetic model, in diffusers layout."""
+    family = family_of_configs(config)
+    parts = {part.name: part for part in family.parts}
+    for part in family.parts:
+        home = folder / part.name
         home.mkdir()
-        (home / file).write_text(json.dumps(config[component], indent=2) + "\n", "utf-8")
-    vocabulary, merges = tokenizer_files(config["text_encoder"]["vocab_size"])
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
-    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        (home / part.config_file).write_text(json.dumps(config[part.name], indent=2) + "\n", "utf-8")
+    for name, text in family.texts(config).items():
+        (folder / name).write_text(text, "utf-8")
     index: dict[str, object] = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": family.pipelines[0],
         **{
-            component: ["transformers" if component in ("text_encoder", "tokenizer") else "diffusers", _class(table)]
-            for component, table in config.items()
-            if component in CONFIG_FILES
+            name: [parts[name].library, class_name(parts[name], table, Path(name))]
+            for name, table in config.items()
+            if name in parts
         },
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
+        **family.index_extras,
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _class(table: dict[str, Any]) -> str:
-    return str(table.get("_class_name") or table.get("tokenizer_class") or table["architectures"][0])
-
-
-def weight_path(folder: Path, component: ComponentName) -> Path:
-    """Where a component's weights go."""
-    return folder / component / f"{WEIGHT_STEMS[component]}.safetensors"
-
-
-def tokenizer_files(vocab_size: int) -> tuple[dict[str, int], list[str]]:
-    """A byte-level BPE vocabulary laid out as CLIP's: 256 bytes, 256 bytes that end a word, merges, two marks.
-
-    The merges join the commonest shape of words, lower-case letters, in twos, threes and fours, so that any
-    text can be tokenized and the vocabulary has exactly `vocab_size` entries.
-    """
-    alphabet = list(_byte_alphabet())
-    entries = alphabet + [letter + "</w>" for letter in alphabet]
-    room = vocab_size - len(entries) - 2
-    merges: list[str] = []
-    for left, right in chain(_pairs(2), _pairs(3), _pairs(4)):
-        for end in ("", "</w>"):
-            if len(merges) < room:
-                merges.append(f"{left} {right}{end}")
-                entries.append(f"{left}{right}{end}")
-    entries += ["<|startoftext|>", "<|endoftext|>"]
-    return {entry: index for index, entry in enumerate(entries)}, merges
-
-
-def _pairs(length: int) -> Iterator[tuple[str, str]]:
-    """Every word of `length` letters as (all but the last, the last)."""
-    return (("".join(letters[:-1]), letters[-1]) for letters in product(ascii_lowercase, repeat=length))
-
-
-def _byte_alphabet() -> Iterator[str]:
-    """The 256 visible characters that stand for bytes in GPT-2's byte-level BPE, which CLIP uses."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    yield from map(chr, visible)
-    yield from (chr(256 + index) for index in range(256 - len(visible)))
+def weight_path(folder: Path, part: Part) -> Path:
+    """Where a part's weights go."""
+    return folder / part.name / f"{part.stem}.safetensors"

@@ -12,9 +12,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdcli.errors import echo
+from sdcli.errors import SdcliError, echo
+from sdcli.models.configs import read_json
 
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf", ".zip")
+_INDEX = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$", re.ASCII)
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _VARIANTS = ("", "fp16", "bf16", "fp32", "ema", "non_ema")
 """In the order in which sharded ones are preferred; of whole files fp16 comes first, which is half the reading."""
@@ -57,6 +59,26 @@ def _rank(files: WeightFiles) -> tuple[bool, bool, bool, int, str]:
     variant, whole = files.variant, len(files.paths) == 1 and "-of-" not in files.paths[0].name
     known = _VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS)
     return bool(files.missing), known > 1, not whole, -known if whole and known < 2 else known, files.paths[0].name
+
+
+def note_of_index(home: Path, files: WeightFiles) -> str | None:
+    """What to say of an index beside shards that is damaged or of others: nothing depends on it, each shard is read."""
+    shards = {path.name for path in files.paths}
+    for name in sorted(_names(home)) if any("-of-" in shard for shard in shards) else ():
+        if _INDEX.search(name) and not _lists(home / name, shards):
+            return f"{home.name}/{name} is damaged, or of other files: its shards are read without it"
+    return None
+
+
+def _lists(path: Path, shards: set[str]) -> bool:
+    """Whether an index is a table of tensors in these shards."""
+    try:
+        table = read_json(path).get("weight_map")
+    except SdcliError:
+        return False
+    return (
+        isinstance(table, dict) and bool(table) and all(isinstance(to, str) and to in shards for to in table.values())
+    )
 
 
 def what_lies_there(home: Path, missing: str) -> str:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from sdcli.domain import DtypeName, GiveBack, Guidance, Plan, Request, StageNeed
+from sdcli.domain import GiveBack, Guidance, Plan, StageNeed
 from sdcli.errors import WillNotFit
-from sdcli.models.folder import Model
-from sdcli.plan.bytes import first_tensor_bytes, stage_needs, step_bytes, weights_of
-from sdcli.plan.remainder import WITH_AVX512, Overhead
-from sdcli.plan.seconds import TYPICAL_SPEED, Speed, decode_extra_seconds, step_seconds
+from sdcli.families.contract import Stage
+from sdcli.plan.bytes import Subject, samples_at_a_time, stage_need, step_bytes
+from sdcli.plan.remainder import WITH_AVX512, Remainder
+from sdcli.plan.remainders import Source
+from sdcli.plan.seconds import NEW_WORKER_S, TYPICAL_SPEED, Speed, recompute_seconds, step_seconds
+from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.units import MIB, format_limit, format_size
 
 MARGIN_BYTES = 16 * MIB
 """Kept free under the ceiling: the heap's gaps vary by as much from run to run."""
 
-SCRATCH_BYTES, SMALL_SCRATCH_BYTES = 16 * MIB, 8 * MIB
-
-UNCERTAIN_TENSORS, UNCERTAIN_SHARE = 30, 0.05
-"""Where freed memory goes back after a stage only, the heap's gaps differ by so many of the first level's tensors from
-run to run. A ceiling that this is a good share of deserves a prediction that is nearer."""
+UNCERTAIN_TIMES, UNCERTAIN_SHARE, UNCERTAIN_PEAK_SHARE = 1.85, 0.05, 0.15
+"""Where freed memory goes back after a stage only, the heap's gaps differ between runs by so many times what is alive.
+A ceiling that this is a good share of, or without one a peak, deserves a prediction that is nearer."""
 
 OFFER_BYTES = 16 * MIB
 """Ceilings that are offered are multiples of this: the baseline itself differs by a few MiB from run to run."""
 
-VAE_TILE = 2
-"""Rows of latents that the autoencoder goes by, when it may not keep whole maps that it could compute again."""
-
 SMALL_SCRATCH = "a small attention scratch"
-RECOMPUTE = "the autoencoder computes some maps twice rather than keep them"
 IN_MEMORY = "the model lies on a RAM disk, where mapped pages are counted as memory: each is let go when it was read"
 FRESH = "a worker of its own decodes, where nothing of the denoiser is left"
 
@@ -57,8 +53,9 @@ class Means:
     """Whether both samples of guidance may go together."""
     making: bool = False
     """Whether the prepared copy is still to be made."""
-    overhead: Overhead = WITH_AVX512
-    """What this kind of processor takes besides weights and maps."""
+    remainder: Remainder = WITH_AVX512
+    """What this kind of processor takes besides weights and bytes that are alive."""
+    remainder_from: Source = "shipped"
     in_memory: bool = False
     """Whether the model lies on a RAM disk."""
     margin_bytes: int = MARGIN_BYTES
@@ -74,6 +71,8 @@ class Planned:
     plan: Plan
     needs: tuple[StageNeed, ...]
     step_s: float
+    baseline_bytes: int = 0
+    """What the needs begin at."""
 
     @property
     def peak_bytes(self) -> int:
@@ -85,127 +84,179 @@ class Planned:
         return replace(self, plan=replace(self.plan, reasons=(*self.plan.reasons, reason))) if reason else self
 
 
-def make_plan(
-    model: Model,
-    request: Request,
-    dtype: DtypeName,
-    limit_bytes: int | None,
-    baseline_bytes: int,
-    means: Means = Means(),
-) -> Planned:
+def make_plan(subject: Subject, limit_bytes: int | None, baseline_bytes: int, means: Means = Means()) -> Planned:
     """The fastest plan whose every stage stays under the ceiling.
 
     Raises WillNotFit naming the stage, its need, and the nearest ceiling and size that would do.
     """
-    fitting = []
-    for plan in _candidates(model, request, dtype, limit_bytes, baseline_bytes, means):
-        if (
-            limit_bytes is not None
-            and means.heap
-            and _uncertain_bytes(model, request, plan, dtype) > UNCERTAIN_SHARE * limit_bytes
-        ):
-            continue
-        needs = stage_needs(model, request, plan, dtype, baseline_bytes, means.overhead, means.making)
-        planned = Planned(plan, needs, step_seconds(model, request, plan, dtype, means.speed))
-        if limit_bytes is None or planned.peak_bytes + means.margin_bytes <= limit_bytes:
-            fitting.append(planned)
-    if fitting:
-        best = min(fitting, key=lambda one: (one.step_s, decode_extra_seconds(request, one.plan, means.speed)))
-        return best.because(means.note)
-    refusal = _what_would_fit(model, request, dtype, limit_bytes or 0, baseline_bytes, means)
-    raise WillNotFit("; ".join(filter(None, (refusal, means.note))))
+    planner = _Planner(subject, limit_bytes, baseline_bytes, means)
+    best = planner.fastest()
+    if best is None:
+        raise WillNotFit("; ".join(filter(None, (planner.what_would_fit(), means.note))))
+    return best.because(means.note)
 
 
-def _uncertain_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
-    """By how much a prediction for this plan may be too high."""
-    return UNCERTAIN_TENSORS * first_tensor_bytes(model, request, dtype) if plan.give_back == "stage" else 0
-
-
-def smallest_limit_bytes(
-    model: Model, request: Request, dtype: DtypeName, baseline_bytes: int, means: Means = Means()
-) -> int:
+def smallest_limit_bytes(subject: Subject, baseline_bytes: int, means: Means = Means()) -> int:
     """A ceiling under which the request runs: the least, rounded up to whole steps of OFFER_BYTES."""
-    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead, means.making)
-    peak = max(need.peak_bytes for need in needs)
-    return -(-(peak + means.margin_bytes) // OFFER_BYTES) * OFFER_BYTES
+    return _Planner(subject, None, baseline_bytes, means).least_limit_bytes()
 
 
-def _candidates(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int | None, baseline_bytes: int, means: Means
-) -> Iterator[Plan]:
-    """Every way that may be the fastest: all of the denoiser resident, or as much as fits, under each tactic."""
-    everything = weights_of(model.unet, dtype).matrices_bytes
-    size = format_size(everything)
-    source = "a prepared copy in the cache" if means.prepared else "the model's file"
-    for tactic in _tactics(request, means):
-        reason = f"the denoiser's {size} stay in memory across steps"
-        yield replace(tactic, residency="resident", resident_bytes=everything, reasons=(reason, *tactic.reasons))
-        if limit_bytes is None:
-            continue
-        streamed = replace(tactic, prepared=means.prepared)
-        step = step_bytes(model, request, streamed, dtype, means.overhead)
-        room = limit_bytes - means.margin_bytes - baseline_bytes - step
-        share = min(room, everything)
-        if share > 0:
-            reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
-            yield replace(streamed, residency="partial", resident_bytes=share, reasons=(reason, *tactic.reasons))
-        yield replace(streamed, reasons=(f"the denoiser's {size} stream from {source}", *tactic.reasons))
+class _Planner:
+    def __init__(self, subject: Subject, limit_bytes: int | None, baseline_bytes: int, means: Means) -> None:
+        self._subject, self._limit, self._baseline, self._means = subject, limit_bytes, baseline_bytes, means
 
+    def fastest(self) -> Planned | None:
+        """The one with the quickest steps, and of the other stages the quickest way of each that fits."""
+        ways = self._quickest_ways()
+        if ways is None:
+            return None
+        steps = [
+            plan for plan in self._candidates() if self._fits(plan, self._subject.steps) and self._is_certain(plan)
+        ]
+        if not steps:
+            return None
+        best = min(steps, key=lambda plan: step_seconds(self._subject, plan, self._means.speed))
+        plan = replace(best, ways=ways.ways, fresh_decode=ways.fresh_decode, reasons=(*best.reasons, *ways.reasons))
+        if self._means.in_memory:
+            plan = replace(plan, reasons=(*plan.reasons, IN_MEMORY))
+        seconds = step_seconds(self._subject, plan, self._means.speed)
+        return Planned(plan, self._needs(plan), seconds, self._baseline)
 
-def _tactics(request: Request, means: Means) -> Iterator[Plan]:
-    """Ways to spend less on everything but the weights, as plans that keep no weights yet."""
-    passes: list[tuple[Guidance, str]] = [("batched", "no guidance: one pass a step")]
-    if request.guided:
-        passes = [("sequential", "guidance one pass after another: half the activations")]
-        if means.batches:
-            passes.insert(0, ("batched", "guidance batched: one pass a step"))
-    scratches = ((0, ""),) if means.fused else ((SCRATCH_BYTES, ""), (SMALL_SCRATCH_BYTES, SMALL_SCRATCH))
-    tiles = ((None, ""), (VAE_TILE, RECOMPUTE))
-    giving: tuple[GiveBack, ...] = tuple(GIVE_BACK) if means.heap else ("stage",)
-    workers = ((False, ""), (True, FRESH)) if means.heap and request.strength != 0 else ((False, ""),)
-    for (guidance, why), give_back, scratch, tile, fresh in product(passes, giving, scratches, tiles, workers):
-        disk = IN_MEMORY if means.in_memory else ""
-        reasons = (why, *filter(None, (scratch[1], GIVE_BACK[give_back], tile[1], fresh[1], disk)))
-        yield Plan("streamed", 0, guidance, scratch[0], tile[0], reasons, give_back, fresh_decode=fresh[0])
+    def least_limit_bytes(self) -> int:
+        """See `smallest_limit_bytes`."""
+        peak = max(need.peak_bytes for need in self._needs(self._smallest()))
+        return -(-(peak + self._means.margin_bytes) // OFFER_BYTES) * OFFER_BYTES
 
-
-def _smallest(request: Request, means: Means) -> Plan:
-    """What needs least."""
-    return replace([*_tactics(request, means)][-1], prepared=means.prepared)
-
-
-def _what_would_fit(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int, means: Means
-) -> str:
-    """One line: which stage needs what, and the nearest ceiling and size that would do."""
-    ceiling = format_size(limit_bytes)
-    if limit_bytes <= baseline_bytes:
-        need = format_size(baseline_bytes)
-        at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
-        return (
-            f"will not fit: Python and torch alone take {need}, the ceiling is {ceiling};"
-            f" give --mem-limit {format_limit(at_least)} or more"
+    def what_would_fit(self) -> str:
+        """One line: which stage needs what, and the nearest ceiling and size that would do."""
+        request, limit = self._subject.request, self._limit or 0
+        ceiling, at_least = format_size(limit), format_limit(self.least_limit_bytes())
+        if limit <= self._baseline:
+            return (
+                f"will not fit: Python and torch alone take {format_size(self._baseline)}, the ceiling is {ceiling};"
+                f" give --mem-limit {at_least} or more"
+            )
+        worst = max(self._needs(self._smallest()), key=lambda need: need.peak_bytes)
+        message = (
+            f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + self._means.margin_bytes)}"
+            f" at {request.width}x{request.height}, the ceiling is {ceiling}; give --mem-limit {at_least}"
         )
-    needs = stage_needs(model, request, _smallest(request, means), dtype, baseline_bytes, means.overhead, means.making)
-    worst = max(needs, key=lambda need: need.peak_bytes)
-    at_least = smallest_limit_bytes(model, request, dtype, baseline_bytes, means)
-    message = (
-        f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + means.margin_bytes)}"
-        f" at {request.width}x{request.height}, the ceiling is {ceiling}; give --mem-limit {format_limit(at_least)}"
-    )
-    smaller = _largest_that_fits(model, request, dtype, limit_bytes, baseline_bytes, means)
-    return message + (f" or -W {smaller[0]} -H {smaller[1]}" if smaller else "; no smaller picture fits either")
+        smaller = self._largest_that_fits(limit)
+        return message + (f" or -W {smaller[0]} -H {smaller[1]}" if smaller else "; no smaller picture fits either")
+
+    def _largest_that_fits(self, limit_bytes: int) -> tuple[int, int] | None:
+        """The largest picture of about the same shape under the ceiling."""
+        request = self._subject.request
+        longer = max(request.width, request.height)
+        for side in SIZES:
+            width, height = (max(64, round(s * side / longer / 64) * 64) for s in (request.width, request.height))
+            if side < longer:
+                smaller = replace(self._subject, request=replace(request, width=width, height=height))
+                if smallest_limit_bytes(smaller, self._baseline, self._means) <= limit_bytes:
+                    return width, height
+        return None
+
+    def _needs(self, plan: Plan) -> tuple[StageNeed, ...]:
+        return tuple(self._need(plan, stage) for stage in self._subject.stages)
+
+    def _need(self, plan: Plan, stage: Stage) -> StageNeed:
+        return stage_need(self._subject, plan, stage, self._baseline, self._means.remainder, self._means.making)
+
+    def _fits(self, plan: Plan, stage: Stage) -> bool:
+        if self._limit is None:
+            return True
+        return self._need(plan, stage).peak_bytes + self._means.margin_bytes <= self._limit
+
+    def _is_certain(self, plan: Plan) -> bool:
+        """Whether the prediction for this plan is near enough for the ceiling."""
+        if not self._means.heap or plan.give_back != "stage":
+            return True
+        alive = max(way.live_bytes for way in self._subject.counts[self._subject.steps.name].ways.values())
+        if self._limit is not None:
+            return UNCERTAIN_TIMES * alive <= UNCERTAIN_SHARE * self._limit
+        return UNCERTAIN_TIMES * alive <= UNCERTAIN_PEAK_SHARE * self._need(plan, self._subject.steps).peak_bytes
+
+    def _quickest_ways(self) -> Plan | None:
+        """The other stages' ways as a plan of nothing else: of each the quickest that fits, None if one has none."""
+        plan = _nothing()
+        for stage in self._subject.stages:
+            if stage.times != "steps":
+                fitting = (option for option in self._options(plan, stage) if self._fits(option, stage))
+                chosen = next(fitting, None)
+                if chosen is None:
+                    return None
+                plan = chosen
+        return plan
+
+    def _options(self, plan: Plan, stage: Stage) -> list[Plan]:
+        """The plan with each way of a stage, and where that may help with a worker of its own: the quickest first."""
+        fresh = (False, True) if stage.times == "pictures" and self._may_be_fresh() else (False,)
+        options = []
+        for way, own in product(stage.ways or {"": ""}, fresh):
+            seconds = recompute_seconds(self._subject, stage, way, self._means.speed) + (NEW_WORKER_S if own else 0)
+            words = (stage.ways.get(way, ""), FRESH if own else "")
+            reasons = (*plan.reasons, *(word for word in words if word and word not in plan.reasons))
+            ways = {**plan.ways, **({stage.name: way} if way else {})}
+            options.append((seconds, replace(plan, ways=ways, fresh_decode=plan.fresh_decode or own, reasons=reasons)))
+        return [option for _, option in sorted(options, key=lambda option: option[0])]
+
+    def _may_be_fresh(self) -> bool:
+        return self._means.heap and self._subject.request.strength != 0
+
+    def _candidates(self) -> Iterator[Plan]:
+        """Every plan of the steps that may be the fastest: all weights resident, or as much as fits, by each tactic."""
+        everything = self._subject.weights.matrices_bytes
+        size = format_size(everything)
+        source = "a prepared copy in the cache" if self._means.prepared else "the model's file"
+        for tactic in self._tactics():
+            reason = f"the denoiser's {size} stay in memory across steps"
+            yield replace(tactic, residency="resident", resident_bytes=everything, reasons=(reason, *tactic.reasons))
+            if self._limit is None:
+                continue
+            streamed = replace(tactic, prepared=self._means.prepared)
+            step = step_bytes(self._subject, streamed, self._means.remainder, self._means.making)
+            share = min(self._limit - self._means.margin_bytes - self._baseline - step, everything)
+            if share > 0:
+                reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
+                yield replace(streamed, residency="partial", resident_bytes=share, reasons=(reason, *tactic.reasons))
+            yield replace(streamed, reasons=(f"the denoiser's {size} stream from {source}", *tactic.reasons))
+
+    def _tactics(self) -> Sequence[Plan]:
+        """Ways to spend less on all but the weights, as plans that keep no weights yet: the smallest comes last."""
+        passes: list[tuple[Guidance, str]] = [("batched", "no guidance: one pass a step")]
+        if self._subject.request.guided:
+            passes = [("sequential", "guidance one pass after another: half the activations")]
+            if self._means.batches:
+                passes.insert(0, ("batched", "guidance batched: one pass a step"))
+        scratches = ((0, ""),) if self._means.fused else tuple(zip(SCRATCHES, ("", SMALL_SCRATCH), strict=True))
+        giving: tuple[GiveBack, ...] = tuple(GIVE_BACK) if self._means.heap else ("stage",)
+        plans = []
+        for (guidance, why), give_back, (scratch_bytes, small) in product(passes, giving, scratches):
+            reasons = (why, *filter(None, (small, GIVE_BACK[give_back])))
+            plans.append(
+                replace(_nothing(), guidance=guidance, attention_scratch_bytes=scratch_bytes, give_back=give_back)
+            )
+            plans[-1] = replace(plans[-1], reasons=reasons)
+        known = self._subject.counts[self._subject.steps.name].ways
+        return [
+            plan
+            for plan in plans
+            if way_of_steps(samples_at_a_time(self._subject.request, plan), plan.attention_scratch_bytes) in known
+        ]
+
+    def _smallest(self) -> Plan:
+        """What needs least in every stage: nothing resident, or of a small network all, which needs no copy."""
+        everything, tactic = self._subject.weights.matrices_bytes, self._tactics()[-1]
+        streamed = replace(tactic, prepared=self._means.prepared)
+        resident = replace(tactic, residency="resident", resident_bytes=everything)
+        plan = min(streamed, resident, key=lambda plan: self._need(plan, self._subject.steps).peak_bytes)
+        for stage in self._subject.stages:
+            if stage.times != "steps":
+                options = self._options(plan, stage)
+                plan = min(options, key=lambda option: self._need(option, stage).peak_bytes)
+        return plan
 
 
-def _largest_that_fits(
-    model: Model, request: Request, dtype: DtypeName, limit_bytes: int, baseline_bytes: int, means: Means
-) -> tuple[int, int] | None:
-    """The largest picture of about the same shape under the ceiling."""
-    longer = max(request.width, request.height)
-    for side in SIZES:
-        width, height = (max(64, round(s * side / longer / 64) * 64) for s in (request.width, request.height))
-        if side < longer:
-            smaller = replace(request, width=width, height=height)
-            if smallest_limit_bytes(model, smaller, dtype, baseline_bytes, means) <= limit_bytes:
-                return width, height
-    return None
+def _nothing() -> Plan:
+    """A plan that keeps nothing."""
+    return Plan("streamed", 0, "batched", 0, ())

@@ -1,83 +1,103 @@
-"""What a stage takes besides weights and whole maps: the libraries' compiled kernels and scratch, and the heap's gaps.
+"""What a stage takes besides weights and bytes that are alive: compiled kernels, and gaps in the heap.
 
-Measured, for one kind of processor after another (benchmarks/RESULTS.md), and rounded up. No torch, no psutil.
+Both follow from the dry run. Every kernel of another shape is compiled once, to some 0.3 MiB of code and tables. What
+is freed in the heap leaves gaps where the next tensor does not fit, the more, the more was alive there, and the rarer
+freed memory goes back to the system. Measured for one kind of processor after another (benchmarks/RESULTS.md), and
+rounded up. No torch, no psutil.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sdcli.domain import GiveBack
-from sdcli.units import MIB
+from sdcli.plan.counts import WayCount
+from sdcli.units import KIB, MIB
 
 Curve = tuple[tuple[float, float], ...]
-"""Points (size, bytes taken), both in MiB: straight lines between them, and on beyond the last."""
+"""Points (alive in the heap, gaps), both in MiB: straight lines between them, and on beyond the last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Overhead:
-    """The curves of one kind of processor.
+class Remainder:
+    """Of one kind of processor.
 
-    `denoise` is what a step of two samples takes, over the first level's tensor (base channels x latents) of one: maps
-    too, and the more, the rarer freed memory goes back. Allocations of 32 MiB and more leave no gaps, so the curves
-    become flatter. `decode` is over one channel of the picture's own size; the decoder finds there what the denoiser
-    left behind, and in a worker of its own (`fresh_decode`) nothing.
+    `steps` has gaps by when freed memory goes back. The last stage finds those that the steps left (`after_steps`), and
+    in a worker of its own, as the first stages do, hardly any (`fresh_worker`).
     """
 
-    denoise: dict[GiveBack, Curve]
-    decode: Curve
-    fresh_decode: Curve
+    kernel_bytes: int
+    steps_gaps: Mapping[GiveBack, Curve]
+    after_steps: Curve
+    fresh_worker: Curve = ((0, 8), (100, 12))
+    scratch_share: float = 0.12
+    """Of the largest weight, that the kernels which multiply by it keep for themselves."""
     padding: float = 1.0
     """Packed weights are so many times as large as plain ones."""
+    left_bytes: int = 12 * MIB
+    """What the kernels of an init image's encoder keep, which the denoiser finds there."""
+    times: float = 1.0
+    """So many times all of it: what this machine's runs have shown, or a wide margin where nobody has measured."""
 
-    def widened(self, share: float) -> Overhead:
-        """So much more everywhere."""
+    def once(self, way: WayCount) -> int:
+        """Of a stage that runs once, before the steps."""
+        return self._of(way, self.fresh_worker)
 
-        def more(curve: Curve) -> Curve:
-            return tuple((size, taken * (1 + share)) for size, taken in curve)
+    def steps(self, way: WayCount, give_back: GiveBack, largest_bytes: int) -> int:
+        """Of the denoise stage, whose largest weight has so many bytes."""
+        return self._of(way, self.steps_gaps[give_back]) + int(self.times * self.scratch_share * largest_bytes)
 
-        denoise = {give_back: more(curve) for give_back, curve in self.denoise.items()}
-        return replace(self, denoise=denoise, decode=more(self.decode), fresh_decode=more(self.fresh_decode))
+    def pictures(self, way: WayCount, fresh: bool) -> int:
+        """Of a stage that runs once a picture, after the steps or in a worker of its own."""
+        return self._of(way, self.fresh_worker if fresh else self.after_steps)
+
+    def grown(self, times: float) -> Remainder:
+        """So many times of all of it."""
+        return replace(self, times=self.times * times)
+
+    def _of(self, way: WayCount, gaps: Curve) -> int:
+        return int(self.times * (self.kernel_bytes * way.kernels + along(gaps, way.heap_bytes)))
 
 
-WITH_AVX512 = Overhead(
-    denoise={
-        "stage": ((0, 45), (0.625, 74), (1.41, 116), (2.34, 156), (3.75, 215), (5.63, 295), (10, 448)),
-        "block": ((0, 44), (0.625, 68), (1.41, 104), (2.34, 131), (3.75, 155), (5.63, 186), (10, 310)),
-        "piece": ((0, 38), (0.625, 58), (1.41, 86), (2.34, 110), (3.75, 138), (5.63, 164), (10, 228)),
+WITH_AVX512 = Remainder(
+    kernel_bytes=352 * KIB,
+    steps_gaps={
+        "stage": ((0, 11), (9, 21), (13, 27), (23, 55), (40, 72), (60, 109), (85, 158), (136, 184)),
+        "block": ((0, 11), (13, 24), (23, 42), (60, 58), (85, 64), (136, 116)),
+        "piece": ((0, 11), (13, 19), (23, 37), (40, 46), (61, 51), (136, 74)),
     },
-    decode=((0, 24), (0.28, 60), (0.47, 74), (0.75, 78), (2, 78)),
-    fresh_decode=((0, 8), (0.28, 19), (0.5, 22), (1, 22)),
+    after_steps=((0, 15), (27, 36), (48, 53), (62, 62), (105, 64), (200, 80)),
 )
 """Measured with Intel's matrix unit, in bf16."""
 
-WITH_AVX512_IN_FP32 = Overhead(
-    denoise={
-        "stage": ((0, 46), (1.25, 90), (5, 228), (7.5, 326), (20, 750)),
-        "block": ((0, 44), (1.25, 71), (5, 160), (7.5, 216), (20, 480)),
-        "piece": ((0, 42), (0.75, 55), (3, 98), (4.5, 130), (12, 275)),
+WITH_AVX512_IN_FP32 = Remainder(
+    kernel_bytes=368 * KIB,
+    steps_gaps={
+        "stage": ((0, 6), (113, 158), (226, 310)),
+        "block": ((0, 6), (38, 31), (80, 45), (120, 62), (240, 110)),
+        "piece": ((0, 6), (100, 32), (200, 60)),
     },
-    decode=((0, 18), (0.25, 22), (1, 42), (4, 46)),
-    fresh_decode=((0, 24), (0.25, 25), (1, 17), (4, 20)),
+    after_steps=((0, 15), (40, 28), (61, 38), (113, 42), (200, 54)),
 )
-"""Measured without the matrix unit and without bf16, up to 768x512; larger sizes go on in straight lines."""
+"""Measured without the matrix unit and without bf16."""
 
-WITH_AVX2 = Overhead(
-    denoise={
-        "stage": ((0, 46), (0.75, 73), (3.0, 134), (4.5, 190), (6.75, 265), (12, 430)),
-        "block": ((0, 42), (0.75, 64), (2.81, 118), (4.5, 150), (6.75, 194), (12, 303)),
-        "piece": ((0, 39), (0.75, 61), (2.81, 111), (4.5, 143), (6.75, 184), (12, 288)),
+WITH_AVX2 = Remainder(
+    kernel_bytes=352 * KIB,
+    steps_gaps={
+        "stage": ((0, 12), (22, 18), (30, 35), (46, 55), (69, 88), (102, 130), (407, 461)),
+        "block": ((0, 8), (22, 10), (30, 25), (46, 42), (102, 59), (407, 174)),
+        "piece": ((0, 6), (22, 8), (30, 21), (43, 35), (69, 41), (102, 49), (407, 145)),
     },
-    decode=((0, 20), (0.25, 38), (1, 40), (4, 40)),
-    fresh_decode=((0, 12), (0.25, 17), (1, 15), (4, 15)),
+    after_steps=((0, 15), (40, 42), (80, 50), (200, 60)),
+    fresh_worker=((0, 12), (100, 20)),
     padding=1.0125,
 )
 """Measured in fp32. Its compiled kernels are small, samples go one at a time, and tiles take 11 to 20 MiB."""
 
-
-UNMEASURED_SHARE = 0.25
-"""So much more is planned with where a kind of processor was never measured: up to a tenth of a ceiling."""
+UNMEASURED_TIMES = 1.5
+"""So much more is planned with where a kind of processor was never measured, until this machine has run once."""
 
 
 def along(curve: Curve, size_bytes: float) -> int:

@@ -1,4 +1,4 @@
-"""How long a denoise step will take: arithmetic over headers, the request, and two speeds of the machine.
+"""How long a denoise step will take: arithmetic over counts of a dry run, and two speeds of the machine.
 
 Multiplications over how many it does a second, and bytes of streamed weights over how many it reads, casts and lays
 out a second. The speeds are corrected by every run (plan/speeds.py). No torch.
@@ -6,13 +6,11 @@ out a second. The speeds are corrected by every run (plan/speeds.py). No torch.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from sdcli.domain import DtypeName, GiveBack, Plan, Request
-from sdcli.models.folder import Model
-from sdcli.plan.bytes import weights_of
+from sdcli.domain import GiveBack, Plan
+from sdcli.families.contract import Stage
+from sdcli.plan.bytes import Subject
 
 SEQUENTIAL = 1.06
 """Guidance one pass after another takes so many times the time of both at once: smaller matrices."""
@@ -20,21 +18,14 @@ SEQUENTIAL = 1.06
 GIVING_BACK: dict[GiveBack, float] = {"stage": 1.0, "block": 1.04, "piece": 1.1}
 """Giving memory back takes so many times the time: what is needed again comes as new pages."""
 
-PROMPT_TOKENS = 77
-
 TELLING_FLOPS = 2e11
 """A step of so many operations or more tells how fast the machine is."""
 
 MOST_BYTES = 32e9
 """A second, that streaming is ever believed to reach: what seems faster is arithmetic that was faster than thought."""
 
-RECOMPUTED_FLOPS = 8e6
-"""A decoder that computes maps twice does so many operations more for each pixel."""
-
 NEW_WORKER_S = 2.5
 """Until a new worker has imported what it needs."""
-
-_LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,72 +48,45 @@ TYPICAL_SPEED = Speed()
 """Two cores of a server's processor with a matrix unit, in bf16."""
 
 
-def step_seconds(model: Model, request: Request, plan: Plan, dtype: DtypeName, speed: Speed) -> float:
+def step_seconds(subject: Subject, plan: Plan, speed: Speed) -> float:
     """One denoise step."""
-    streaming = streamed_bytes(model, request, plan, dtype) / speed.stream_bytes(plan)
-    return _work(model, request, plan) / speed.flops + streaming
+    streaming = streamed_bytes(subject, plan) / speed.stream_bytes(plan)
+    return _work(subject, plan) / speed.flops + streaming
 
 
-def decode_extra_seconds(request: Request, plan: Plan, speed: Speed) -> float:
-    """What saving memory in the decoder costs a run of all pictures."""
-    recomputed = request.count * request.height * request.width * RECOMPUTED_FLOPS / speed.flops
-    return (recomputed if plan.vae_tile is not None else 0.0) + (NEW_WORKER_S if plan.fresh_decode else 0.0)
+def recompute_seconds(subject: Subject, stage: Stage, way: str, speed: Speed) -> float:
+    """What a way of a stage that saves memory costs a run of all pictures, over its quickest way."""
+    ways = subject.counts[stage.name].ways
+    times = subject.request.count if stage.times == "pictures" else 1
+    return times * (ways[way].flops - min(one.flops for one in ways.values())) / speed.flops
 
 
-def _work(model: Model, request: Request, plan: Plan) -> float:
+def _work(subject: Subject, plan: Plan) -> float:
     """Operations of a step, and as many more as the plan costs time."""
-    slower = SEQUENTIAL if request.guided and plan.guidance == "sequential" else 1.0
-    return slower * GIVING_BACK[plan.give_back] * step_flops(model, request)
+    slower = SEQUENTIAL if subject.request.guided and plan.guidance == "sequential" else 1.0
+    return slower * GIVING_BACK[plan.give_back] * step_flops(subject)
 
 
-def streamed_bytes(model: Model, request: Request, plan: Plan, dtype: DtypeName) -> int:
+def streamed_bytes(subject: Subject, plan: Plan) -> int:
     """Bytes of weights that a step streams, in the arithmetic's type: twice in two passes."""
-    passes = 2 if request.guided and plan.guidance == "sequential" else 1
-    return passes * max(0, weights_of(model.unet, dtype).matrices_bytes - plan.resident_bytes)
+    passes = 2 if subject.request.guided and plan.guidance == "sequential" else 1
+    return passes * max(0, subject.weights.matrices_bytes - plan.resident_bytes)
 
 
-@lru_cache(maxsize=64)
-def step_flops(model: Model, request: Request) -> float:
-    """Multiplications and additions of one step: two for each weight at each place that it is used at.
-
-    And 4 T² C for T tokens attending to each other (Vaswani et al. 2017: Q K^T and its product with V).
-    """
-    height, width = model.latent_shape(request)
-    levels = len(model.unet.config.get("block_out_channels", [320, 640, 1280, 1280]))
-    flops = 0.0
-    for name, (_, _, info) in model.unet.weights().items():
-        if len(info.shape) < 2:
-            continue
-        places = _places(name, height * width, levels)
-        flops += 2 * info.numel * places
-        if name.endswith("attn1.to_q.weight"):
-            flops += 4 * places * places * info.shape[0]
-    return flops * (2 if request.guided else 1)
+def step_flops(subject: Subject) -> float:
+    """Multiplications and additions of one step, all its samples."""
+    return max(way.flops for way in subject.counts[subject.steps.name].ways.values())
 
 
-def _places(name: str, latents: int, levels: int) -> float:
-    """At how many places of the map, or of the prompt, a weight is used."""
-    if "time_emb" in name:
-        return 1
-    if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-        return PROMPT_TOKENS
-    level = levels - 1 if name.startswith("mid_block") else 0
-    if found := _LEVEL.match(name):
-        index = int(found[2])
-        level = index if found[1] == "down" else levels - 1 - index
-        level += {"downsamplers": 1, "upsamplers": -1}.get(found[3], 0)
-    return latents / 4**level
-
-
-def learned(before: Speed, model: Model, request: Request, plan: Plan, dtype: DtypeName, seconds: float) -> Speed:
+def learned(before: Speed, subject: Subject, plan: Plan, seconds: float) -> Speed:
     """The speeds after a run whose steps took `seconds`: the one that it tells of moves half-way to what it was.
 
     Small models say nothing: their steps go by in other things than arithmetic. A plan that streams tells of the
     streaming, which a cold page cache makes ten times slower than a warm one; of arithmetic only if all of it took less
     than the arithmetic should have.
     """
-    work, streaming = _work(model, request, plan), streamed_bytes(model, request, plan, dtype)
-    if step_flops(model, request) < TELLING_FLOPS or seconds <= 0:
+    work, streaming = _work(subject, plan), streamed_bytes(subject, plan)
+    if step_flops(subject) < TELLING_FLOPS or seconds <= 0:
         return before
     left = seconds - work / before.flops
     if not streaming or left <= 0:

@@ -28,9 +28,8 @@ from sdcli import machine, settings
 from sdcli.domain import DeviceName, DtypeName, MapShape
 from sdcli.errors import BadRequest, SdcliError
 from sdcli.models.disks import lies_in_memory
-from sdcli.models.folder import Model
+from sdcli.models.folder import Component
 from sdcli.models.header import sample_sha256
-from sdcli.plan.bytes import weights_of
 from sdcli.units import GIB, parse_size
 
 WEIGHTS, INDEX = "weights.bin", "index.json"
@@ -58,24 +57,22 @@ _COPY = re.compile(r"(fp32|fp16|bf16)-[0-9a-f]{16}")
 _HALF = re.compile(r".+\.([0-9a-f]{16})\.(\d{1,9})\.part")
 
 
-def place_of_copy(model: Model, device: DeviceName, dtype: DtypeName, latent_shape: tuple[int, int]) -> Path | None:
-    """The folder of the copy for this machine and size, there or still to be made; None where there can be none.
+def place_of_copy(
+    component: Component, device: DeviceName, dtype: DtypeName, sees: MapShape, size_bytes: int
+) -> Path | None:
+    """The folder of the copy of these weights for this machine and size of latents, there or still to be made.
 
-    Raises BadRequest for a cap in SDCLI_PREPARED_CAP that is no size.
+    None where there can be none. Raises BadRequest for a cap in SDCLI_PREPARED_CAP that is no size.
     """
     if device != "cpu" or not machine.cpu_packs_weights(dtype):
         return None
     _told_cap_bytes()
     try:
-        return _place(model, dtype, machine.cpu_packs_for(*latent_shape, dtype))
+        whose = _root() / _digest(str(component.folder.resolve()))
+        folder = whose / f"{dtype}-{_key(component, sees)}"
+        return folder if is_made(folder) or _has_room(folder, size_bytes) else None
     except (OSError, SdcliError):  # the model, the disk or the home folder has gone: whoever needs it will say so
         return None
-
-
-def _place(model: Model, dtype: DtypeName, sees: MapShape) -> Path | None:
-    whose = _root() / _digest(str(model.unet.folder.resolve()))
-    folder = whose / f"{dtype}-{_key(model, sees)}"
-    return folder if is_made(folder) or _has_room(folder, weights_of(model.unet, dtype).matrices_bytes) else None
 
 
 def _root() -> Path:
@@ -93,7 +90,7 @@ def unfinished(folder: Path, worker_pid: int) -> Path:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def in_use(folder: Path) -> Iterator[None]:
     """The copy in `folder` is in use: nobody deletes it meanwhile, and its last use is now."""
     with _locked(folder, alone=False) as marker:
         if marker is not None:
@@ -257,7 +254,7 @@ def _told_cap_bytes() -> int | None:
         raise BadRequest(f"SDCLI_PREPARED_CAP: {error}") from error
 
 
-def _key(model: Model, sees: MapShape) -> str:
+def _key(component: Component, sees: MapShape) -> str:
     """Of what the copy was made from and for.
 
     A file that was put in another's place has another inode or time of change, which nobody can set; where a file
@@ -266,7 +263,7 @@ def _key(model: Model, sees: MapShape) -> str:
     facts = [str(_LAYOUT), machine.torch_version(), *machine.cpu_vector_flags(), str(sees)]
     facts += [
         f"{file.path.name} {file.stamp} {file.header_sha256} {_sampled(file.path, file.stamp)}"
-        for file in sorted(model.unet.files, key=lambda file: file.path)
+        for file in sorted(component.files, key=lambda file: file.path)
     ]
     return _digest(*facts)
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from sdcli.devices.base import Device
 from sdcli.domain import MapShape
-from sdcli.weights.mapped import copied, counts, looked_up
 from sdcli.weights.packed import Packed
 from sdcli.weights.read_ahead import Place, ReadAhead
+from sdcli.weights.source import Stored
 
 Packing = tuple[nn.Module, type[Packed], MapShape]
 """Whose forward uses a weight, how it is packed for that, and the map that the layer sees."""
@@ -33,6 +33,7 @@ class Lent:
         self._device = device
         self._hooks: list[Any] = []
         self._replaced: list[tuple[nn.Module, Any]] = []
+        self._fetched: list[nn.Module] = []
         self._buffer = torch.empty(0)
         self._recent: OrderedDict[str, list[torch.Tensor]] = OrderedDict()
         self._reader: ReadAhead | None = None
@@ -44,17 +45,18 @@ class Lent:
         self._buffer = torch.empty(0)  # the old one goes before the new one comes
         self._buffer = torch.empty(numel, dtype=self.dtype, device=self._device.torch_device)
 
-    def keep(self, layers: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
-        """Keep these (layer, parameter's name, stored tensor) on the device."""
-        store = self._device.weight_store(self.dtype, [stored.numel() for _, _, stored in layers])
+    def keep(self, layers: list[tuple[nn.Module, str, Stored]]) -> None:
+        """Keep these (layer, parameter's name, stored weight) on the device."""
+        store = self._device.weight_store(self.dtype, [stored.tensor.numel() for _, _, stored in layers])
         for layer, leaf, stored in layers:
-            room = store.take((stored.numel(),))
-            set_weight(layer, leaf, copied(_laid_out(room, stored.shape, self._device.memory_format), stored))
+            room = store.take((stored.tensor.numel(),))
+            set_weight(layer, leaf, stored.fill(_laid_out(room, stored.tensor.shape, self._device.memory_format)))
 
-    def pack(self, packing: Packing, stored: torch.Tensor) -> list[torch.Tensor]:
+    def pack(self, packing: Packing, stored: Stored) -> list[torch.Tensor]:
         """The stored weight, cast and in the kernels' own layout."""
         layer, kind, sees = packing
-        return kind.pack(layer, copied(self._buffer[: stored.numel()].view(stored.shape), stored), sees)
+        shape = stored.tensor.shape
+        return kind.pack(layer, stored.fill(self._buffer[: shape.numel()].view(shape)), sees)
 
     def compute_with(self, packing: Packing, packed: list[torch.Tensor]) -> None:
         """Have the layer compute with packed weights."""
@@ -71,7 +73,7 @@ class Lent:
 
         self._run_instead(layer, kind(layer, give))
 
-    def compute_packing(self, name: str, packing: Packing, stored: torch.Tensor) -> None:
+    def compute_packing(self, name: str, packing: Packing, stored: Stored) -> None:
         """Have the layer's weight cast and packed whenever it is needed, unless it was needed a moment ago.
 
         All that is remembered is no larger than the buffer. A feed-forward goes by turns to its two layers.
@@ -80,9 +82,9 @@ class Lent:
 
         def make() -> list[torch.Tensor]:
             if name not in self._recent:
-                while self._recent and self._remembered() + stored.numel() > self._buffer.numel():
+                while self._recent and self._remembered() + stored.tensor.numel() > self._buffer.numel():
                     self._recent.popitem(last=False)
-                self._reads(name, stored.nbytes)
+                self._reads(name, stored.tensor.nbytes)
                 self._recent[name] = self.pack(packing, stored)
             return self._recent[name]
 
@@ -96,27 +98,33 @@ class Lent:
         if self._reader is not None:
             self._reader.reach(name)
 
-    def stream(self, runner: nn.Module, layers: list[tuple[str, nn.Module, torch.Tensor]]) -> None:
+    def stream(self, runner: nn.Module, layers: list[tuple[str, nn.Module, Stored]]) -> None:
         """Leave the weights of `layers` mapped; while `runner` runs, lend them the buffer with cast copies."""
         views, at = [], 0
         for _, _, stored in layers:
-            flat = self._buffer[at : at + stored.numel()]
-            views.append(_laid_out(flat, stored.shape, self._device.memory_format))
-            at += stored.numel()
+            shape = stored.tensor.shape
+            flat = self._buffer[at : at + shape.numel()]
+            views.append(_laid_out(flat, shape, self._device.memory_format))
+            at += shape.numel()
 
         def lend(module: nn.Module, args: Any) -> None:
             for (name, layer, stored), view in zip(layers, views, strict=True):
-                self._reads(name, stored.nbytes)
-                set_weight(layer, "weight", copied(view, stored))
+                self._reads(name, stored.tensor.nbytes)
+                set_weight(layer, "weight", stored.fill(view))
 
         def take_back(module: nn.Module, args: Any, output: Any) -> None:
             for _, layer, stored in layers:
-                set_weight(layer, "weight", stored)
+                set_weight(layer, "weight", stored.tensor)
 
         take_back(runner, None, None)
         self._hooks += [runner.register_forward_pre_hook(lend), runner.register_forward_hook(take_back)]
 
-    def look_up(self, layer: nn.Module, stored: torch.Tensor) -> None:
+    def fetch(self, layer: nn.Module, stored: Stored) -> None:
+        """Leave the layer without its weight, and have `weight_of` make a copy in the arithmetic's type."""
+        layer.__dict__["fetch"] = lambda: stored.cast(self._device.torch_device, self.dtype)
+        self._fetched.append(layer)
+
+    def look_up(self, layer: nn.Module, stored: Stored) -> None:
         """Leave an embedding table mapped, and cast the few rows that were looked up."""
 
         def fetch(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -125,9 +133,9 @@ class Lent:
         def cast(module: nn.Module, args: Any, rows: torch.Tensor) -> torch.Tensor:
             return rows.to(self._device.torch_device, self.dtype)
 
-        set_weight(layer, "weight", stored)
-        if counts(stored):
-            self._run_instead(layer, lambda ids: looked_up(stored, ids))
+        set_weight(layer, "weight", stored.tensor)
+        if stored.counts:
+            self._run_instead(layer, stored.rows)
         self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
 
     def read_ahead(self, places: dict[str, list[Place]]) -> None:
@@ -146,8 +154,11 @@ class Lent:
             del layer.forward
             if before is not None:
                 layer.forward = before
+        for layer in self._fetched:
+            del layer.__dict__["fetch"]
         self._hooks.clear()
         self._replaced.clear()
+        self._fetched.clear()
         self._recent.clear()
         self._buffer = torch.empty(0)
 
@@ -163,6 +174,16 @@ def _laid_out(flat: torch.Tensor, shape: Iterable[int], memory_format: torch.mem
         return flat.view(sides)
     out, into, height, width = sides
     return flat.view(out, height, width, into).permute(0, 3, 1, 2)
+
+
+def weight_of(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The layer's weight on the device in this type, for as long as the caller holds it."""
+    fetch = layer.__dict__.get("fetch")
+    if fetch is not None:
+        copy: torch.Tensor = fetch()
+        return copy
+    kept: Any = layer._parameters["weight"]
+    return kept.to(device, dtype)
 
 
 def set_weight(layer: nn.Module, leaf: str, value: torch.Tensor) -> None:

@@ -238,7 +238,7 @@ def packing_of(layer: nn.Module, device: Device, dtype: torch.dtype) -> type[Pac
 
     A GEGLU is packed as a whole: the linear layer inside it is its weight and bias only.
     """
-    if device.name != "cpu" or not _has_operators() or not _multiplies(dtype):
+    if device.torch_device.type != "cpu" or not _has_operators() or not _multiplies(dtype):
         return None
     if isinstance(layer, GEGLU):
         return PackedGate

@@ -1,3 +1,4 @@
 from tests.host.conftest import no_worker_left, script
+from tests.support import counts_at_hand
 
-__all__ = ["no_worker_left", "script"]
+__all__ = ["counts_at_hand", "no_worker_left", "script"]

@@ -16,14 +16,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sdcli import interrupts
-from sdcli.app import attempt
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.run import run_task
 from sdcli.domain import Request
 from sdcli.errors import CeilingCrossed, Interrupted, NotFinite, SdcliError, WillNotFit
+from sdcli.host import watched
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Message, PictureDone, StageBegan, StepDone
 from sdcli.models.folder import open_model
+from sdcli.plan.bytes import Subject
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned, make_plan
 from sdcli.plan.remembered import change_table
@@ -268,12 +269,12 @@ def test_where_fp32_does_not_fit_the_retry_says_so(
 ) -> None:
     script(RETRY.replace("FAILS", "whole"))
 
-    def plan(model: Any, request: Request, dtype: str, *more: Any) -> Planned:
-        if dtype == "fp32":
+    def plan(subject: Subject, *more: Any) -> Planned:
+        if subject.dtype == "fp32":
             raise WillNotFit("will not fit: the stage denoise needs 9 GiB")
-        return make_plan(model, request, dtype, *more)  # type: ignore[arg-type]
+        return make_plan(subject, *more)
 
-    monkeypatch.setattr("sdcli.app.run.make_plan", plan)
+    monkeypatch.setattr("sdcli.app.means.make_plan", plan)
     asked = replace(task_of(tiny, request=THREE), dtype="bf16")
     with pytest.raises(NotFinite, match=r"came out in bf16, and fp32 will not fit: the stage \w+ needs"):
         run_task(asked, RunRecord(asked), Kept(), lambda *_: None)
@@ -295,7 +296,7 @@ def test_what_prevents_the_rescue_is_told_and_the_trouble_stays(
     tiny: Path, script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(BODY.replace("MOMENT 0", "sys.exit(3)").replace("MOMENT", "#"))
-    real, begun = attempt.Worker, []
+    real, begun = watched.Worker, []
 
     def start(*options: Any) -> Any:
         if begun:
@@ -303,7 +304,7 @@ def test_what_prevents_the_rescue_is_told_and_the_trouble_stays(
         begun.append(1)
         return real(*options)
 
-    monkeypatch.setattr(attempt, "Worker", start)
+    monkeypatch.setattr(watched, "Worker", start)
     asked = task_of(tiny, request=THREE)
     record = RunRecord(asked)
     with pytest.raises(SdcliError, match="ended with code 3"):
@@ -340,10 +341,10 @@ def test_a_signal_in_what_bears_failures_is_not_swallowed(signals: None) -> None
     assert not issubclass(Interrupted, Exception), "no boundary but the outermost takes it"
 
 
-def test_what_is_held_may_hold_again(signals: None) -> None:
+def test_a_piece_of_work_that_signals_wait_for_may_have_one_in_it(signals: None) -> None:
     done = []
-    with pytest.raises(Interrupted), interrupts.held():
-        with interrupts.held():
+    with pytest.raises(Interrupted), interrupts.deferred():
+        with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGINT)
         done.append("the rest of the outer one")
     assert done

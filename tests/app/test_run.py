@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from sdcli.app.attempt import job_of
+from sdcli.app.means import Prospect
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.report import report
-from sdcli.app.run import _job, make_synthetic, run_task
+from sdcli.app.run import run_task
 from sdcli.errors import BY_NAME, BadRequest, CeilingCrossed, Interrupted, SdcliError, WillNotFit
+from sdcli.host.making import make_synthetic
 from sdcli.host.watchdog import WARN_BYTES, Watchdog
 from sdcli.messages import Message, PictureDone, StepDone
 from sdcli.plan.baselines import remember_baseline, remembered_baseline
@@ -51,7 +54,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("sdcli.app.attempt.Worker", refuse)
+    monkeypatch.setattr("sdcli.host.watched.Worker", refuse)
 
 
 def run(
@@ -89,7 +92,7 @@ def test_the_job_carries_init_image_and_checkpoints(tiny: Path, script: Callable
     record = run(asked, resume={1: b"second", 0: b"one"})
     assert record.events == [(None, f"(3, 6) {b'pixelsonesecond'} 0.5")]
     assert record.planned is not None
-    decoding = _job(asked, record.planned.plan, {0: b"one"}, None, "pictures")
+    decoding = job_of(Prospect(asked), record.planned.plan, {0: b"one"}, "pictures")
     assert (decoding.checkpoints, decoding.payload) == ((3,), b"one"), "what only decodes needs no init image"
 
 
@@ -216,13 +219,13 @@ def test_what_does_not_fit_once_measured_is_refused_at_once_the_next_time(
     tiny: Path, script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(READY + 'say(Notice("a job came"))\n')
-    asked = task(tiny, standing() + 60 * MIB)
+    asked = task(tiny, standing() + 30 * MIB)
     record = RunRecord(asked)
     with pytest.raises(WillNotFit, match="the stage denoise needs ") as first:
         run_task(asked, record, lambda *_: None, lambda *_: None)
     assert record.events == [] and remembered_baseline("cpu") == record.baseline_bytes > 0
 
-    monkeypatch.setattr("sdcli.app.attempt.Worker", None)
+    monkeypatch.setattr("sdcli.host.watched.Worker", None)
     with pytest.raises(WillNotFit) as second:
         run(asked)
     assert str(second.value) == str(first.value)
@@ -316,7 +319,7 @@ def test_a_worker_of_its_own_decodes_the_same_pictures(
         planned = make_plan(*arguments)
         return replace(planned, plan=replace(planned.plan, fresh_decode=True))
 
-    monkeypatch.setattr("sdcli.app.run.make_plan", plan)
+    monkeypatch.setattr("sdcli.app.means.make_plan", plan)
     record = RunRecord(asked)
 
     def show(message: Message, watchdog: Watchdog) -> None:
@@ -336,6 +339,7 @@ def test_the_real_worker_s_failure_comes_with_its_traceback(tiny: Path, tmp_path
     model = tmp_path / "model"
     shutil.copytree(tiny, model)
     record = RunRecord(task(model))
+    Prospect(record.task).plan(0)  # counts it
     shutil.rmtree(model / "unet")
     with pytest.raises(SdcliError, match=r"lacks unet/config\.json"):
         run_task(record.task, record, lambda *_: None, lambda *_: None)

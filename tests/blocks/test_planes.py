@@ -28,8 +28,9 @@ from sdcli.blocks.planes import (
 from sdcli.devices.cpu import CpuDevice
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.models.folder import open_model
-from tests.networks import DTYPES
+from tests.networks import DTYPES, borrowing
 
+WAYS = {True: "whole", False: "recomputed"}
 CPU = CpuDevice()
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -153,10 +154,10 @@ def test_the_autoencoder_is_diffusers_own_without_seams(tiny: Path, keep_maps: b
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
     pixels = torch.rand(1, 3, 8 * size[0], 8 * size[1], generator=torch.Generator().manual_seed(2)) * 2 - 1
     scaled = latents / vae.config["scaling_factor"]
-    with borrow_decoder(component, CPU, torch.float32, keep_maps=keep_maps) as decode:
+    with borrow_decoder(component, borrowing(component, way=WAYS[keep_maps])) as decode:
         assert (decode(latents) - vae.decode(scaled).sample).abs().max() <= 1 / 255
     posterior = vae.encode(pixels).latent_dist
-    with borrow_encoder(component, CPU, torch.float32, keep_maps=keep_maps) as encode:
+    with borrow_encoder(component, borrowing(component, way=WAYS[keep_maps])) as encode:
         mean, deviation = encode(pixels)
     assert torch.allclose(mean, posterior.mean, atol=1e-3)  # the encoder's maps lie in FP16: 5.3e-4 with Arm's kernels
     assert torch.allclose(deviation, posterior.std, atol=1e-3)
@@ -172,6 +173,6 @@ def test_maps_that_are_kept_or_computed_again_give_the_same_bits(
     component, drawn = open_model("m", tiny).vae, []
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     for keep_maps in (True, False):
-        with borrow_decoder(component, CPU, dtype, keep_maps=keep_maps) as decode:
+        with borrow_decoder(component, borrowing(component, dtype=dtype, way=WAYS[keep_maps])) as decode:
             drawn.append(decode(latents))
     assert torch.equal(*drawn)

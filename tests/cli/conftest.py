@@ -14,9 +14,13 @@ import pytest
 from sdcli import machine
 from sdcli.app.record import Task
 from sdcli.cli.main import run
+from sdcli.cli.parsed import Product
 from sdcli.images.write import Destination
 from sdcli.units import GIB
 from tests.conftest import SDCLI
+from tests.support import counts_at_hand
+
+__all__ = ["counts_at_hand"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ def sdcli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     def no_worker(*_: object) -> None:
         raise AssertionError("a worker was started")
 
-    for module in ("run", "attempt"):
-        monkeypatch.setattr(f"sdcli.app.{module}.Worker", no_worker)
+    for module in ("making", "watched"):
+        monkeypatch.setattr(f"sdcli.host.{module}.Worker", no_worker)
 
     def command(*argv: str | Path) -> Outcome:
         code = run([str(argument) for argument in argv])
@@ -65,7 +69,7 @@ class Asked:
 
     task: Task
     destination: Destination
-    options: dict[str, Any]
+    product: Product
 
 
 @pytest.fixture
@@ -73,11 +77,10 @@ def asked(sdcli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Aske
     """Runs a command line up to where the work would begin, on a machine of 64 GiB without a GPU."""
     taken: list[Asked] = []
 
-    def take(task: Task, destination: Destination, options: dict[str, Any], *_: object) -> None:
-        taken.append(Asked(task, destination, options))
+    def take(task: Task, destination: Destination, product: Product, *_: object) -> None:
+        taken.append(Asked(task, destination, product))
 
-    for name in ("txt2img", "img2img"):
-        monkeypatch.setattr(f"sdcli.cli.{name}.draw", take)
+    monkeypatch.setattr("sdcli.cli.draw.carry_out", take)
     monkeypatch.setattr(machine, "physical_memory_bytes", lambda: 64 * GIB)
     monkeypatch.setattr(machine, "container_limit_bytes", lambda: None)
     monkeypatch.setattr(machine, "available_devices", lambda: {"cpu": "always there"})

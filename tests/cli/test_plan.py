@@ -51,6 +51,27 @@ def test_the_run_that_follows_takes_the_same_plan(sdcli: Command, tiny: Path) ->
         assert drawn["memory"]["peak_bytes"] <= told["memory"]["predicted_peak_bytes"]
 
 
+def test_the_plan_tells_of_each_stage_what_stays_where_the_rest_comes_from_and_who_does_it(
+    sdcli: Command, tiny: Path
+) -> None:
+    whole = planned(sdcli, "a fox", "-m", tiny, "--mem-limit", "none")["plan"]
+    parts = [("encode_prompt", "text_encoder"), ("denoise", "unet"), ("decode", "vae")]
+    assert [(stage["name"], *stage["resident"]) for stage in whole["stages"]] == parts
+    assert [stage["resident"] for stage in whole["stages"]] == [
+        {"text_encoder": 0}, {"unet": whole["resident_bytes"]}, {"vae": 0},
+    ]  # fmt: skip
+    assert whole["resident_bytes"] > 0
+    assert {(stage["source"], stage["worker"]) for stage in whole["stages"]} == {("file", 1)}
+    assert [stage["way"] for stage in whole["stages"]] == ["whole", whole["guidance"], "whole"]
+    for size in (512, 1024):
+        job = ["a fox", "-m", str(tiny), "-W", str(size), "-H", str(size)]
+        least = planned(sdcli, *job)["smallest_limit_bytes"]
+        tight = planned(sdcli, *job, "--mem-limit", f"{least // MIB}MiB")["plan"]
+        denoise, decode = tight["stages"][1:]
+        assert denoise["source"] == ("copy" if tight["prepared"] else "file") and denoise["way"] == tight["guidance"]
+        assert decode["worker"] == (2 if tight["fresh_decode"] else 1) and decode["way"] == "recomputed"
+
+
 def test_what_does_not_fit_says_so_and_what_would(sdcli: Command, tiny: Path) -> None:
     outcome = sdcli("plan", "a fox", "-m", tiny, "--mem-limit", "230MiB", "--json", "-W", "2048", "-H", "2048")
     told = json.loads(outcome.out)

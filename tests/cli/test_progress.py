@@ -35,7 +35,7 @@ def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = Fa
     ceiling = Ceiling(limit_bytes, "asked for")
     model = cast(Any, SimpleNamespace(ref="tiny"))
     record = RunRecord(Task(model, REQUEST, "cpu", "fp32", ceiling))
-    plan = Plan("partial", MIB, "batched", MIB, None, ("half stays", "one pass"))
+    plan = Plan("partial", MIB, "batched", MIB, ("half stays", "one pass"))
     record.planned = Planned(plan, (StageNeed("denoise", 400 * MIB),), 2.34)
     record.device, record.torch_version, record.baseline_bytes = "a CPU", "2.0", 200 * MIB
     show = ProgressLines(record, ceiling, quiet=quiet, verbose=verbose)

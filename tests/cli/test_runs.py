@@ -61,8 +61,8 @@ def test_the_report_has_the_keys_of_the_contract(report: dict[str, Any]) -> None
         "limit_bytes", "metric", "baseline_bytes", "predicted_peak_bytes", "peak_bytes", "samples", "period_ms",
     }  # fmt: skip
     assert set(report["plan"]) == {
-        "residency", "resident_bytes", "guidance", "attention_scratch_bytes", "vae_tile", "reasons",
-        "give_back", "prepared", "fresh_decode",
+        "residency", "resident_bytes", "guidance", "attention_scratch_bytes", "ways", "reasons",
+        "give_back", "prepared", "fresh_decode", "stages",
     }  # fmt: skip
     for stage in report["stages"]:
         assert set(stage) == {"name", "load_s", "run_s", "predicted_peak_bytes", "peak_bytes"}
@@ -77,7 +77,7 @@ def test_the_report_says_what_was_done(report: dict[str, Any], tiny: Path) -> No
     assert report["steps"]["count"] == 3 and report["steps"]["bytes_read_median"] == 0
     assert report["plan"]["residency"] == "resident"
     assert report["plan"]["guidance"] == ("batched" if machine.cpu_batches() else "sequential")
-    assert report["plan"]["vae_tile"] is None and report["plan"]["reasons"]
+    assert report["plan"]["ways"] == {"decode": "whole"} and report["plan"]["reasons"]
     assert (report["sdcli_version"], report["torch_version"]) == (__version__, torch.__version__)
 
 
@@ -222,9 +222,9 @@ def test_m9_crossing_the_ceiling_is_exit_code_137_and_no_picture(
     report: dict[str, Any], tiny: Path, work: Path
 ) -> None:
     blind = (
-        "import sdcli.app.run as host, sdcli.cli.main as program;"
+        "import sdcli.app.means as host, sdcli.cli.main as program;"
         "plan = host.make_plan;"
-        "host.make_plan = lambda model, request, dtype, limit, *rest: plan(model, request, dtype, None, *rest);"
+        "host.make_plan = lambda subject, limit, *rest: plan(subject, None, *rest);"
         "program.main()"
     )
     limit = f"{report['memory']['baseline_bytes'] // MIB + 40}MiB"

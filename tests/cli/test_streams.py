@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_whatever_happens_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("sdcli.cli.txt2img.require_prompt", fail)
+    monkeypatch.setattr("sdcli.cli.txt2img.asked_of", fail)
     assert main.run(["txt2img", "a"]) == code
     captured = capfd.readouterr()
     assert (captured.out, captured.err.lstrip("\n")) == ("", f"Error: {line}\n")
@@ -197,7 +198,19 @@ def test_a_message_is_cut_in_its_middle(monkeypatch: pytest.MonkeyPatch, capfd: 
     def fail(*_: object) -> None:
         raise SdcliError("begin " + "x" * 9999 + " end")
 
-    monkeypatch.setattr("sdcli.cli.txt2img.require_prompt", fail)
+    monkeypatch.setattr("sdcli.cli.txt2img.asked_of", fail)
     assert main.run(["txt2img", "a"]) == 1
     line = capfd.readouterr().err.removesuffix("\n").removeprefix("Error: ")
     assert len(line) == main.MESSAGE_LIMIT and line.startswith("begin x") and line.endswith("x end") and "…" in line
+
+
+def test_no_other_room_of_the_host_says_anything_to_anybody() -> None:
+    """But for the picture that images/ writes to stdout, which is the product."""
+    package = Path(main.__file__).parents[1]
+    talks = [
+        path.relative_to(package).as_posix()
+        for room in ("app", "host", "plan", "models", "images")
+        for path in (package / room).rglob("*.py")
+        if re.search(r"(?<![\w.])print\(|sys\.std(out|err)\b", path.read_text("utf-8"))
+    ]
+    assert talks == ["images/write.py"]

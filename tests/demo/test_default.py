@@ -54,7 +54,7 @@ def report(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects the lines about the model."""
     lines: list[str] = []
-    monkeypatch.setattr("sdcli.cli.draw.say", lambda text, end="\n": lines.append(text + end))
+    monkeypatch.setattr("sdcli.cli.say.say", lambda text, end="\n": lines.append(text + end))
     return lines
 
 

@@ -15,8 +15,9 @@ import torch
 
 from sdcli import machine
 from sdcli.domain import Request
-from sdcli.engine import decode, denoise, generate
+from sdcli.engine import decode, denoise
 from sdcli.errors import NotFinite
+from sdcli.families.sd import network
 from sdcli.models import reference
 from sdcli.models.folder import Component
 from tests.demo.judge import Scene, composed, judge
@@ -194,14 +195,16 @@ def swapped_prompts() -> AbstractContextManager[None]:
     def swap(request: Request) -> Request:
         return replace(request, prompt=request.negative, negative=request.prompt)
 
-    return replaced(generate, "encode_prompt", lambda real: lambda request, *rest: real(swap(request), *rest))
+    return replaced(
+        network, "encode_prompt", lambda real: lambda model, request, given: real(model, swap(request), given)
+    )
 
 
 def unscaled_latents() -> AbstractContextManager[None]:
     def break_it(borrow: Callable[..., Any]) -> Callable[..., Any]:
         return lambda vae, *rest, **named: borrow(with_settings(vae, scaling_factor=1.0), *rest, **named)
 
-    return replaced(decode, "borrow_decoder", break_it)
+    return replaced(network, "borrow_decoder", break_it)
 
 
 def swapped_channels() -> AbstractContextManager[None]:

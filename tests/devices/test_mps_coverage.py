@@ -30,6 +30,7 @@ from sdcli.families.sd.denoiser import borrow_denoiser
 from sdcli.families.sd.text_encoder import borrow_text_encoder, tokenize
 from sdcli.models.folder import open_model
 from sdcli.weights import lend as weights
+from tests.networks import borrowing
 from tests.support import RESIDENT, STREAMED
 
 NATIVE = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native"
@@ -136,23 +137,25 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
 def captured(tiny: Path) -> Capture:
     """All that the components run for txt2img and img2img, in every way that a plan can ask for."""
     model, device, dtype = open_model("tiny", tiny), LikeMps(), torch.bfloat16
+    plans = [replace(plan, attention_scratch_bytes=1_000_000) for plan in (RESIDENT, STREAMED)]
+    parts = {part: borrowing(model.parts[part], dtype=dtype, device=device) for part in ("text_encoder", "vae")}
+    steps = [borrowing(model.unet, plan, dtype, device=device, repeats=True) for plan in plans]
     ids = tokenize(model.tokenizer, 77, ["a fox " * 60, "a horse"]).ids
     pixels, latents = torch.rand(1, 3, 128, 136), torch.randn(1, 4, 16, 17)  # 272 tokens: more than FEW_KEYS
     monkeypatch = pytest.MonkeyPatch()
     with capturing(monkeypatch) as capture:
-        with borrow_text_encoder(model.text_encoder, device, dtype) as encode_words:
+        with borrow_text_encoder(model.text_encoder, parts["text_encoder"]) as encode_words:
             context = encode_words(ids)
-        with borrow_encoder(model.vae, device, dtype) as encode:
+        with borrow_encoder(model.vae, parts["vae"]) as encode:
             encode(pixels)
         guidances: tuple[Guidance, ...] = ("batched", "sequential")
-        for residency, guidance in itertools.product((RESIDENT, STREAMED), guidances):
-            plan = replace(residency, guidance=guidance, attention_scratch_bytes=1_000_000)
-            with borrow_denoiser(model.unet, plan, device, dtype) as denoiser:
+        for step, guidance in itertools.product(steps, guidances):
+            with borrow_denoiser(model.unet, step) as denoiser:
                 rows = [context] if guidance == "batched" else [row[None] for row in context]
                 for row in rows:
                     for timestep in (torch.tensor(999), torch.tensor(998.5)):
-                        denoiser(latents.expand(len(row), -1, -1, -1), timestep, row)
-        with borrow_decoder(model.vae, device, dtype) as decode:
+                        denoiser(latents.expand(len(row), -1, -1, -1), timestep, {"tokens": row})
+        with borrow_decoder(model.vae, parts["vae"]) as decode:
             assert decode(latents).shape == pixels.shape
     monkeypatch.undo()
     return capture

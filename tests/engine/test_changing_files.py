@@ -14,12 +14,12 @@ import torch
 from sdcli.devices import open_device
 from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
-from sdcli.messages import Job, Message, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
+from sdcli.messages import Message, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.models.folder import open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
-from sdcli.weights.mapped import Mapped
 from sdcli.weights.packed import can_map
-from tests.support import ASTRONAUT, RESIDENT, STREAMED, pictures, run_engine
+from sdcli.weights.source import Source
+from tests.support import ASTRONAUT, RESIDENT, STREAMED, job_of, pictures, run_engine
 
 SHORT = replace(ASTRONAUT, steps=2)
 
@@ -67,7 +67,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def events(model: Path, plan: object = RESIDENT, **options: object) -> Iterator[Message]:
     device = open_device("cpu")
     device.prepare(None)
-    job = Job(SHORT, plan, str(model), "fp32", stamps=dict(stamps_of(open_model("m", model))))  # type: ignore[arg-type]
+    job = job_of(model, SHORT, plan, stamps=dict(stamps_of(open_model("m", model))))  # type: ignore[arg-type]
     yield from generate(replace(job, **options), device)  # type: ignore[arg-type]
 
 
@@ -148,7 +148,7 @@ def test_a_config_that_changed_since_the_host_read_it_ends_the_run(model: Path, 
     stamps = dict(stamps_of(open_model("m", model)))
     (model / file).write_bytes((model / file).read_bytes() + b"\n")
     with pytest.raises(SdcliError, match=f"the model changed while it was in use: '{file}'; run again"):
-        list(generate(Job(SHORT, RESIDENT, str(model), "fp32", stamps=stamps), open_device("cpu")))
+        list(generate(job_of(model, SHORT, RESIDENT, stamps=stamps), open_device("cpu")))
 
 
 def test_a_folder_that_is_swapped_ends_the_run(tiny: Path, model: Path, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_second_worker_decodes_with_the_first_one_s_model_or_not_at_all(model:
     stamps = dict(stamps_of(open_model("m", model)))
     told = list(events(model, part="latents"))
     blobs = [event.payload for event in told if isinstance(event, StepDone)][-1:]
-    second = Job(SHORT, RESIDENT, str(model), "fp32", (len(blobs[0]),), blobs[0], part="pictures", stamps=stamps)
+    second = job_of(model, SHORT, RESIDENT, "fp32", (len(blobs[0]),), blobs[0], part="pictures", stamps=stamps)
     assert len(pictures(list(generate(second, open_device("cpu"))))) == 1
     replace_by_another(weights(model, "vae"))
     with pytest.raises(SdcliError, match=r"the model changed .*vae/"):
@@ -211,7 +211,7 @@ def test_what_the_library_says_of_a_file_that_it_cannot_map_is_one_line(model: P
     for change in ("truncated", "of another kind", "gone"):
         if weights(model, "unet").is_file():
             CHANGES[change](weights(model, "unet"))
-        with pytest.raises(SdcliError, match=r"cannot read '.*: it changed or its disk failed"), Mapped(unet):
+        with pytest.raises(SdcliError, match=r"cannot read '.*: it changed or its disk failed"), Source(unet):
             pass
         if change == "of another kind":
             break

@@ -16,11 +16,11 @@ from sdcli.devices import open_device
 from sdcli.domain import Plan, Request
 from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
-from sdcli.messages import Job, Message, Notice, StepDone
+from sdcli.messages import Message, Notice, StepDone
 from sdcli.models.folder import open_model
 from sdcli.weights.copies import is_made, making, place_of_copy, remove
 from sdcli.weights.packed import can_map
-from tests.support import ASTRONAUT, STREAMED, pictures, run_engine
+from tests.support import ASTRONAUT, STREAMED, job_of, pictures, run_engine
 
 pytestmark = [pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")]
 
@@ -32,7 +32,7 @@ PARTLY = replace(COPIED, residency="partial", resident_bytes=1_500_000)
 def run(model: Path, copy: Path, plan: Plan = COPIED, request: Request = SHORT) -> Iterator[Message]:
     device = open_device("cpu")
     device.prepare(None)
-    return generate(Job(request, plan, str(model), "fp32", prepared=str(copy)), device)
+    return generate(job_of(model, request, plan, prepared=str(copy)), device)
 
 
 def drawn(events: list[Message]) -> torch.Tensor:
@@ -118,8 +118,8 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
     tiny: Path, tmp_path: Path, how: str
 ) -> None:
     model = Path(shutil.copytree(tiny, tmp_path / "model"))
-    opened = open_model("m", model)
-    first = place_of_copy(opened, "cpu", "fp32", opened.latent_shape(SHORT))
+    opened, sees = open_model("m", model), (1, 8, 8)
+    first = place_of_copy(opened.unet, "cpu", "fp32", sees, 10**6)
     assert first is not None
     before = drawn(list(run(model, first)))
     weights, _, info = opened.unet.weights()["mid_block.resnets.0.conv1.weight"]
@@ -132,7 +132,14 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
     if how != "edited in place, touch -r":
         (shutil.copy2 if how == "cp -p" else os.replace)(other, weights)
     assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-    second = place_of_copy(open_model("m", model), "cpu", "fp32", opened.latent_shape(SHORT))
+    second = place_of_copy(open_model("m", model).unet, "cpu", "fp32", sees, 10**6)
     assert second is not None
     after = drawn(list(run(model, second)))
     assert torch.equal(after, drawn(run_engine(model, SHORT))) and not torch.equal(after, before)
+
+
+def test_where_weights_cannot_be_mapped_none_is_made(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdcli.engine.denoise.can_map", lambda: False)
+    events = list(run(tiny, place))
+    assert not place.exists() and list(place.parent.glob("*.part")) == [] == notices(events)
+    assert torch.equal(drawn(events), drawn(run_engine(tiny, SHORT)))

@@ -15,16 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdcli.devices import open_device
-from sdcli.engine import decode as decode_stage
 from sdcli.engine import denoise as denoise_stage
 from sdcli.engine.denoise import steps_run
 from sdcli.engine.generate import generate
 from sdcli.engine.stage import is_finite
 from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError
-from sdcli.families.sd import autoencoder, denoiser, text_encoder
+from sdcli.families.sd import network
 from sdcli.messages import (
     Finished,
-    Job,
     LatentsDone,
     Message,
     Notice,
@@ -35,7 +33,7 @@ from sdcli.messages import (
     StepDone,
 )
 from sdcli.weights.lend import lend_weights
-from tests.support import ASTRONAUT, RESIDENT, STREAMED, pictures, run_engine
+from tests.support import ASTRONAUT, RESIDENT, STREAMED, counted, job_of, pictures, run_engine
 
 PIXELS = bytes(range(192)) * 64
 SHORT = replace(ASTRONAUT, steps=2)
@@ -86,7 +84,7 @@ def test_a_picture_without_a_step_to_run_is_told_as_denoised(tiny: Path) -> None
     events = run_engine(tiny, replace(SHORT, strength=0.0), payload=PIXELS)
     assert told(events)[6:9] == stage("denoise", "LatentsDone")[:3]
     (done,) = (event for event in events if isinstance(event, LatentsDone))
-    job = Job(SHORT, RESIDENT, str(tiny), "fp32", (len(done.payload),), done.payload, part="pictures")
+    job = job_of(tiny, SHORT, RESIDENT, "fp32", (len(done.payload),), done.payload, part="pictures")
     assert torch.equal(pictures(list(generate(job, open_device("cpu"))))[0], pictures(events)[0])
 
 
@@ -119,8 +117,7 @@ def test_every_component_is_loaded_once_whatever_the_count(
         loads.append(component.name)
         return lend_weights(module, component, *arguments, **options)
 
-    for room in (autoencoder, denoiser, text_encoder):
-        monkeypatch.setattr(room, "lend_weights", noted)
+    monkeypatch.setattr("sdcli.weights.borrow.lend_weights", noted)
     run_engine(tiny, replace(SHORT, count=count, strength=1.0), payload=PIXELS)
     assert loads == ["text_encoder", "vae", "unet", "vae"]
 
@@ -154,34 +151,34 @@ def test_600_tokens_are_no_news(tiny: Path) -> None:
 
 def spoil_decodes(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int, torch.dtype], bool]) -> None:
     """Put NaN into the decodes for which `spoiled` says so, by their number and type."""
-    borrow, number = decode_stage.borrow_decoder, iter(range(100))
+    borrow, number = network.borrow_decoder, iter(range(100))
 
     @contextmanager
-    def borrowed(component: Any, device: Any, dtype: torch.dtype, **options: Any) -> Iterator[Any]:
-        with borrow(component, device, dtype, **options) as run:
+    def borrowed(component: Any, given: Any) -> Iterator[Any]:
+        with borrow(component, given) as run:
 
             def decode(latents: torch.Tensor) -> torch.Tensor:
                 pixels: torch.Tensor = run(latents)
-                if spoiled(next(number), dtype):
+                if spoiled(next(number), given.dtype):
                     pixels[0, 1, 2, 3] = torch.nan
                 return pixels
 
             yield decode
 
-    monkeypatch.setattr(decode_stage, "borrow_decoder", borrowed)
+    monkeypatch.setattr(network, "borrow_decoder", borrowed)
 
 
 def test_a_decode_that_is_not_finite_is_an_error_when_the_others_are_there(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(SHORT, count=3)
-    spoil_decodes(monkeypatch, lambda number, dtype: number == 1)
     device = open_device("cpu")
     for dtype, kind in (("bf16", NotFiniteInHalf), ("fp32", NotFinite)):
+        job = job_of(tiny, request, RESIDENT, dtype)  # type: ignore[arg-type]
         spoil_decodes(monkeypatch, lambda number, dtype: number == 1)
         events: list[Message] = []
         with pytest.raises(NotFinite, match="stage decode") as caught:
-            for event in generate(Job(request, RESIDENT, str(tiny), dtype), device):  # type: ignore[arg-type]
+            for event in generate(job, device):
                 events.append(event)  # noqa: PERF402  what came before the error is kept
         assert type(caught.value) is kind
         assert [event.image for event in events if isinstance(event, PictureDone)] == [0, 2]
@@ -191,7 +188,7 @@ def test_pictures_alone_are_drawn_of_the_images_whose_latents_are_handed_over(ti
     request = replace(SHORT, count=3)
     events = run_engine(tiny, request)
     done = {event.image: event.payload for event in events if isinstance(event, StepDone) and event.step == event.count}
-    job = Job(request, RESIDENT, str(tiny), "fp32", (len(done[0]), len(done[2])), done[0] + done[2], part="pictures")
+    job = job_of(tiny, request, RESIDENT, "fp32", (len(done[0]), len(done[2])), done[0] + done[2], part="pictures")
     again = [event for event in generate(job, open_device("cpu")) if isinstance(event, PictureDone)]
     drawn = {event.image: event for event in events if isinstance(event, PictureDone)}
     assert sorted(done) == [0, 1, 2] and [(one.image, one.seed) for one in again] == [(0, 1234), (2, 1236)]
@@ -270,7 +267,7 @@ def test_a_decoder_that_is_not_there_is_found_before_anything_is_drawn(tiny: Pat
     (file,) = (copy / "vae").glob("*.safetensors")
     save_file({name: tensor for name, tensor in load_file(file).items() if name != "decoder.conv_in.bias"}, file)
     with pytest.raises(SdcliError, match=r"lacks the tensors 'decoder\.conv_in\.bias'"):
-        next(generate(Job(SHORT, RESIDENT, str(copy), "fp32"), open_device("cpu")))
+        counted(copy, SHORT)
 
 
 # Memory between stages
@@ -292,7 +289,7 @@ def test_when_a_stage_has_ended_its_weights_and_its_scratch_are_gone(tiny: Path,
     before, left = tensor_bytes(), {}
     gc.disable()  # only what the engine collects itself counts
     try:
-        job = Job(request, plan, str(tiny), "fp32", (), bytes(256 * 192 * 3))
+        job = job_of(tiny, request, plan, "fp32", (), bytes(256 * 192 * 3))
         for event in generate(job, open_device("cpu")):
             if isinstance(event, StageEnded):
                 left[event.name] = sum(size for place, size in tensor_bytes().items() if place not in before)
@@ -329,7 +326,7 @@ def test_checkpoints_of_several_images_are_told_apart(tiny: Path) -> None:
 
 
 def test_a_caller_who_stops_listening_frees_everything(tiny: Path) -> None:
-    events = generate(Job(SHORT, RESIDENT, str(tiny), "fp32"), open_device("cpu"))
+    events = generate(job_of(tiny, SHORT, RESIDENT), open_device("cpu"))
     before = tensor_bytes()
     for event in events:
         if isinstance(event, StepDone):
@@ -346,5 +343,5 @@ def test_a_model_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_stage_begins_before_its_work(tiny: Path) -> None:
-    events = generate(Job(SHORT, RESIDENT, str(tiny), "fp32"), open_device("cpu"))
+    events = generate(job_of(tiny, SHORT, RESIDENT), open_device("cpu"))
     assert next(events) == StageBegan("encode_prompt")

@@ -15,15 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from sdcli.devices.cpu import CpuDevice
 from sdcli.engine.synthesize import write_model
 from sdcli.errors import SdcliError
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.models.configs import CONFIG_FILES
 from sdcli.models.folder import open_model
 from sdcli.models.reference import resolve_model
 from tests.conftest import TINY
 from tests.engine.test_same_picture import gradient, reference
+from tests.networks import borrowing
 from tests.support import ASTRONAUT, draw, largest_difference
 
 REQUEST = replace(ASTRONAUT, prompt="a fox in the rain!", negative="ugly", steps=2)
@@ -300,7 +299,7 @@ def test_the_top_folder_of_the_hub_s_cache_is_its_main_snapshot(
 def test_what_only_a_constructor_or_the_weights_can_judge_is_one_line(
     model: Path, part: str, changes: dict[str, Any]
 ) -> None:
-    edit(model / part / CONFIG_FILES["unet"], **changes)
+    edit(model / part / "config.json", **changes)
     with pytest.raises(SdcliError) as caught:
         draw(model, request=REQUEST)
     assert str(model.name) in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 400
@@ -319,7 +318,7 @@ def test_a_model_of_another_family_is_told_by_its_tensors(model: Path) -> None:
 @torch.inference_mode()
 def test_latents_have_the_factor_of_the_autoencoder_both_ways(tmp_path: Path) -> None:
     model = open_model("m", made(tmp_path / "model", NETWORKS["autoencoder of 3 levels"]))
-    with borrow_encoder(model.vae, CpuDevice(), torch.float32) as encode:
+    with borrow_encoder(model.vae, borrowing(model.vae)) as encode:
         mean, _ = encode(torch.zeros(1, 3, 64, 32))
-    with borrow_decoder(model.vae, CpuDevice(), torch.float32) as decode:
+    with borrow_decoder(model.vae, borrowing(model.vae)) as decode:
         assert mean.shape == (1, 4, 16, 8) and decode(mean).shape == (1, 3, 64, 32)

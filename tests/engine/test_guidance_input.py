@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sdcli.cli.draw import build_request
+from sdcli.app.asked import Asked
+from sdcli.app.tasks import request_of
 from sdcli.domain import Plan
 from sdcli.engine.synthesize import write_model
 from sdcli.messages import StepDone
@@ -20,7 +21,7 @@ from tests.support import ASTRONAUT, RESIDENT, STREAMED, draw, largest_differenc
 
 LCM = {"_class_name": "LCMScheduler", **{key: TINY["scheduler"][key] for key in ("beta_start", "beta_end")}}
 PARTIAL = replace(RESIDENT, residency="partial", resident_bytes=400_000)
-OPTIONS = {"prompt": "a", "negative": "b", "width": None, "height": None, "steps": 4, "guidance": 7.5, "seed": 0}
+ASKED = Asked("a", seed=0, negative="b", steps=4)
 
 
 def distilled(folder: Path, **unet: Any) -> Path:
@@ -70,7 +71,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(lcm: Path) -> None:
 
 
 def test_there_is_one_pass_and_no_negative_prompt(lcm: Path, tiny: Path) -> None:
-    request = build_request(open_model("lcm", lcm), OPTIONS)
-    assert not request.guided and build_request(open_model("tiny", tiny), OPTIONS).guided
+    request = request_of(ASKED, open_model("lcm", lcm), None, lambda _: None)
+    assert not request.guided and request_of(ASKED, open_model("tiny", tiny), None, lambda _: None).guided
     assert torch.equal(draw(lcm, request=ASTRONAUT), draw(lcm, request=replace(ASTRONAUT, negative="another")))
     assert not replace(request, width=128).guided

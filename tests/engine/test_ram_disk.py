@@ -23,7 +23,7 @@ from sdcli.models.folder import open_model
 from sdcli.units import MIB
 from sdcli.weights.packed import can_map
 from tests.conftest import TINY
-from tests.support import ASTRONAUT, RESIDENT, STREAMED, pictures, run_engine
+from tests.support import ASTRONAUT, RESIDENT, STREAMED, job_of, pictures, run_engine
 
 SHM = Path("/dev/shm")
 pytestmark = [pytest.mark.skipif(not SHM.is_dir() or not lies_in_memory(SHM), reason="no RAM disk here")]
@@ -89,10 +89,9 @@ def test_no_page_of_the_model_stays_mapped_and_the_picture_is_the_same(medium: P
 def test_making_a_copy_and_drawing_from_it_leave_nothing_mapped(medium: Path, tmp_path: Path) -> None:
     from sdcli.devices import open_device
     from sdcli.engine.generate import generate
-    from sdcli.messages import Job
 
     plan: Plan = replace(STREAMED, prepared=True)
-    job = Job(SHORT, plan, str(medium), "fp32", prepared=str(tmp_path / "model" / "fp32-0123456789abcdef"))
+    job = job_of(medium, SHORT, plan, prepared=str(tmp_path / "model" / "fp32-0123456789abcdef"))
     for _ in ("made", "used"):
         with most_shared() as most:
             drawn = pictures(list(generate(job, open_device("cpu"))))[0]

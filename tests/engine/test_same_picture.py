@@ -20,7 +20,7 @@ from sdcli import machine
 from sdcli.domain import Plan, Request
 from sdcli.errors import SdcliError
 from sdcli.messages import Message, StepDone
-from sdcli.models.configs import SCHEDULERS
+from sdcli.models.schedulers import SCHEDULERS
 from tests.support import ASTRONAUT, RESIDENT, STREAMED, draw, largest_difference, pictures, psnr, run_engine
 
 BF16_PSNR_FLOOR_DB = 30.0

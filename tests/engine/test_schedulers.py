@@ -22,9 +22,8 @@ from sdcli.engine.schedulers import (
     step_options,
 )
 from sdcli.errors import SdcliError
-from sdcli.models.configs import SCHEDULERS
 from sdcli.models.folder import Component
-from sdcli.models.schedulers import SETTINGS, adds_noise, possible_steps
+from sdcli.models.schedulers import SCHEDULERS, SETTINGS, adds_noise, possible_steps
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EVERY = sorted(SCHEDULERS)

@@ -35,9 +35,10 @@ from sdcli.messages import (
     write_message,
 )
 from tests.conftest import TINY
-from tests.support import ASTRONAUT, RESIDENT, pictures, run_engine
+from tests.support import ASTRONAUT, RESIDENT, job_of, pictures, run_engine
 
 SHORT = replace(ASTRONAUT, steps=2)
+NETWORK = "sdcli.families.sd.network"
 WAIT_S = 30
 
 
@@ -47,7 +48,7 @@ class Spoken:
     def __init__(self, prelude: str = "") -> None:
         code = f"{prelude}\nfrom sdcli.engine.__main__ import main\nmain()"
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code] if prelude else [sys.executable, "-P", "-m", "sdcli.engine"],
+            [sys.executable, "-P", *(["-c", code] if prelude else ["-m", "sdcli.engine"]), NETWORK],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -97,7 +98,7 @@ def spoken(prelude: str = "", start: bool = True) -> Iterator[Spoken]:
 
 
 def job(model: Path) -> Job:
-    return Job(SHORT, RESIDENT, str(model), "fp32")
+    return job_of(model, SHORT, RESIDENT)
 
 
 def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) -> None:
@@ -164,11 +165,11 @@ def test_garbage_later_on_ends_it_too(tiny: Path) -> None:
 
 TRIPS = """
 import sdcli.engine.lean_imports as lean
-def import_models(plainly):
+def import_network(module, plainly):
     assert not plainly
     import torch, diffusers  # begun, and gone wrong half-way
     raise AttributeError("an unknown version\\nthat needs what was left out")
-lean.import_models = import_models
+lean.import_network = import_network
 """
 
 
@@ -276,7 +277,7 @@ def test_the_host_is_told_the_kind_of_failure(error: Exception, kind: str, words
 
 def test_a_failure_of_ours_keeps_its_kind_and_its_line(tmp_path: Path) -> None:
     with spoken() as worker:
-        worker.say(job(tmp_path / "gone"))
+        worker.say(Job(SHORT, RESIDENT, str(tmp_path / "gone"), "fp32"))
         (failed,) = worker.hear_until(Failed)
         assert isinstance(failed, Failed)
         assert failed.kind == "SdcliError" and "is not a folder" in failed.message

@@ -47,7 +47,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def put(body: str) -> None:
         def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            assert command == [sys.executable, "-P", "-m", "sdcli.engine"]
+            assert command[:4] == [sys.executable, "-P", "-m", "sdcli.engine"]
             return subprocess.Popen([sys.executable, "-P", "-c", PROLOGUE + body], **options)
 
         monkeypatch.setattr("sdcli.host.worker.subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))

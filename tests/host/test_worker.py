@@ -68,7 +68,7 @@ time.sleep(600)
 def test_nobody_waits_while_a_large_job_is_sent(script: Callable[[str], None]) -> None:
     """Nor does the watchdog: a worker that reads nothing yet is told two things, and hears both later."""
     script(LATE)
-    with Worker() as worker:
+    with Worker("sdcli.families.sd.network") as worker:
         worker.send(Start("cpu", None))
         worker.send(Job(ASTRONAUT, RESIDENT, "tiny", "fp32", payload=bytes(50_000_000)))
         worker.send(Relieve())

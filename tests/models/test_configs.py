@@ -9,33 +9,32 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from sdcli import settings
 from sdcli.errors import SdcliError
+from sdcli.families.contract import Part
+from sdcli.families.registry import by_name
 from sdcli.models import schedulers
-from sdcli.models.configs import (
-    CLASSES,
-    CONFIG_FILES,
-    CONFIG_LIMIT_BYTES,
-    SCHEDULERS,
-    ComponentName,
-    checked_config,
-    class_name,
-    keys_passed_over,
-    read_json,
-)
+from sdcli.models.configs import CONFIG_LIMIT_BYTES, checked_config, class_name, keys_passed_over, read_json
 from sdcli.models.folder import open_model
+from sdcli.models.schedulers import SCHEDULERS
 from sdcli.units import MIB
 
 Refused = Callable[..., AbstractContextManager[None]]
 
 PATH = Path("model/unet/config.json")
+
+PARTS = {part.name: part for part in by_name("sd").parts}
+
+
+def known_classes(part: Part) -> Collection[str]:
+    return SCHEDULERS if part.is_scheduler else part.classes
 
 
 def added_token(content: str) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def added_token(content: str) -> dict[str, Any]:
     }
 
 
-PUBLISHED: dict[ComponentName, dict[str, Any]] = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "unet": {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.6.0",
@@ -195,15 +194,15 @@ RESAVED_SCHEDULER = {
 }
 
 
-@pytest.mark.parametrize("component", get_args(ComponentName))
-def test_the_configs_of_the_published_model_are_let_through(component: ComponentName, tmp_path: Path) -> None:
-    path = tmp_path / CONFIG_FILES[component]
+@pytest.mark.parametrize("component", PARTS)
+def test_the_configs_of_the_published_model_are_let_through(component: str, tmp_path: Path) -> None:
+    path = tmp_path / PARTS[component].config_file
     path.write_text(json.dumps(PUBLISHED[component], indent=2), "utf-8")
     table = read_json(path)
     assert table == PUBLISHED[component]
-    assert class_name(component, table, path) in CLASSES[component]
-    kept = checked_config(component, table, path)
-    assert kept.items() <= table.items() and keys_passed_over(component, table) == []
+    assert class_name(PARTS[component], table, path) in known_classes(PARTS[component])
+    kept = checked_config(PARTS[component], table, path)
+    assert kept.items() <= table.items() and keys_passed_over(PARTS[component], table) == []
     without_effect = {
         "text_encoder": "dropout attention_dropout initializer_factor initializer_range projection_dim bos_token_id "
         "eos_token_id pad_token_id",
@@ -216,19 +215,19 @@ def test_the_configs_of_the_published_model_are_let_through(component: Component
 @pytest.mark.parametrize("name", settings.config_names("models"))
 def test_the_shipped_models_are_let_through(name: str) -> None:
     config = settings.read_config("models", name)
-    for component in get_args(ComponentName):
-        assert class_name(component, config[component], PATH) in CLASSES[component]
-        assert checked_config(component, config[component], PATH)
+    for part in PARTS.values():
+        assert class_name(part, config[part.name], PATH) in known_classes(part)
+        assert checked_config(part, config[part.name], PATH)
 
 
 def test_configs_saved_by_today_s_libraries_are_let_through_without_the_settings_of_other_families() -> None:
-    unet = checked_config("unet", RESAVED_UNET, PATH)
+    unet = checked_config(PARTS["unet"], RESAVED_UNET, PATH)
     assert unet["only_cross_attention"] == [False, False, False, True]
     assert unet["time_cond_proj_dim"] is None and not {"addition_embed_type_num_heads", "_name_or_path"} & set(unet)
-    scheduler = checked_config("scheduler", RESAVED_SCHEDULER, PATH)
+    scheduler = checked_config(PARTS["scheduler"], RESAVED_SCHEDULER, PATH)
     assert len(scheduler["trained_betas"]) == 1000 and "flow_shift" not in scheduler
     text = {"return_dict": True, "pruned_heads": {}, "tie_word_embeddings": True, "is_decoder": False, "hidden_size": 8}
-    assert checked_config("text_encoder", text, PATH) == {"hidden_size": 8}
+    assert checked_config(PARTS["text_encoder"], text, PATH) == {"hidden_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -244,23 +243,23 @@ def test_configs_saved_by_today_s_libraries_are_let_through_without_the_settings
 )
 def test_what_is_left_over_from_another_scheduler_may_be_anything(name: str, settings: dict[str, Any]) -> None:
     table = {"_class_name": name, "num_train_timesteps": 1000, **settings}
-    kept = checked_config("scheduler", table, PATH)
+    kept = checked_config(PARTS["scheduler"], table, PATH)
     assert not kept.keys() - {"num_train_timesteps", "lambda_min_clipped"}
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler"])
 def test_infinity_is_let_through_where_the_scheduler_wants_it_and_nan_is_not(name: str, refused: Refused) -> None:
     table = {"_class_name": name, "lambda_min_clipped": json.loads("-Infinity"), "variance_type": None}
-    assert checked_config("scheduler", table, PATH)["lambda_min_clipped"] == -math.inf
+    assert checked_config(PARTS["scheduler"], table, PATH)["lambda_min_clipped"] == -math.inf
     for key, value in (("lambda_min_clipped", math.nan), ("sample_max_value", math.inf), ("beta_end", math.inf)):
         with refused(1, "config.json", f"'{key}'"):
-            checked_config("scheduler", {**table, key: value}, PATH)
+            checked_config(PARTS["scheduler"], {**table, key: value}, PATH)
 
 
 def test_an_old_way_to_say_what_the_model_predicts_is_understood() -> None:
     for said, prediction in ((False, "sample"), (True, "epsilon"), (None, "epsilon")):
         table = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "predict_epsilon": said}
-        assert checked_config("scheduler", table, PATH) == {"prediction_type": prediction}
+        assert checked_config(PARTS["scheduler"], table, PATH) == {"prediction_type": prediction}
 
 
 def test_a_scheduler_has_the_class_of_the_model_s_index_and_its_settings_are_looked_at_for_that(tiny: Path) -> None:
@@ -288,22 +287,22 @@ def test_a_scheduler_has_the_class_of_the_model_s_index_and_its_settings_are_loo
 def test_a_scheduler_that_cannot_draw_is_refused_with_all_that_can(name: str, refused: Refused) -> None:
     every = [name.removesuffix("Scheduler") for name in SCHEDULERS]
     with refused(1, f"'{name}'", "edit _class_name", *every):
-        class_name("scheduler", {"_class_name": name}, PATH)
+        class_name(PARTS["scheduler"], {"_class_name": name}, PATH)
 
 
 def test_settings_that_need_scipy_say_so(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}
     monkeypatch.setattr(schedulers, "find_spec", lambda name: None)
     with refused(1, "config.json", "use_beta_sigmas", "scipy"):
-        checked_config("scheduler", table, PATH)
-    assert checked_config("scheduler", {**table, "_class_name": "DDIMScheduler"}, PATH)
+        checked_config(PARTS["scheduler"], table, PATH)
+    assert checked_config(PARTS["scheduler"], {**table, "_class_name": "DDIMScheduler"}, PATH)
     monkeypatch.setattr(schedulers, "find_spec", lambda name: name)
-    assert checked_config("scheduler", table, PATH) == {"use_beta_sigmas": True}
+    assert checked_config(PARTS["scheduler"], table, PATH) == {"use_beta_sigmas": True}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_of_the_table_is_a_class_of_that_name(name: str) -> None:
-    assert class_name("scheduler", {"_class_name": name}, PATH) == name
+    assert class_name(PARTS["scheduler"], {"_class_name": name}, PATH) == name
 
 
 @pytest.mark.parametrize(
@@ -326,17 +325,15 @@ def test_every_scheduler_of_the_table_is_a_class_of_that_name(name: str) -> None
         ("tokenizer", {"tokenizer_class": "PreTrainedTokenizerFast"}),
     ],
 )
-def test_a_class_that_is_not_in_the_table_is_refused(
-    refused: Refused, component: ComponentName, table: dict[str, Any]
-) -> None:
+def test_a_class_that_is_not_in_the_table_is_refused(refused: Refused, component: str, table: dict[str, Any]) -> None:
     with refused(1, "config.json", "asks for the class", "refused", f"a {component} may be"):
-        class_name(component, table, PATH)
+        class_name(PARTS[component], table, PATH)
 
 
 @pytest.mark.parametrize("name", [None, "", 0, False, 1, 1.5, [], {}, ["UNet2DConditionModel"], {"a": {}}], ids=repr)
 def test_a_class_that_is_no_word_is_refused(refused: Refused, name: object) -> None:
     with refused(1, "config.json", "refused"):
-        class_name("unet", {"_class_name": name}, PATH)
+        class_name(PARTS["unet"], {"_class_name": name}, PATH)
 
 
 @pytest.mark.parametrize(
@@ -344,22 +341,22 @@ def test_a_class_that_is_no_word_is_refused(refused: Refused, name: object) -> N
 )
 def test_architectures_of_a_wrong_type_are_refused(refused: Refused, architectures: object) -> None:
     with refused(1, "config.json", "names no class", "refused"):
-        class_name("text_encoder", {"architectures": architectures}, PATH)
+        class_name(PARTS["text_encoder"], {"architectures": architectures}, PATH)
 
 
 def test_a_unet_that_names_no_class_is_refused(refused: Refused) -> None:
     with refused(1, "config.json", "names no class", "UNet2DConditionModel"):
-        class_name("unet", {"architectures": ["UNet2DConditionModel"]}, PATH)
+        class_name(PARTS["unet"], {"architectures": ["UNet2DConditionModel"]}, PATH)
 
 
 @pytest.mark.parametrize("table", [{}, {"architectures": None}, {"architectures": []}])
 def test_a_text_encoder_or_tokenizer_that_names_no_class_is_clip_s(table: dict[str, Any]) -> None:
-    assert class_name("text_encoder", table, PATH) == "CLIPTextModel"
-    assert class_name("tokenizer", table, PATH) == "CLIPTokenizer"
-    assert class_name("tokenizer", {"tokenizer_class": None}, PATH) == "CLIPTokenizer"
+    assert class_name(PARTS["text_encoder"], table, PATH) == "CLIPTextModel"
+    assert class_name(PARTS["tokenizer"], table, PATH) == "CLIPTokenizer"
+    assert class_name(PARTS["tokenizer"], {"tokenizer_class": None}, PATH) == "CLIPTokenizer"
 
 
-@pytest.mark.parametrize("component", get_args(ComponentName))
+@pytest.mark.parametrize("component", PARTS)
 @pytest.mark.parametrize(
     "key",
     [
@@ -374,21 +371,19 @@ def test_a_text_encoder_or_tokenizer_that_names_no_class_is_clip_s(table: dict[s
         "x" * 5000,
     ],
 )
-def test_an_unknown_setting_reaches_no_constructor_whatever_its_value(component: ComponentName, key: str) -> None:
-    plain = checked_config(component, PUBLISHED[component], PATH)
+def test_an_unknown_setting_reaches_no_constructor_whatever_its_value(component: str, key: str) -> None:
+    plain = checked_config(PARTS[component], PUBLISHED[component], PATH)
     for value in (None, False, "evil.py--Evil", {"AutoModel": "evil.Evil"}, [[[[]]]], math.nan):
-        assert checked_config(component, {**PUBLISHED[component], key: value}, PATH) == plain
-        assert keys_passed_over(component, {**PUBLISHED[component], key: value}) == [key]
+        assert checked_config(PARTS[component], {**PUBLISHED[component], key: value}, PATH) == plain
+        assert keys_passed_over(PARTS[component], {**PUBLISHED[component], key: value}) == [key]
 
 
-@pytest.mark.parametrize("component", get_args(ComponentName))
+@pytest.mark.parametrize("component", PARTS)
 @pytest.mark.parametrize("key", ["auto_map", "custom_pipeline", "trust_remote_code"])
-def test_a_setting_that_names_code_is_refused_whatever_its_value(
-    refused: Refused, component: ComponentName, key: str
-) -> None:
+def test_a_setting_that_names_code_is_refused_whatever_its_value(refused: Refused, component: str, key: str) -> None:
     for value in (None, False, "evil.py--Evil", {"AutoModel": "evil.Evil"}):
         with refused(1, "config.json", f"'{key}'", "no code that a model brings is run"):
-            checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+            checked_config(PARTS[component], {**PUBLISHED[component], key: value}, PATH)
 
 
 @pytest.mark.parametrize(
@@ -423,10 +418,10 @@ def test_a_setting_that_names_code_is_refused_whatever_its_value(
     ],
 )
 def test_a_setting_of_another_family_is_refused_by_name_when_it_is_set(
-    refused: Refused, component: ComponentName, key: str, value: object
+    refused: Refused, component: str, key: str, value: object
 ) -> None:
     with refused(1, "config.json", f"'{key}'", "another family"):
-        checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+        checked_config(PARTS[component], {**PUBLISHED[component], key: value}, PATH)
 
 
 @pytest.mark.parametrize(
@@ -543,11 +538,30 @@ def test_a_setting_of_another_family_is_refused_by_name_when_it_is_set(
         ("scheduler", "steps_offset", [1]),
     ],
 )
-def test_a_value_that_no_model_has_is_refused(
-    refused: Refused, component: ComponentName, key: str, value: object
-) -> None:
+def test_a_value_that_no_model_has_is_refused(refused: Refused, component: str, key: str, value: object) -> None:
     with refused(1, "config.json", f"'{key}'", "refused"):
-        checked_config(component, {**PUBLISHED[component], key: value}, PATH)
+        checked_config(PARTS[component], {**PUBLISHED[component], key: value}, PATH)
+
+
+@pytest.mark.parametrize(
+    ("component", "key", "value", "said"),
+    [
+        ("unet", "act_fn", "nope", "('nope')"),
+        ("unet", "norm_num_groups", None, "('null')"),
+        ("unet", "norm_eps", math.nan, "('NaN')"),
+        ("vae", "use_quant_conv", 1, "('1')"),
+        ("vae", "act_fn", "\x1b[31m" + "x" * 99, "('\\x1b[31mxxxx"),
+        ("text_encoder", "hidden_size", [1] * 99, "('[1, 1, 1, 1, 1, 1, ...]')"),
+        ("unet", "down_block_types", [[[[[[[[[["x"]]]]]]]]]], "('[[[[[[[...]]]]]]]')"),
+        ("scheduler", "skip_prk_steps", "true", "('true')"),
+        ("scheduler", "beta_end", 10**400, "('1000000"),
+        ("unet", "attention_type", "gated", "to 'gated'"),
+        ("scheduler", "flow_shift", 3.0, "to '3.0'"),
+    ],
+)
+def test_a_refused_value_is_shown(refused: Refused, component: str, key: str, value: object, said: str) -> None:
+    with refused(1, f"'{key}'", said):
+        checked_config(PARTS[component], {**PUBLISHED[component], key: value}, PATH)
 
 
 @pytest.mark.parametrize(
@@ -577,18 +591,18 @@ def test_a_value_that_no_model_has_is_refused(
     ids=repr,
 )
 def test_settings_that_describe_no_network_together_are_refused(
-    refused: Refused, component: ComponentName, changes: dict[str, Any], words: list[str]
+    refused: Refused, component: str, changes: dict[str, Any], words: list[str]
 ) -> None:
     with refused(1, "config.json", "refused", *words):
-        checked_config(component, {**PUBLISHED[component], **changes}, PATH)
+        checked_config(PARTS[component], {**PUBLISHED[component], **changes}, PATH)
 
 
 def test_a_network_that_says_nothing_of_its_levels_is_what_the_library_takes_it_for(refused: Refused) -> None:
-    assert checked_config("unet", {}, PATH) == {} == checked_config("vae", {}, PATH)
+    assert checked_config(PARTS["unet"], {}, PATH) == {} == checked_config(PARTS["vae"], {}, PATH)
     with refused(1, "config.json", "2 'block_out_channels' and no 'down_block_types'"):
-        checked_config("unet", {"block_out_channels": [320, 640]}, PATH)
+        checked_config(PARTS["unet"], {"block_out_channels": [320, 640]}, PATH)
     levels = {"down_block_types": ["UNetResDownBlock2D"] * 2, "up_block_types": ["UNetResUpBlock2D"] * 2}
-    assert checked_config("unet", {"block_out_channels": [320, 640], **levels}, PATH)["up_block_types"]
+    assert checked_config(PARTS["unet"], {"block_out_channels": [320, 640], **levels}, PATH)["up_block_types"]
 
 
 @pytest.mark.parametrize(
@@ -628,9 +642,9 @@ def test_nesting_just_short_of_what_json_refuses_is_refused_too(tmp_path: Path, 
         path.write_text('{"architectures":' + "[" * depth + "]" * depth + "}", "utf-8")
         with refused(1, "config.json"):
             table = read_json(path)
-            class_name("text_encoder", table, path)
+            class_name(PARTS["text_encoder"], table, path)
         with refused(1, "config.json"):
-            checked_config("unet", {"encoder_hid_dim": read_json(path)["architectures"]}, path)
+            checked_config(PARTS["unet"], {"encoder_hid_dim": read_json(path)["architectures"]}, path)
 
 
 def test_a_huge_config_is_refused_without_being_read(tmp_path: Path, refused: Refused) -> None:
@@ -702,8 +716,8 @@ def test_opening_a_hostile_config_imports_nothing(tmp_path: Path, refused: Refus
         {"_class_name": "UNet2DConditionModel", "auto_map": {"AutoModel": "evil.Evil"}},
     ):
         with refused(1, "config.json", "refused"):
-            class_name("unet", table, tmp_path / "config.json")
-            checked_config("unet", table, tmp_path / "config.json")
+            class_name(PARTS["unet"], table, tmp_path / "config.json")
+            checked_config(PARTS["unet"], table, tmp_path / "config.json")
     assert set(sys.modules) == before
 
 
@@ -715,4 +729,4 @@ def test_a_byte_order_mark_before_a_config_is_passed_over(tmp_path: Path) -> Non
 @pytest.mark.parametrize("factor", [1e-30, 1e30, 0, -0.18215])
 def test_latents_of_an_absurd_scale_are_refused(refused: Refused, factor: float) -> None:
     with refused(1, "'scaling_factor'"):
-        checked_config("vae", {"scaling_factor": factor}, PATH)
+        checked_config(PARTS["vae"], {"scaling_factor": factor}, PATH)

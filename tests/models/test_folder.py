@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.domain import Request
-from sdcli.models.folder import Component, open_model
+from sdcli.domain import Component, Model, Request
+from sdcli.families.registry import family_of
+from sdcli.models.folder import open_model
 
 Refused = Callable[..., AbstractContextManager[None]]
 WriteWeights = Callable[[Path, Mapping[str, tuple[str, list[int]]]], Path]
@@ -21,6 +22,10 @@ EditConfig = Callable[..., None]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
+
+
+def label_of(model: Model) -> str:
+    return family_of(model).label(model)
 
 
 def test_a_whole_model_is_described_by_its_parts(model_folder: Path) -> None:
@@ -123,6 +128,27 @@ def test_a_missing_shard_is_named(model_folder: Path, write_weights: WriteWeight
         open_model("m", model_folder)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"t1": ["a"]}}', '{"weight_map": {"t1": "other"}}'],
+)
+def test_a_damaged_index_beside_whole_shards_is_named_and_not_needed(
+    model_folder: Path, write_weights: WriteWeights, content: str
+) -> None:
+    (model_folder / UNET).unlink()
+    names = [f"diffusion_pytorch_model-{index:05}-of-00002.safetensors" for index in (1, 2)]
+    for name in names:
+        write_weights(model_folder / "unet" / name, {f"t{name[25]}": ("F16", [1])})
+    index = model_folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"t0": names[0], "t1": names[1]}}), "utf-8")
+    write_weights(model_folder / "unet" / names[1], {"other": ("F16", [1])})
+    assert open_model("m", model_folder).notes == ()
+    index.write_text(content, "utf-8")
+    model = open_model("m", model_folder)
+    assert len(model.notes) == 1 and f"unet/{index.name} is damaged" in model.notes[0]
+    assert len(model.unet.weights()) == 2
+
+
 def test_the_same_tensor_in_two_shards_or_under_two_names_is_refused(
     model_folder: Path, write_weights: WriteWeights, refused: Refused
 ) -> None:
@@ -202,16 +228,16 @@ def test_a_truncated_weight_file_is_refused_by_name(model_folder: Path, refused:
 
 def test_the_family_is_told_from_the_unet(model_folder: Path, edit_config: EditConfig) -> None:
     config = model_folder / "unet" / "config.json"
-    assert open_model("m", model_folder).family == "sd"
+    assert label_of(open_model("m", model_folder)) == "sd"
     words = model_folder / "text_encoder" / "config.json"
     config.write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
     for context, family in ((768, "sd15"), (1024, "sd"), ([768] * 4, "sd")):
         edit_config(config, block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=context)
         edit_config(words, hidden_size=768 if family == "sd15" or isinstance(context, list) else 1024)
-        assert open_model("m", model_folder).family == family
+        assert label_of(open_model("m", model_folder)) == family
     edit_config(words, hidden_size=1280)
     config.write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
-    assert open_model("m", model_folder).family == "sd"
+    assert label_of(open_model("m", model_folder)) == "sd"
 
 
 @pytest.mark.parametrize(

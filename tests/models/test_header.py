@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.domain import TensorInfo
 from sdcli.errors import SdcliError
-from sdcli.models.header import HEADER_LIMIT_BYTES, TensorInfo, read_header, sample_sha256
+from sdcli.models.header import HEADER_LIMIT_BYTES, read_header, sample_sha256
 from sdcli.units import MIB
 
 Refused = Callable[..., AbstractContextManager[None]]

@@ -17,9 +17,11 @@ import pytest
 
 from sdcli import settings
 from sdcli.errors import SdcliError
+from sdcli.families.registry import by_name, family_of
+from sdcli.families.sd.vocabulary import tokenizer_files
 from sdcli.models.folder import open_model
 from sdcli.models.header import sample_sha256
-from sdcli.models.synthetic import LAYOUT, MANIFEST, find_synthetic, tokenizer_files, weight_path, write_texts
+from sdcli.models.synthetic import LAYOUT, MANIFEST, find_synthetic, weight_path, write_texts
 
 Refused = Callable[..., AbstractContextManager[None]]
 
@@ -280,10 +282,11 @@ def test_the_texts_of_a_shipped_model_and_any_weights_make_a_whole_model(
 ) -> None:
     config = settings.read_config("models", name)
     write_texts(config, tmp_path)
-    for component in ("text_encoder", "unet", "vae"):
-        write_weights(weight_path(tmp_path, component), {"weight": ("F16", [1])})
+    for part in by_name("sd").parts:
+        if part.stem is not None:
+            write_weights(weight_path(tmp_path, part), {"weight": ("F16", [1])})
     model = open_model(name, tmp_path)
-    assert model.family == name and model.native_size[0] == 8 * config["unet"]["sample_size"]
+    assert family_of(model).label(model) == name and model.native_size[0] == 8 * config["unet"]["sample_size"]
     vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text("utf-8"))
     assert len(vocabulary) == model.text_encoder.config["vocab_size"]
     merges = (tmp_path / "tokenizer" / "merges.txt").read_text("utf-8")

@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.families.sd.parts import VOCABULARY_LIMITS
+from sdcli.families.sd.vocabulary import tokenizer_files
+from sdcli.models import tokenizer_files as module
 from sdcli.models.folder import open_model
-from sdcli.models.synthetic import tokenizer_files
-from sdcli.models.tokenizer_files import ENTRIES_LIMIT, check_tokenizer
 from sdcli.units import MIB
 
 Refused = Callable[..., AbstractContextManager[None]]
+
+ENTRIES_LIMIT = VOCABULARY_LIMITS.entries
+
+
+def check_tokenizer(home: Path) -> dict[str, Path]:
+    return module.check_tokenizer(home, VOCABULARY_LIMITS)
 
 
 @pytest.fixture(scope="module")

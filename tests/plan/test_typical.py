@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from sdcli import machine
+from sdcli.app.counts import CountBook
 from sdcli.app.forecast import Forecast, forecast, forecast_report
+from sdcli.app.means import Prospect, settled_baseline
 from sdcli.app.record import RunRecord, Task
-from sdcli.app.run import _overhead, _Run, run_task
+from sdcli.app.run import run_task
 from sdcli.cli.main import MESSAGE_LIMIT
 from sdcli.domain import DeviceName, Request
 from sdcli.errors import WillNotFit
 from sdcli.models.folder import open_model
 from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, typical_bytes
 from sdcli.plan.ceiling import Ceiling
-from sdcli.plan.remainder import WITH_AVX512
 from sdcli.units import GIB, MIB
+from tests.plan.subjects import counts_in
 
 REQUEST = Request("a red fox", "", 64, 64, 4, 7.5, 11, 1)
 COMMAND = ": pip install torch==2.14.1+cpu --index-url https://download.pytorch.org/whl/cpu"
@@ -76,6 +78,7 @@ def test_plans_and_refusals_name_the_build(build: pytest.MonkeyPatch, tiny: Path
 
 def test_the_longest_refusal_is_a_line_that_is_shown_whole(build: pytest.MonkeyPatch, tiny: Path) -> None:
     build.setattr(machine, "torch_version", lambda: "2.14.1.post12+cu130")
+    build.setattr(CountBook, "__call__", lambda self, request: counts_in("fp32")(request))
     longest = replace(REQUEST, width=8192, height=8192)
     needs = forecast(replace(asked(tiny, None), request=longest)).smallest_limit_bytes
     refusal = forecast(replace(asked(tiny, needs - 16 * MIB), request=longest)).refusal
@@ -104,20 +107,24 @@ def test_a_first_run_takes_the_plan_that_was_told_unless_it_needs_less_or_much_m
     asked = told(tiny, None).task
     assert typical_bytes("cpu") == 180 * MIB
     for measured, planned_for in ((170, 170), (180, 180), (184, 180), (190, 190)):
-        run = _Run(asked, RunRecord(asked, baseline_bytes=measured * MIB), None, lambda *_: None)
-        assert run._baseline_bytes() == planned_for * MIB
+        assert settled_baseline(asked, None, measured * MIB) == planned_for * MIB
 
 
-def test_a_processor_that_was_never_measured_gets_wide_curves(build: pytest.MonkeyPatch, tiny: Path) -> None:
-    needs = {}
+def test_a_processor_that_was_never_measured_gets_a_wide_remainder(build: pytest.MonkeyPatch, tiny: Path) -> None:
+    needs, weights_and_live = {}, {}
+    remember_baseline("cpu", 180 * MIB)
     for measured in (True, False):
         build.setattr(machine, "cpu_is_measured", lambda dtype, measured=measured: measured)
-        remember_baseline("cpu", 180 * MIB)
+        build.setattr(machine, "cpu_batches", lambda: False)  # so that both go by the same one
         planned = told(tiny, None).planned
         assert planned is not None
         needs[measured] = {need.name: need.peak_bytes for need in planned.needs}
-    assert needs[True]["encode_prompt"] == needs[False]["encode_prompt"]
-    for stage in ("denoise", "decode"):
-        assert needs[True][stage] < needs[False][stage] < 1.1 * needs[True][stage]
+        steps = planned.needs[1]
+        weights_and_live[measured] = steps.peak_bytes - steps.remainder_bytes
+        assert Prospect(asked(tiny, None)).remainder_from == ("shipped" if measured else "wide")
+    for stage in ("encode_prompt", "denoise", "decode"):
+        assert needs[True][stage] < needs[False][stage] < 1.2 * needs[True][stage]
+    assert weights_and_live[True] == weights_and_live[False]
+    build.setattr(machine, "attends_fused", lambda device, dtype: True)  # as the counts are of
     gpu = asked(tiny, None, "mps")
-    assert forecast(gpu).planned is not None and _overhead(gpu) is WITH_AVX512
+    assert forecast(gpu).planned is not None and Prospect(gpu).remainder_from == "shipped"

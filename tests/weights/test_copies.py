@@ -17,23 +17,31 @@ import pytest
 
 from sdcli import machine
 from sdcli.errors import BadRequest, SdcliError
-from sdcli.models.folder import open_model
+from sdcli.models.folder import Model, open_model
 from sdcli.units import GIB, MIB
 from sdcli.weights import copies as prepared
 from sdcli.weights.copies import (
     INDEX,
     LEFT_FREE_BYTES,
     WEIGHTS,
-    held,
+    in_use,
     is_made,
     outdated,
-    place_of_copy,
     sweep,
     unfinished,
+)
+from sdcli.weights.copies import (
+    place_of_copy as copy_of_part,
 )
 
 Usage = namedtuple("Usage", "total used free")
 SIZE = (64, 64)
+
+
+def place_of_copy(model: Model, device: Any, dtype: Any, size: tuple[int, int]) -> Path | None:
+    """Of the denoiser's copy, for latents of this size."""
+    nbytes = sum(info.numel * 2 for _, _, info in model.unet.weights().values())
+    return copy_of_part(model.unet, device, dtype, machine.cpu_packs_for(*size, dtype), nbytes)
 
 
 @pytest.fixture(autouse=True)
@@ -158,19 +166,19 @@ def test_the_cap_is_a_share_of_the_disk_if_nobody_says_otherwise(root: Path, mon
 def test_a_copy_that_nobody_used_for_a_month_goes(root: Path) -> None:
     ours, other = copy_at(root, 0), copy_at(root, 1, age_s=31 * 24 * 3600)
     assert outdated(ours) == [other]
-    with held(other):
+    with in_use(other):
         assert outdated(ours) == []
 
 
 def test_one_that_another_process_uses_stays_beyond_any_cap(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDCLI_PREPARED_CAP", "1MiB")
     ours, used, unused = (copy_at(root, key, 2 * MIB, age_s=99) for key in range(3))
-    code = "import sys; from pathlib import Path; from sdcli.weights.copies import held\n"
-    code += "with held(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from sdcli.weights.copies import in_use\n"
+    code += "with in_use(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-P", "-c", code, str(used)], **pipes) as user:
         user.stdout.readline()
-        with held(used):  # users share it
+        with in_use(used):  # users share it
             sweep(ours)
         assert is_made(ours) and is_made(used) and not unused.exists()
         sweep(ours)

@@ -27,7 +27,7 @@ from sdcli.units import MIB
 from sdcli.weights.empty import without_memory
 from sdcli.weights.lend import lend_weights
 from sdcli.weights.lent import Lent, Packing
-from tests.networks import DTYPES, NARROW
+from tests.networks import DTYPES, NARROW, borrowing, table
 
 UNET = "diffusion_pytorch_model.safetensors"
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -44,11 +44,18 @@ def changed(model: Path, home: Path, part: str, change: Change, name: str | None
     return copy
 
 
+def lending(
+    module: Any, component: Component, device: Any, dtype: torch.dtype, resident_bytes: int = 0, **options: Any
+) -> Any:
+    """The module's weights, with so many bytes of matrices resident."""
+    return lend_weights(module, component, table(component, resident_bytes, dtype, module), device, dtype, **options)
+
+
 @torch.no_grad()
 def denoised(model: Path, resident_bytes: int, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
     """One step of the denoiser with so many bytes resident."""
     unet, lent = empty_unet(open_model("m", model).unet)
-    with lend_weights(unet, lent, CpuDevice(), dtype, resident_bytes=resident_bytes, **options):
+    with lending(unet, lent, CpuDevice(), dtype, resident_bytes=resident_bytes, **options):
         return run(unet, dtype)
 
 
@@ -87,7 +94,7 @@ def test_lent_weights_are_those_that_the_library_loads(tiny: Path) -> None:
 @torch.no_grad()
 def test_what_streaming_reads_is_counted_to_the_byte(tiny: Path, resident_bytes: int) -> None:
     unet, component = empty_unet(open_model("m", tiny).unet)
-    with lend_weights(unet, component, CpuDevice(), torch.float32, resident_bytes=resident_bytes) as lent:
+    with lending(unet, component, CpuDevice(), torch.float32, resident_bytes=resident_bytes) as lent:
         streamed = {
             name for name, p in unet.named_parameters() if p.dtype == torch.float16 and p.untyped_storage().nbytes()
         }
@@ -115,7 +122,7 @@ def test_resident_matrices_never_take_more_than_allowed(
 
     monkeypatch.setattr(Lent, "compute_with", noted)
     unet, component = empty_unet(open_model("m", tiny).unet)
-    with lend_weights(unet, component, CpuDevice(), dtype, resident_bytes=resident_bytes, packed=packed):
+    with lending(unet, component, CpuDevice(), dtype, resident_bytes=resident_bytes, packed=packed):
         kept = {p.data_ptr(): p.nbytes for p in unet.parameters() if p.ndim > 1 and p.dtype == dtype and not p.is_meta}
     held = sum(kept.values()) + sum(packed_bytes)
     assert held <= resident_bytes
@@ -137,7 +144,7 @@ def test_nothing_is_left_when_the_loan_ends(tiny: Path, resident_bytes: int, fai
         raise KeyError("within a layer, while it has the buffer")
 
     def lend() -> None:
-        with lend_weights(unet, component, CpuDevice(), torch.float32, resident_bytes=resident_bytes):
+        with lending(unet, component, CpuDevice(), torch.float32, resident_bytes=resident_bytes):
             hook = unet.mid_block.attentions[0].proj_in.register_forward_pre_hook(boom) if fail else None
             try:
                 run(unet, torch.float32)
@@ -163,9 +170,10 @@ def test_only_the_half_of_the_autoencoder_that_was_asked_for_is_lent(tiny: Path)
     with without_memory():
         vae = AutoencoderKL(**component.config).eval()
     parts = ("decoder.", "post_quant_conv.")
-    with lend_weights(vae, component, CpuDevice(), torch.float32, parts=parts):
+    with lending(vae, component, CpuDevice(), torch.float32, parts=parts):
         for name, parameter in vae.named_parameters():
-            assert parameter.is_meta != name.startswith(parts), name
+            convolution = name.startswith(parts) and parameter.ndim == 4  # copied whenever they are used
+            assert parameter.is_meta == (convolution or not name.startswith(parts)), name
 
 
 # Files that do not match
@@ -216,7 +224,7 @@ def test_a_text_encoder_that_lacks_a_tensor_is_refused_too(tiny: Path, tmp_path:
     component = open_model("m", model).text_encoder
     with (
         pytest.raises(SdcliError, match="lacks the tensors"),
-        borrow_text_encoder(component, CpuDevice(), torch.float32),
+        borrow_text_encoder(component, borrowing(component)),
     ):
         pass
 
@@ -276,7 +284,7 @@ def test_an_autoencoder_with_the_old_names_decodes_the_same(tiny: Path, tmp_path
     latents = torch.randn(1, 4, 17, 17, generator=torch.Generator().manual_seed(0))
     decoded = []
     for model in (tiny, changed(tiny, tmp_path, "vae", rename)):
-        with borrow_decoder(open_model("m", model).vae, CpuDevice(), torch.float32) as decode:
+        with borrow_decoder(open_model("m", model).vae, borrowing(open_model("m", model).vae)) as decode:
             decoded.append(decode(latents))
     assert torch.equal(*decoded)
 
@@ -290,7 +298,8 @@ def test_a_text_encoder_with_the_old_prefix_gives_the_same_context(tiny: Path, t
     ids = torch.arange(77)[None, None]
     contexts = []
     for model in (tiny, changed(tiny, tmp_path, "text_encoder", prefix)):
-        with borrow_text_encoder(open_model("m", model).text_encoder, CpuDevice(), torch.float32) as encode:
+        part = open_model("m", model).text_encoder
+        with borrow_text_encoder(part, borrowing(part)) as encode:
             contexts.append(encode(ids))
     assert torch.equal(*contexts)
 
@@ -308,7 +317,7 @@ def test_weights_that_move_to_a_device_of_another_layout_are_contiguous(tiny: Pa
     def note(module: Any, _: Any) -> None:
         layouts.append(module.weight.is_contiguous())
 
-    with torch.no_grad(), lend_weights(unet, component, Plain(), torch.float32):
+    with torch.no_grad(), lending(unet, component, Plain(), torch.float32):
         unet.conv_in.register_forward_pre_hook(note)
         run(unet, torch.float32)
     assert layouts == [True]
@@ -324,7 +333,7 @@ def test_resident_weights_share_one_allocation(tiny: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(PooledWeights, "__init__", note)
     unet, component = empty_unet(open_model("m", tiny).unet)
-    with lend_weights(unet, component, CpuDevice(), torch.float32, resident_bytes=2**40):
+    with lending(unet, component, CpuDevice(), torch.float32, resident_bytes=2**40):
         (pool,) = pools
         assert pool._at == pool._pool.numel(), "room was reserved that nothing takes"
         inside = [p for p in unet.parameters() if not p.is_meta]
@@ -339,6 +348,7 @@ from sdcli.weights.packed import can_map
 from sdcli.weights.prepared import make_copy
 from sdcli.weights.lend import lend_weights, packer
 from sdcli.devices.cpu import CpuDevice
+from sdcli.domain import WeightRow
 from sdcli.models.folder import Component
 from sdcli.models.header import read_header
 
@@ -355,16 +365,19 @@ with torch.device("meta"):
 module.requires_grad_(False)
 torch.ones(2, 4096, dtype=dtype) @ torch.ones(4096, 64, dtype=dtype)
 begun, found = anonymous(), {}
-ways = {"cast": {}, "resident": {"resident_bytes": 2**40}, "packed": {"packed": True}}
-ways["packed, resident"] = {"packed": True, "resident_bytes": 2**40}
+def table(resident):
+    return [WeightRow("unet", f"{i}.weight", (2048, 4096), "matrix", (2, 64, 64), resident) for i in range(4)]
+ways = {"cast": {}, "resident": {"resident": True}, "packed": {"packed": True}}
+ways["packed, resident"] = {"packed": True, "resident": True}
 if can_map():
-    with packer(module, component, device, dtype, {}) as (names, pack):
+    with packer(module, component, table(False), device, dtype) as (names, pack):
         copy = make_copy(path.parent / "key", names, pack)
     del pack
     ways["prepared"] = {"packed": True, "prepared": copy}
-    ways["prepared, resident"] = {"packed": True, "prepared": copy, "resident_bytes": 2**40}
+    ways["prepared, resident"] = {"packed": True, "prepared": copy, "resident": True}
 for name, options in ways.items():
-    with torch.no_grad(), lend_weights(module, component, device, dtype, **options):
+    rows = table(options.pop("resident", False))
+    with torch.no_grad(), lend_weights(module, component, rows, device, dtype, **options):
         for layer in module:
             layer(torch.ones(2, 4096, dtype=dtype))
         found[name] = anonymous() - begun

@@ -27,7 +27,7 @@ from sdcli.errors import SdcliError
 from sdcli.models.header import sampled_sha256
 from sdcli.units import MIB
 from sdcli.weights.arena import Arena
-from sdcli.weights.copies import being_made, held, remove, unfinished
+from sdcli.weights.copies import being_made, in_use, remove, unfinished
 from sdcli.weights.opaque import raw_bytes
 from sdcli.weights.packed import PackedLinear, can_map, packing_of
 from sdcli.weights.prepared import INDEX, WEIGHTS, make_copy, open_copy
@@ -309,7 +309,7 @@ def test_where_there_are_no_locks_a_copy_is_made_all_the_same(
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
     monkeypatch.setattr("fcntl.flock", fail if isinstance(error, OSError) else lambda *_: None)
     folder = tmp_path / "fp32-key"
-    with held(folder):
+    with in_use(folder):
         made_in(folder)
     assert open_copy(folder) is not None
 
@@ -339,7 +339,7 @@ def test_an_open_copy_is_whole_whatever_becomes_of_its_folder(tmp_path: Path) ->
 def test_a_copy_that_is_used_stays_and_a_damaged_one_goes_though_it_is_used(tmp_path: Path) -> None:
     folder = tmp_path / "fp32-key"
     made_in(folder)
-    with held(folder):
+    with in_use(folder):
         remove(folder)
         assert open_copy(folder) is not None
         edit(folder)

@@ -140,7 +140,7 @@ def test_the_picture_is_the_same_within_1_of_255_and_every_plan_has_the_same_bit
         return convolved(states, *arguments)
 
     monkeypatch.setattr(winograd, "convolve", convolve_)
-    monkeypatch.setattr("sdcli.engine.denoise.cpu_packs_for", lambda height, width, dtype: (1, height, width))
+    monkeypatch.setattr("tests.support.cpu_packs_for", lambda height, width, dtype: (1, height, width))
     monkeypatch.setattr(packed, "cpu_gains_by_winograd", lambda: True)
     resident, streamed = (draw(tiny, request=request, plan=plan) for plan in (RESIDENT, STREAMED))
     assert (2, 64, 32, 32) in used

@@ -1,9 +1,9 @@
 """The two halves of the autoencoder, borrowed one at a time, and computed band by band.
 
 Of all its maps only the sums along the residual stream are whole: a block's output takes the place of its input. In
-FP32 they lie in FP16 between two blocks, which moves no pixel by more than 1/255. With `keep_maps` two more maps are
-whole, where a block would otherwise compute its first half twice: faster by a third, larger by two to three maps, and
-the same bits.
+FP32 they lie in FP16 between two blocks, which moves no pixel by more than 1/255. Unless its way is to recompute, two
+more maps are whole, where a block would otherwise compute its first half twice: faster by a third, larger by two to
+three maps, and the same bits.
 """
 
 from __future__ import annotations
@@ -23,55 +23,52 @@ from torch import nn
 from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.frugal import make_frugal
 from sdcli.blocks.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
-from sdcli.devices.base import Device
 from sdcli.models.folder import Component
 from sdcli.units import MIB
+from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
-from sdcli.weights.lend import lend_weights
-from sdcli.weights.mapped import require_match
 
 SCRATCH_BYTES = 8 * MIB
 """Whatever the plan: it runs once a picture, and in half precision another number of rows may round otherwise."""
+
+RECOMPUTE = "recomputed"
+"""The way of a stage that computes some maps twice rather than keep them."""
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
 ENCODER_PARTS = ("encoder.", "quant_conv.")
 
 
 @contextmanager
-def borrow_decoder(
-    component: Component, device: Device, dtype: torch.dtype, *, keep_maps: bool = True
-) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+def borrow_decoder(component: Component, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Lend a function from (1, channels, h, w) latents as the denoiser knows them to (1, 3, 8h, 8w) pixels in -1…1.
 
     Its weights stream: each is used once a picture, so keeping them would cost memory and save nothing.
     """
-    with _half(component, DECODER_PARTS, device, dtype) as vae:
-        scaling_factor = component.config.get("scaling_factor", 0.18215)
-        yield lambda latents: _Bands(device, dtype, keep_maps).decode(vae, latents / scaling_factor)
+    with _half(component, DECODER_PARTS, borrow) as vae:
+        scaling_factor = component.settings.scaling_factor
+        yield lambda latents: _Bands(borrow).decode(vae, latents / scaling_factor)
 
 
 @contextmanager
 def borrow_encoder(
-    component: Component, device: Device, dtype: torch.dtype, *, keep_maps: bool = True
+    component: Component, borrow: Borrow
 ) -> Iterator[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """Lend a function from (1, 3, 8h, 8w) pixels in -1…1 to the mean and deviation of their latents, unscaled."""
-    with _half(component, ENCODER_PARTS, device, dtype) as vae:
-        yield lambda pixels: _Bands(device, dtype, keep_maps).encode(vae, pixels)
+    with _half(component, ENCODER_PARTS, borrow) as vae:
+        yield lambda pixels: _Bands(borrow).encode(vae, pixels)
 
 
-def require_decoder(component: Component) -> None:
-    """Raise SdcliError unless the files hold the decoder: that the last stage fails is to be known before the first."""
-    vae = build(component, lambda: AutoencoderKL(**component.config))
-    shapes = {name: p.shape for name, p in vae.named_parameters() if name.startswith(DECODER_PARTS)}
-    require_match(component, shapes, DECODER_PARTS)
+def build_autoencoder(component: Component) -> AutoencoderKL:
+    """On the meta device."""
+    return build(component, lambda: AutoencoderKL(**component.config))
 
 
 class _Bands:
     """The autoencoder's arithmetic on planes."""
 
-    def __init__(self, device: Device, dtype: torch.dtype, keep_maps: bool) -> None:
-        self._device, self._dtype, self._keep_maps = device, dtype, keep_maps
-        self._lasting = Halved if dtype is torch.float32 else Stored
+    def __init__(self, borrow: Borrow) -> None:
+        self._device, self._dtype, self._keep_maps = borrow.device, borrow.dtype, borrow.way != RECOMPUTE
+        self._lasting = Halved if borrow.dtype is torch.float32 else Stored
         """How maps lie that every plan stores."""
 
     def decode(self, vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
@@ -152,12 +149,12 @@ class _Bands:
 
 
 @contextmanager
-def _half(component: Component, parts: tuple[str, ...], device: Device, dtype: torch.dtype) -> Iterator[AutoencoderKL]:
-    vae = build(component, lambda: AutoencoderKL(**component.config))
+def _half(component: Component, parts: tuple[str, ...], borrow: Borrow) -> Iterator[AutoencoderKL]:
+    vae = build_autoencoder(component)
     attention = BoundedAttention(SCRATCH_BYTES)
     vae.set_attn_processor(attention)
     make_frugal(vae)
-    with lend_weights(vae, component, device, dtype, parts=parts, as_stored=nn.Conv2d):
+    with borrow.weights(vae, component, parts, fetched=nn.Conv2d):
         try:
             yield vae
         finally:

@@ -12,15 +12,13 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from sdcli.devices.base import Device
 from sdcli.errors import SdcliError, echo
+from sdcli.families.sd.family import CHUNKS_LIMIT
+from sdcli.families.sd.parts import VOCABULARY_LIMITS
 from sdcli.models.folder import Component
 from sdcli.models.tokenizer_files import check_tokenizer
+from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
-from sdcli.weights.lend import lend_weights
-
-CHUNKS_LIMIT = 8
-"""Chunks of a prompt that are used: 600 tokens with CLIP's 75 a chunk. Attention to the prompt grows with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def tokenize(component: Component, length: int, prompts: list[str]) -> Tokens:
 
 def _open_tokenizer(component: Component) -> Any:
     """As CLIPTokenizer.from_pretrained opens it, from the files and settings that have been checked."""
-    files = {part: str(path) for part, path in check_tokenizer(component.folder).items()}
+    files = {part: str(path) for part, path in check_tokenizer(component.folder, VOCABULARY_LIMITS).items()}
     settings = {key: _marked(value) for key, value in component.config.items()}
     try:
         tokenizer = CLIPTokenizer._from_pretrained(files, str(component.folder), settings, _is_local=True)
@@ -79,16 +77,19 @@ def text_config(settings: dict[str, Any]) -> CLIPTextConfig:
     return CLIPTextConfig(**settings, **marks, attn_implementation="sdpa")
 
 
-@contextmanager
-def borrow_text_encoder(
-    component: Component, device: Device, dtype: torch.dtype
-) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Lend a function from token numbers (prompts, chunks, tokens) to the context of the denoiser.
+def build_text_encoder(component: Component) -> CLIPTextModel:
+    """On the meta device."""
+    return build(component, lambda: CLIPTextModel(text_config(component.config)))
 
-    The context has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
+
+@contextmanager
+def borrow_text_encoder(component: Component, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Lend a function from token numbers (prompts, chunks, tokens) to what the denoiser attends to.
+
+    That has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
     """
-    model = build(component, lambda: CLIPTextModel(text_config(component.config)))
-    with lend_weights(model, component, device, dtype):
+    model = build_text_encoder(component)
+    with borrow.weights(model, component):
 
         def encode(ids: torch.Tensor) -> torch.Tensor:
             if ids.max() >= model.config.vocab_size:
@@ -96,7 +97,7 @@ def borrow_text_encoder(
                     f"the tokenizer knows more words than the text encoder in {echo(component.folder)}:"
                     " they are of two models; fetch both again"
                 )
-            states: torch.Tensor = model(ids.flatten(0, 1).to(device.torch_device)).last_hidden_state
+            states: torch.Tensor = model(ids.flatten(0, 1).to(borrow.device.torch_device)).last_hidden_state
             return states.unflatten(0, ids.shape[:2]).flatten(1, 2)
 
         yield encode

@@ -24,9 +24,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from sdcli.blocks.frugal import is_plain_residual
-from sdcli.domain import MapShape
-from sdcli.plan.seconds import PROMPT_TOKENS
-from sdcli.weights.lend import Sees, piece_of
 
 Between = Callable[[Literal["piece", "block"]], None]
 """Called after each residual block, transformer and change of size, and after each level."""
@@ -123,37 +120,6 @@ def is_plain(unet: UNet2DConditionModel) -> bool:
         and not unet.config.center_input_sample
         and all(is_plain_residual(layer) for layer in unet.modules() if isinstance(layer, ResnetBlock2D))
     )
-
-
-def pieces(unet: UNet2DConditionModel) -> dict[str, int]:
-    """Names of the modules that `predict` calls, in its order, and how often what their layers see has been halved."""
-    names = {id(module): name for name, module in unet.named_modules()}
-    down, up = list(unet.down_blocks), list(unet.up_blocks)
-    levels = [*range(len(down)), len(down) - 1, *reversed(range(len(up)))]
-    found = [(unet.time_embedding, 0), (unet.conv_in, 0)]
-    for block, level in zip((*down, unet.mid_block, *up), levels, strict=True):
-        found += [(module, level) for pair in _pairs(block) for module in pair if module is not None]
-        found += [(module, level) for module in getattr(block, "downsamplers", None) or ()]
-        found += [
-            (module, level - 1) for module in getattr(block, "upsamplers", None) or ()
-        ]  # doubled before its layer
-    return {names[id(module)]: level for module, level in (*found, (unet.conv_out, 0))}
-
-
-def what_layers_see(unet: UNet2DConditionModel, latents: MapShape) -> Sees:
-    """The map that each layer sees, by its weight's name, where the UNet sees such latents."""
-    levels = pieces(unet) if is_plain(unet) else {}
-    batch, height, width = latents
-
-    def sees(name: str) -> MapShape:
-        if "time_emb" in name:
-            return 1, 1, 1
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            return batch, 1, PROMPT_TOKENS
-        times = levels.get(piece_of(name, levels), 0)
-        return batch, -(-height // 2**times), -(-width // 2**times)
-
-    return sees
 
 
 def _size_after(states: torch.Tensor, skip: torch.Tensor) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import gc
 import threading
 import weakref
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,21 +22,35 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from sdcli.blocks import frugal
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import GiveBack, Plan
-from sdcli.families.sd import denoiser as denoiser_module
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, prepare_denoiser
+from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
 from sdcli.families.sd.text_encoder import borrow_text_encoder
-from sdcli.families.sd.unet import pieces, what_layers_see
 from sdcli.models.folder import Component, open_model
-from sdcli.weights.lend import _order, packings_of, piece_of
+from sdcli.weights.lend import packer, packings_of
 from sdcli.weights.packed import can_map
-from sdcli.weights.prepared import PreparedCopy
-from tests.networks import DTYPES, NARROW, PARTIAL, PLANS, WAYS, built, inputs, matrices, packed_layers
-from tests.support import RESIDENT, STREAMED
+from sdcli.weights.prepared import PreparedCopy, make_copy
+from tests import support
+from tests.networks import (
+    DTYPE_NAMES,
+    DTYPES,
+    NARROW,
+    PARTIAL,
+    PLANS,
+    WAYS,
+    borrowing,
+    inputs,
+    matrices,
+    packed_layers,
+    table,
+)
+from tests.support import ASTRONAUT, RESIDENT, STREAMED, tables
 
 CPU = CpuDevice()
 ways = pytest.mark.parametrize(("plan", "copied"), WAYS, ids=[f"{plan.residency} {copied}" for plan, copied in WAYS])
 maps = pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")
+
+
+Copies = dict[torch.dtype, PreparedCopy | None]
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +59,29 @@ def unet(tiny: Path) -> Component:
 
 
 @pytest.fixture(scope="module")
-def copies(unet: Component, tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, PreparedCopy | None]:
-    folder = tmp_path_factory.mktemp("prepared")
-    return {dtype: prepare_denoiser(unet, CPU, dtype, folder / f"{dtype}-key") for dtype in DTYPES}
+def copies(unet: Component, tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    folder, module, made = tmp_path_factory.mktemp("prepared"), build_unet(unet), Copies()
+    for dtype in DTYPES:
+        with packer(module, unet, table(unet, 0, dtype), CPU, dtype) as (names, pack):
+            made[dtype] = make_copy(folder / f"{dtype}-key", names, pack) if names and can_map() else None
+    return made
 
 
-Copies = dict[torch.dtype, PreparedCopy | None]
+def lending(
+    unet: Component,
+    plan: Plan = RESIDENT,
+    dtype: torch.dtype = torch.float32,
+    copy: PreparedCopy | None = None,
+    **more: Any,
+) -> AbstractContextManager[Denoiser]:
+    """The denoiser as the steps borrow it."""
+    return borrow_denoiser(unet, borrowing(unet, plan, dtype, prepared=copy, repeats=True, **more))
 
 
 @torch.no_grad()
 def denoised(denoiser: Denoiser, batch: int = 2, height: int = 8, width: int = 8) -> torch.Tensor:
     latents, timestep, context = inputs(batch, height, width)
-    return denoiser(latents, timestep, context.to(denoiser.dtype))
+    return denoiser(latents, timestep, {"tokens": context.to(denoiser.borrow.dtype)})
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13)], ids=str)
@@ -66,7 +91,7 @@ def test_every_way_of_lending_gives_the_same_bits(
 ) -> None:
     drawn = []
     for plan, copied in [*WAYS, *((replace(PARTIAL, resident_bytes=some), False) for some in (1, 50_000, 900_000))]:
-        with borrow_denoiser(unet, plan, CPU, dtype, copies[dtype] if copied else None) as denoiser:
+        with lending(unet, plan, dtype, copies[dtype] if copied else None) as denoiser:
             drawn += [denoised(denoiser, 2, *size), denoised(denoiser, 2, *size)]
     assert all(torch.equal(one, drawn[0]) for one in drawn)
 
@@ -77,7 +102,7 @@ def test_the_output_is_diffusers_own_in_fp32_on_the_cpu(unet: Component, tiny: P
     with torch.no_grad():
         expected = plain(latents, timestep, context)[0]
     for dtype, close in zip(DTYPES, (1e-5, 0.1), strict=True):
-        with borrow_denoiser(unet, RESIDENT, CPU, dtype) as denoiser:
+        with lending(unet, dtype=dtype) as denoiser:
             output = denoised(denoiser, 2, 9, 13)
         assert output.dtype == torch.float32 and output.is_contiguous()
         torch.testing.assert_close(output, expected, atol=close, rtol=0)
@@ -91,22 +116,27 @@ def test_a_batch_has_the_bits_of_its_samples(unet: Component, dtype: torch.dtype
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with borrow_denoiser(unet, RESIDENT, CPU, dtype) as denoiser:
+        with lending(unet, dtype=dtype) as denoiser:
             for size in ((9, 13), (8, 8), (16, 17))[: 1 if threads > 1 else 3]:
                 latents, timestep, context = inputs(2, *size)
-                together = denoiser(latents, timestep, context.to(dtype))
+                together = denoiser(latents, timestep, {"tokens": context.to(dtype)})
                 pairs = zip(latents, context.to(dtype), strict=True)
-                alone = [denoiser(one[None], timestep, its[None]) for one, its in pairs]
+                alone = [denoiser(one[None], timestep, {"tokens": its[None]}) for one, its in pairs]
                 assert torch.equal(together, torch.cat(alone)), size
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 13)], ids=str)
-def test_each_layer_s_weights_are_laid_out_for_the_map_that_it_sees(unet: Component, size: tuple[int, int]) -> None:
-    with borrow_denoiser(unet, RESIDENT, CPU, torch.float32) as denoiser:
-        module, saw = denoiser.unet, {}
-        packings = packings_of(module, matrices(unet), CPU, torch.float32, what_layers_see(module, (1, *size)))
+def test_each_layer_s_weights_are_laid_out_for_the_map_that_it_sees(
+    tiny: Path, unet: Component, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(support, "cpu_packs_for", lambda height, width, dtype: (1, height, width))
+    request = replace(ASTRONAUT, height=8 * size[0], width=8 * size[1])
+    rows, saw = tables(tiny, request)["denoise"], dict[str, tuple[int, ...]]()
+    with lending(unet, table=rows) as denoiser:
+        module = denoiser.unet
+        packings = packings_of(module, rows, CPU, torch.float32)
         layers = {id(layer): name for name, (layer, _, _) in packings.items() if isinstance(layer, nn.Conv2d)}
         assert len(layers) > 20 or not packings
 
@@ -129,25 +159,22 @@ def test_each_layer_s_weights_are_laid_out_for_the_map_that_it_sees(unet: Compon
 
 @pytest.mark.parametrize("copied", [False, True][: 1 + can_map()])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_what_streaming_reads_is_counted_to_the_byte(unet: Component, copies: Copies, plan: Plan, copied: bool) -> None:
-    dtype, copy, left, streamed = NARROW, copies[NARROW], plan.resident_bytes, 0
+def test_what_streaming_reads_is_counted_to_the_byte(
+    tiny: Path, unet: Component, copies: Copies, plan: Plan, copied: bool
+) -> None:
+    copy, rows = copies[NARROW] if copied else None, tables(tiny, plan=plan, dtype=DTYPE_NAMES[NARROW])["denoise"]
+    going = [row.name for row in rows if row.use == "matrix" and not row.stays]
     sizes = matrices(unet)
-    levels = pieces(built())
-    in_order = sorted(sizes, key=_order(levels))
-    for name in sorted(in_order, key=lambda name: -levels.get(piece_of(name, levels), 0)):  # the smallest maps' stay
-        nbytes = sizes[name] * dtype.itemsize
-        if copied and copy:
-            nbytes = sum(size for _, size in copy.places(name))
-        stays = nbytes <= left
-        left -= nbytes * stays
-        if not stays:
-            streamed += sum(size for _, size in copy.places(name)) if copied and copy else 2 * sizes[name]  # of FP16
-    with borrow_denoiser(unet, plan, CPU, dtype, copies[dtype] if copied else None) as denoiser:
+    if copy:
+        streamed = sum(size for name in going for _, size in copy.places(name))
+    else:
+        streamed = sum(2 * sizes[name] for name in going)  # of FP16
+    with lending(unet, plan, NARROW, copy, table=rows) as denoiser:
         assert denoiser.lent.bytes_read == 0
         for times in (1, 2, 3):
             denoised(denoiser, 1)
             assert denoiser.lent.bytes_read == times * streamed
-    assert (streamed == 0) == (plan is RESIDENT)
+    assert (streamed == 0) == (plan is RESIDENT) and (len(going) == len(sizes)) == (plan is STREAMED)
 
 
 @maps
@@ -156,14 +183,14 @@ def test_a_second_sample_goes_through_the_transformers_again(unet: Component, co
     assert copy is not None
     sizes = {name: sum(size for _, size in copy.places(name)) for name in matrices(unet)}
     transformers = sum(size for name, size in sizes.items() if ".attentions." in name)
-    with borrow_denoiser(unet, STREAMED, CPU, NARROW, copy) as denoiser:
+    with lending(unet, STREAMED, NARROW, copy) as denoiser:
         denoised(denoiser, 2)
         assert denoiser.lent.bytes_read == sum(sizes.values()) + transformers
 
 
 def test_what_is_packed_for_the_moment_is_remembered_in_no_more_than_the_largest(unet: Component) -> None:
     remembered = set()
-    with borrow_denoiser(unet, STREAMED, CPU, torch.float32) as denoiser:
+    with lending(unet, STREAMED) as denoiser:
         largest = max(matrices(unet).values())
         assert denoiser.lent._buffer.numel() == largest
         for layer in denoiser.unet.modules():
@@ -187,7 +214,7 @@ def test_nothing_is_left_when_the_loan_ends(
     threads, weights, copy = threading.active_count(), [], copies[NARROW] if copied else None
     with (
         pytest.raises(KeyError) if fail else nullcontext(),
-        borrow_denoiser(unet, plan, CPU, NARROW, copy) as denoiser,
+        lending(unet, plan, NARROW, copy) as denoiser,
     ):
         layers = dict(denoiser.unet.named_modules())
         for forward in packed_layers(denoiser.unet).values():
@@ -210,7 +237,8 @@ def test_nothing_is_left_when_the_loan_ends(
 
 @torch.no_grad()
 def test_every_component_is_on_meta_again_after_its_loan(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[nn.Module] = []
+    model, built = open_model("m", tiny), list[nn.Module]()
+    words_by, maps_by, steps_by = (borrowing(part, RESIDENT) for part in (model.text_encoder, model.vae, model.unet))
     for kind in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel):
 
         def eval_and_note(self: nn.Module, evaluate: Any = kind.eval) -> nn.Module:
@@ -218,15 +246,14 @@ def test_every_component_is_on_meta_again_after_its_loan(tiny: Path, monkeypatch
             return cast(nn.Module, evaluate(self))
 
         monkeypatch.setattr(kind, "eval", eval_and_note)
-    model, dtype = open_model("m", tiny), torch.float32
-    with borrow_text_encoder(model.text_encoder, CPU, dtype) as words:
+    with borrow_text_encoder(model.text_encoder, words_by) as words:
         context = words(torch.ones(1, 1, 77, dtype=torch.long))
-    with borrow_encoder(model.vae, CPU, dtype) as encode:
+    with borrow_encoder(model.vae, maps_by) as encode:
         encode(torch.zeros(1, 3, 64, 64))
-    with borrow_denoiser(model.unet, RESIDENT, CPU, dtype) as denoiser:
-        denoiser(torch.zeros(1, 4, 24, 24), torch.tensor(1), context)
+    with borrow_denoiser(model.unet, steps_by) as denoiser:
+        denoiser(torch.zeros(1, 4, 24, 24), torch.tensor(1), {"tokens": context})
         assert denoiser.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor is not None
-    with borrow_decoder(model.vae, CPU, dtype) as decode:
+    with borrow_decoder(model.vae, maps_by) as decode:
         decode(torch.zeros(1, 4, 24, 24))
     assert len(built) == 4
     for module in built:
@@ -247,7 +274,7 @@ def test_the_heap_is_given_back_as_often_as_the_plan_says(unet: Component) -> No
             def between_blocks(self, of: GiveBack = give_back) -> None:
                 counts[of] += 1
 
-        with borrow_denoiser(unet, replace(RESIDENT, give_back=give_back), Noting(), torch.float32) as denoiser:
+        with lending(unet, replace(RESIDENT, give_back=give_back), device=Noting()) as denoiser:
             counts[give_back] = 0
             denoised(denoiser)
             told = counts[give_back]
@@ -259,17 +286,9 @@ def test_the_heap_is_given_back_as_often_as_the_plan_says(unet: Component) -> No
 def test_a_copy_has_every_packed_weight_and_no_other(unet: Component, copies: Copies) -> None:
     copy = copies[torch.float32]
     assert copy is not None
-    with borrow_denoiser(unet, STREAMED, CPU, torch.float32, copy) as denoiser:
+    with lending(unet, STREAMED, copy=copy) as denoiser:
         layers = set(packed_layers(denoiser.unet))
     assert set(copy._entries) == set(matrices(unet))
     assert {name.removesuffix(".weight").removesuffix(".net.0.proj") for name in copy._entries} == {
         name.removesuffix(".net.0") for name in layers
     }
-
-
-def test_where_weights_cannot_be_mapped_none_is_made(
-    unet: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(denoiser_module, "can_map", lambda: False)
-    assert prepare_denoiser(unet, CPU, torch.float32, tmp_path / "prepared" / "key") is None
-    assert not (tmp_path / "prepared").exists()

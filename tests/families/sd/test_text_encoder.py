@@ -14,10 +14,10 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.utils import logging as library_logging
 
-from sdcli.devices.cpu import CpuDevice
 from sdcli.errors import SdcliError
 from sdcli.families.sd.text_encoder import CHUNKS_LIMIT, borrow_text_encoder, tokenize
 from sdcli.models.folder import Component, open_model
+from tests.networks import borrowing
 
 LENGTH, ROOM = 77, 75
 BEGIN, END = 1998, 1999
@@ -149,7 +149,7 @@ def test_the_context_is_the_library_s_last_hidden_state(tiny: Path, tokenizer: C
     chunks = [library(prompt).last_hidden_state for prompt in ids]
     expected = torch.stack([chunk.flatten(0, 1) for chunk in chunks])
     component = open_model("tiny", tiny).text_encoder
-    with borrow_text_encoder(component, CpuDevice(), torch.float32) as encode:
+    with borrow_text_encoder(component, borrowing(component)) as encode:
         context = encode(ids)
     assert context.shape == (2, ids.shape[1] * LENGTH, 32)
     torch.testing.assert_close(context, expected, atol=1e-5, rtol=1e-5)
@@ -161,7 +161,8 @@ def test_nothing_is_said_of_marks_that_a_small_vocabulary_does_not_have(
     log = logging.getLogger("transformers")  # keeps its messages from the root logger, where caplog listens
     log.addHandler(caplog.handler)
     library_logging.warning_once.cache_clear()
-    with borrow_text_encoder(open_model("tiny", tiny).text_encoder, CpuDevice(), torch.float32):
+    component = open_model("tiny", tiny).text_encoder
+    with borrow_text_encoder(component, borrowing(component)):
         log.removeHandler(caplog.handler)
     assert caplog.text == ""
 
@@ -169,9 +170,9 @@ def test_nothing_is_said_of_marks_that_a_small_vocabulary_does_not_have(
 @torch.no_grad()
 def test_a_context_in_half_precision_is_close(tiny: Path, tokenizer: Component) -> None:
     ids = tokenize(tokenizer, LENGTH, ["a fox"]).ids
-    contexts = []
+    component, contexts = open_model("tiny", tiny).text_encoder, []
     for dtype in (torch.float32, torch.bfloat16):
-        with borrow_text_encoder(open_model("tiny", tiny).text_encoder, CpuDevice(), dtype) as encode:
+        with borrow_text_encoder(component, borrowing(component, dtype=dtype)) as encode:
             contexts.append(encode(ids))
         assert contexts[-1].dtype == dtype
     full, half = contexts
@@ -209,7 +210,7 @@ def test_a_damaged_tokenizer_is_one_line(tiny: Path, tmp_path: Path, file: str, 
 def test_tokens_that_the_encoder_does_not_know_are_refused(tiny: Path) -> None:
     ids = torch.full((1, 1, LENGTH), 2000)
     component = open_model("tiny", tiny).text_encoder
-    with borrow_text_encoder(component, CpuDevice(), torch.float32) as encode:
+    with borrow_text_encoder(component, borrowing(component)) as encode:
         encode(ids - 1)
         with pytest.raises(SdcliError, match="more words than the text encoder"):
             encode(ids)

@@ -1,0 +1,48 @@
+"""What a person asks for, as far as it was said, and how a run talks back: plain values that any face may make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+SEED_END = 2**64
+"""Seeds are below this."""
+
+STEPS, GUIDANCE, STRENGTH = 20, 7.5, 0.6
+"""Where nothing was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to draw, with what, on what, under which ceiling. None is what was not said: the model or the machine knows.
+
+    `init` is the file of a picture to edit, and `strength`, which nothing else needs, how much to change it. `device`
+    and `dtype` may be `auto`; `mem_limit` is a size with its unit, `auto` or `none`.
+    """
+
+    prompt: str
+    seed: int
+    negative: str = ""
+    model: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    count: int = 1
+    init: str | None = None
+    strength: float | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    mem_limit: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line that a person should read: what was decided for them, what goes on all the same, or a detail."""
+
+    what: str
+    kind: Literal["notice", "warning", "detail"] = "notice"
+
+
+Tell = Callable[[Note], None]

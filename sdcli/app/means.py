@@ -1,0 +1,211 @@
+"""What plans of a task go by, and what its run teaches for the next: the one module of app/ that asks plan/.
+
+Counts of its network, what this machine can do, and what it has shown.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from sdcli import machine
+from sdcli.app.counts import CountBook
+from sdcli.app.record import RunRecord, Task
+from sdcli.domain import MapShape, Plan, StageName, WeightRow
+from sdcli.families.registry import family_of
+from sdcli.messages import Ready
+from sdcli.models.disks import model_in_memory
+from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, typical_bytes
+from sdcli.plan.bytes import Subject, way_of
+from sdcli.plan.ceiling import kernel_share_bytes
+from sdcli.plan.meter import TreeMeter
+from sdcli.plan.planner import MARGIN_BYTES, Means, Planned, make_plan, smallest_limit_bytes
+from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
+from sdcli.plan.remainders import Seen, Source, corrected, remember_remainder, remembered_remainder
+from sdcli.plan.seconds import Speed, learned
+from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
+from sdcli.plan.table import table_of
+from sdcli.units import MIB
+from sdcli.weights.copies import is_made, place_of_copy
+
+VARYING_BYTES = 4 * MIB
+"""By so much the same baseline differs from run to run."""
+
+CUDA_KERNELS_BYTES = 176 * MIB
+"""What the driver loads and libraries reserve when their kernels first run (benchmarks/RESULTS.md)."""
+
+
+class Prospect:
+    """A task with counts of its network: what is planned for it, and what its workers are told.
+
+    Whatever needs a count that nobody has made raises Uncounted.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.book = task, CountBook(task.model, task.device, task.dtype)
+        family = family_of(task.model)
+        stages, self._geometry = family.stages(task.model, task.request), family.geometry(task.model)
+        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book)
+        self._copy: list[Path | None] = []
+
+    def plan(self, baseline_bytes: int) -> Planned:
+        """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
+        _ = self.layout.counts  # which the tables will need
+        return make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+
+    def least_limit_bytes(self, baseline_bytes: int) -> int:
+        """The least ceiling under which the task runs."""
+        return smallest_limit_bytes(self.subject, baseline_bytes, self._means()[0])
+
+    @property
+    def remainder_from(self) -> Source:
+        """What the prediction of kernels and gaps goes by."""
+        return self._means()[1]
+
+    def tables(self, plan: Plan) -> dict[StageName, tuple[WeightRow, ...]]:
+        """The table of weights of each stage, as the plan has it."""
+        tables = {}
+        for stage in self.subject.stages:
+            count, dtype = self.subject.counts[stage.name], self.task.dtype
+            if stage.times == "steps":
+                layout, samples = self.layout.counts[stage.name], self._sees[0]
+                tables[stage.name] = table_of(count, dtype, plan.resident_bytes, layout, samples)
+            else:
+                tables[stage.name] = table_of(count, dtype)
+        return tables
+
+    @property
+    def copy(self) -> Path | None:
+        """The place of the prepared copy of the weights that every step uses, there or to be made: decided once."""
+        if not self._copy:
+            component = self.task.model.parts[self.subject.steps.lends[0]]
+            size_bytes = self.subject.weights.matrices_bytes
+            place = place_of_copy(component, self.task.device, self.task.dtype, self._sees, size_bytes)
+            self._copy.append(place)
+        return self._copy[0]
+
+    def frugal_decode(self, plan: Plan, fresh: bool) -> Plan:
+        """The same with pictures decoded in the least memory, if `fresh` in a worker of its own."""
+        pictures = [stage for stage in self.subject.stages if stage.times == "pictures" and stage.ways]
+        ways = {stage.name: [*stage.ways][-1] for stage in pictures}
+        return replace(plan, ways={**plan.ways, **ways}, fresh_decode=fresh or plan.fresh_decode)
+
+    @property
+    def layout(self) -> Subject:
+        """The same request, of few words, at the size of picture that weights are laid out for."""
+        _, height, width = self._sees
+        factor = self._geometry.latent_factor
+        sized = replace(self.task.request, height=height * factor, width=width * factor, prompt="", negative="")
+        return replace(self.subject, request=sized)
+
+    @property
+    def _sees(self) -> MapShape:
+        """Samples, height and width of the latents that weights are laid out for."""
+        height, width = self._geometry.latent_shape(self.task.request)
+        on_cpu = self.task.device == "cpu"
+        return machine.cpu_packs_for(height, width, self.task.dtype) if on_cpu else (1, height, width)
+
+    def _means(self) -> tuple[Means, Source]:
+        task = self.task
+        heap_bytes = max(way.heap_bytes for way in self.subject.counts[self.subject.steps.name].ways.values())
+        remainder, source = corrected(*_shipped(task), remembered_remainder(_key(task)), heap_bytes)
+        kernel_bytes = 0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)
+        means = Means(
+            speed=_speed_of(task),
+            prepared=self.copy is not None,
+            making=self.copy is not None and not is_made(self.copy),
+            fused=machine.attends_fused(task.device, task.dtype),
+            heap=task.device == "cpu",
+            batches=task.device != "cpu" or machine.cpu_batches(),
+            remainder=remainder,
+            note=build_note(task.device),
+            in_memory=model_in_memory(task.model),
+            margin_bytes=MARGIN_BYTES + kernel_bytes,
+        )
+        return means, source
+
+
+def is_hopeless(task: Task) -> bool:
+    """Whether no worker need be asked what it weighs."""
+    limit_bytes = task.ceiling.limit_bytes
+    return limit_bytes is not None and limit_bytes <= hopeless_bytes(task.device)
+
+
+def measured_baseline(task: Task, ready: Ready) -> int:
+    """What is in use before anything is loaded, of the memory that the ceiling covers; remembered for the next run."""
+    if task.device == "cuda":
+        measured = ready.device_peak_bytes + CUDA_KERNELS_BYTES
+    else:
+        measured = TreeMeter(os.getpid()).footprint_bytes()
+    remember_baseline(task.device, measured)
+    return measured
+
+
+def settled_baseline(task: Task, known_bytes: int | None, measured_bytes: int) -> int:
+    """What a plan told beforehand went by, so that the plan stays the same, unless more was measured now."""
+    told = known_bytes or min(typical_bytes(task.device), measured_bytes)
+    return told if measured_bytes <= told + VARYING_BYTES else measured_bytes
+
+
+def unknown_speed(task: Task) -> bool:
+    """Whether nobody has found out yet how fast this machine computes in the task's type."""
+    return remembered_speed(task.device, task.dtype) is None
+
+
+def learn_flops(task: Task, flops: float | None) -> None:
+    """Remember what a worker found out, if it was asked."""
+    if flops is not None:
+        remember_speed(task.device, task.dtype, replace(_speed_of(task), flops=flops))
+
+
+def learn_from(record: RunRecord, prospect: Prospect) -> None:
+    """Correct the speeds and the remainder that plans go by. The first step compiles kernels, and tells of them."""
+    task, seconds, planned = record.task, [step.seconds for step in record.steps[1:]], record.planned
+    if planned is None or not seconds or set(record.denoised_in.values()) != {task.dtype}:
+        return
+    took, speed = statistics.median(seconds), _speed_of(task)
+    now = learned(speed, prospect.subject, planned.plan, took)
+    if now != speed:
+        remember_speed(task.device, task.dtype, now)
+    steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
+    if steps is not None and task.device == "cpu":
+        _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
+
+
+def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, peak_bytes: int) -> None:
+    """Remember what the denoise stage took besides what was counted, over the baseline that was measured.
+
+    Not where memory goes back at the stage's end only: then it differs from run to run.
+    """
+    shipped, measured = _shipped(prospect.task)
+    if planned.plan.give_back == "stage" and measured:
+        return
+    subject = prospect.subject
+    need = next(need for need in planned.needs if need.name == subject.steps.name)
+    way = way_of(subject, planned.plan)
+    expected = shipped.steps(way, planned.plan.give_back, subject.weights.largest_bytes)
+    counted = need.peak_bytes - need.remainder_bytes - planned.baseline_bytes
+    remember_remainder(_key(prospect.task), Seen((peak_bytes - baseline_bytes - counted) / expected, way.heap_bytes))
+
+
+def _speed_of(task: Task) -> Speed:
+    return remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype)
+
+
+def _shipped(task: Task) -> tuple[Remainder, bool]:
+    """The remainder of this kind of processor or of the nearest, and whether it was measured on it.
+
+    A GPU's is that of Intel's matrix unit.
+    """
+    if task.device != "cpu":
+        return WITH_AVX512, True
+    measured = machine.cpu_is_measured(task.dtype)
+    if not machine.cpu_batches():
+        return WITH_AVX2, measured
+    return WITH_AVX512_IN_FP32 if measured and task.dtype == "fp32" else WITH_AVX512, measured
+
+
+def _key(task: Task) -> str:
+    return f"{task.device} {task.dtype} torch {machine.torch_version()}"

@@ -1,0 +1,59 @@
+"""Drawn pictures to files, with what they say of themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from sdcli import __version__
+from sdcli.app.keeping import Save
+from sdcli.app.record import RunRecord, Task
+from sdcli.images.metadata import Provenance
+from sdcli.messages import PictureDone
+
+if TYPE_CHECKING:
+    from sdcli.images.write import Destination
+
+
+def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
+    """What saves the task's pictures there, each as it comes; with `keep_text` they say how they were made."""
+    from sdcli.images.encode import encode_picture  # here, because Pillow takes a third of the time that --help takes
+
+    init_sha256 = hashlib.sha256(task.pixels).hexdigest() if task.request.strength is not None else None
+
+    def save(picture: PictureDone, record: RunRecord) -> str | None:
+        data = encode_picture(
+            picture.payload,
+            picture.width,
+            picture.height,
+            destination.suffix,
+            provenance(record, picture, init_sha256),
+            edited=task.request.strength is not None,
+            keep_text=keep_text,
+        )
+        return destination.save(data, picture.image, picture.seed, task.request.prompt)
+
+    return save
+
+
+def provenance(record: RunRecord, picture: PictureDone, init_sha256: str | None) -> Provenance:
+    """Everything needed for the same picture again."""
+    task, request = record.task, record.task.request
+    return Provenance(
+        prompt=request.prompt,
+        negative=request.negative,
+        steps=request.steps,
+        sampler=task.model.parts["scheduler"].class_name,
+        guidance=request.guidance,
+        seed=picture.seed,
+        width=picture.width,
+        height=picture.height,
+        model=task.model.ref,
+        model_sha256=task.model.sha256,
+        strength=request.strength,
+        init_sha256=init_sha256,
+        device=task.device,
+        dtype=record.denoised_in.get(picture.image, task.dtype),
+        sdcli_version=__version__,
+        torch_version=record.torch_version,
+    )

@@ -1,0 +1,147 @@
+"""From what was asked for to a task with nothing left undecided. What was decided, and why, is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdcli import machine
+from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
+from sdcli.app.record import Task
+from sdcli.domain import DeviceName, Request
+from sdcli.errors import BadRequest, echo
+from sdcli.families.registry import family_of
+from sdcli.host.making import make_synthetic
+from sdcli.messages import Progress
+from sdcli.models.disks import model_in_memory
+from sdcli.models.folder import Model
+from sdcli.models.reference import DEMO, resolve_model
+from sdcli.models.schedulers import adds_noise, possible_steps
+from sdcli.models.stamps import stamps_of
+from sdcli.plan.ceiling import decide_ceiling
+
+if TYPE_CHECKING:
+    from sdcli.images.read import InitImage
+
+NO_MODEL = (
+    "no --model given: this is the built-in demo, emoji on plain backgrounds; for Stable Diffusion 1.5 (2.1 GB):"
+    " hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir sd15 --exclude 'safety_checker/*'"
+    " --include '*.json' --include '*.txt' --include '*.fp16.safetensors', then --model sd15"
+)
+
+KEYS_SHOWN = 12
+"""Keys of a config that were passed over, as far as they are named."""
+
+ShowMaking = Callable[[str], Callable[[Progress], None]]
+"""Shows how far the making of the named model is."""
+
+
+def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
+    """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
+    image = read_init_of(asked, tell)
+    model = find_model(asked.model, tell, show_making, debug)
+    return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+
+
+def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
+    """The init image, if any, at the size that is asked for; frames that are left out are told."""
+    if asked.init is None:
+        return None
+    from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
+
+    image = read.read_init(Path(asked.init), asked.width, asked.height)
+    if image.frames > 1:
+        tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
+    return image
+
+
+def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
+    """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
+    if ref is None:
+        ref = DEMO
+        tell(Note(NO_MODEL))
+
+    def make(name: str, folder: Path) -> None:
+        make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
+
+    model = resolve_model(ref, make)
+    stamps_of(model)  # as its files are now
+    for note in model.notes:
+        tell(Note(note))
+    return model
+
+
+def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:
+    """The request. Raises BadRequest for what the model or a seed cannot do; what has no effect is told."""
+    geometry, defaults = family_of(model).geometry(model), family_of(model).defaults
+    width, height = geometry.native_size if image is None else (image.width, image.height)
+    if image is None:
+        width = width if asked.width is None else asked.width
+        height = height if asked.height is None else asked.height
+    request = Request(
+        prompt=asked.prompt,
+        negative=asked.negative,
+        width=width,
+        height=height,
+        steps=defaults.steps if asked.steps is None else asked.steps,
+        guidance=defaults.guidance if asked.guidance is None else asked.guidance,
+        seed=asked.seed,
+        count=asked.count,
+        strength=None if image is None else STRENGTH if asked.strength is None else asked.strength,
+        guidance_is_input=geometry.takes_guidance,
+    )
+    _require_possible(request, model)
+    if request.negative.strip() and request.guidance_is_input:
+        what = "--negative has no effect with this model: its guidance is an input of the denoiser"
+        tell(Note(what, "warning"))
+    elif request.negative.strip() and not request.guided:
+        what = f"--negative has no effect at --guidance {request.guidance:g}: give more than 1"
+        tell(Note(what, "warning"))
+    return request
+
+
+def task_of(
+    asked: Asked, model: Model, request: Request, tell: Tell, image: InitImage | None = None, debug: bool = False
+) -> Task:
+    """Device, type and ceiling decided, each told with its reason."""
+    device = machine.choose_device(asked.device)
+    name: DeviceName = "cuda" if device.value == "cuda" else "mps" if device.value == "mps" else "cpu"
+    dtype, why = machine.choose_dtype(name, asked.dtype)
+    if name == "cpu" and dtype == "fp16":
+        tell(Note("fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32", "warning"))
+    ceiling = decide_ceiling(asked.mem_limit, name)
+    if ceiling.warning:
+        tell(Note(ceiling.warning, "warning"))
+    if model_in_memory(model):
+        what = "the model lies on a RAM disk: the system counts all of it as memory, beside the ceiling"
+        tell(Note(f"{what}; a folder on a disk takes none", "warning"))
+    tell(Note(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}", "detail"))
+    for part in model.parts.values():
+        if part.passed_over:
+            keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
+            more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
+            tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
+    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug)
+
+
+def _require_possible(request: Request, model: Model) -> None:
+    steps, scheduler = request.steps, model.parts["scheduler"]
+    possible = possible_steps(scheduler.class_name, scheduler.config)
+    if steps >= possible.stop:
+        raise BadRequest(f"--steps {steps} is more than the {possible.stop - 1} the model knows: give fewer")
+    if steps < possible.start:
+        least = f"{possible.start} Runge-Kutta steps"
+        raise BadRequest(f"--steps {steps} is too few: the model's scheduler begins with {least}; give as many or more")
+    if request.strength is not None and request.strength > 0 and not adds_noise(scheduler.class_name):
+        raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
+    if request.seed + request.count > SEED_END:
+        raise BadRequest(f"--seed {request.seed} leaves no room for {request.count} pictures: give a smaller seed")
+    factor = family_of(model).geometry(model).latent_factor
+    for side, pixels in (("width", request.width), ("height", request.height)):
+        if pixels % factor:
+            below = pixels - pixels % factor
+            raise BadRequest(
+                f"--{side} {pixels} is not a multiple of {factor}, which this model needs:"
+                f" give {below or factor} or {below + factor}"
+            )

@@ -1,0 +1,121 @@
+"""Counts a job before it runs: every stage of the family's network goes once without memory, in each of its ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcli.devices.base import DTYPES, Device
+from sdcli.devices.dry import DryDevice
+from sdcli.domain import Request, WeightUse
+from sdcli.engine.dry_run import DryRun
+from sdcli.families.contract import Stage
+from sdcli.families.registry import family_of
+from sdcli.messages import Count, Counted, Message
+from sdcli.models.folder import Component, Model, open_model
+from sdcli.plan.counts import Counts, StageCount, WayCount, counts_to_json
+from sdcli.plan.ways import SCRATCHES, way_of_steps
+from sdcli.weights.borrow import Borrow
+from sdcli.weights.lent import Lent
+from sdcli.weights.match import require_match
+
+
+class _DryBorrow(Borrow):
+    """Notes the weights that a stage borrows, and whether the model's files have them."""
+
+    def __init__(self, run: DryRun, device: Device, dtype: torch.dtype, way: str = "", scratch_bytes: int = 0) -> None:
+        super().__init__(device, dtype, way=way, scratch_bytes=scratch_bytes, dry=True)
+        self._run = run
+
+    @contextmanager
+    def weights(
+        self,
+        module: nn.Module,
+        component: Component,
+        parts: tuple[str, ...] = ("",),
+        fetched: type[nn.Module] | None = None,
+    ) -> Iterator[Lent]:
+        """No weights; the module gets the type that it would compute in."""
+        shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
+        require_match(component, shapes, parts)
+        nn.Module.to(module, self.dtype)  # not the library's own, which asks for what the worker leaves out
+        self._run.know(component.name, module, parts)
+        for name, layer in module.named_modules():
+            if fetched is not None and isinstance(layer, fetched) and f"{name}.".startswith(parts):
+                self._run.copies(component.name, f"{name}.weight", layer)
+        yield Lent(self.device, self.dtype)
+
+
+def count_all(asked: Count, device: Device) -> Iterator[Message]:
+    """Answers for each request, in their order."""
+    model = open_model(asked.model, Path(asked.model))
+    for request in asked.requests:
+        counts = count(model, request, device, DTYPES[asked.dtype])
+        device.release()  # modules refer to themselves in circles, and would be there when the first stage begins
+        yield Counted(counts_to_json(counts).encode("ascii"))
+
+
+def count(model: Model, request: Request, device: Device, dtype: torch.dtype) -> Counts:
+    """Counts of every stage that the request takes. Raises SdcliError where the files do not match the network."""
+    counting = _Counting(model, request, DryDevice(device), dtype)
+    return {stage.name: counting.stage(stage) for stage in family_of(model).stages(model, request)}
+
+
+class _Counting:
+    """One after another, since a stage takes what the ones before it gave."""
+
+    def __init__(self, model: Model, request: Request, device: Device, dtype: torch.dtype) -> None:
+        self._model, self._request, self._device, self._dtype = model, request, device, dtype
+        self._network = import_module(family_of(model).network)
+        pixels = torch.empty(1, 3, request.height, request.width, device="meta")
+        self._state: dict[str, dict[str, torch.Tensor]] = {"pixels": {"rgb": pixels}}
+        geometry = family_of(model).geometry(model)
+        shape = geometry.latent_channels, *geometry.latent_shape(request)
+        self._latents = torch.empty(1, *shape, device="meta")
+
+    def stage(self, stage: Stage) -> StageCount:
+        """All its ways. Weights are as one sample sees them."""
+        if stage.times == "steps":
+            return self._steps(stage)
+        ways, weights = dict[str, WayCount](), tuple[WeightUse, ...]()
+        for way in stage.ways or ("",):
+            run = DryRun()
+            with self._entered(stage, run, way) as work:
+                given = work(self._latents) if stage.times == "pictures" else work(self._state)
+            if stage.times == "once":
+                self._state |= given
+            del given
+            ways[way], weights = _counted(run), weights or run.weights
+        return StageCount(weights, ways)
+
+    def _steps(self, stage: Stage) -> StageCount:
+        ways, weights = dict[str, WayCount](), tuple[WeightUse, ...]()
+        conditioning = self._state["conditioning"]
+        every = max(len(tensor) for tensor in conditioning.values())
+        fused = self._device.fused_attention(self._dtype)
+        for scratch_bytes in (0,) if fused else SCRATCHES:
+            for samples in {1, every}:
+                run = DryRun()
+                some = {name: tensor[:samples] for name, tensor in conditioning.items()}
+                with self._entered(stage, run, "", scratch_bytes) as work:
+                    latents = self._latents.expand(samples, -1, -1, -1)
+                    work(latents, torch.empty((), device="meta"), some, self._request.guidance)
+                ways[way_of_steps(samples, scratch_bytes)] = _counted(run)
+                weights = run.weights if samples == 1 else weights
+        return StageCount(weights, ways)
+
+    @contextmanager
+    def _entered(self, stage: Stage, run: DryRun, way: str, scratch_bytes: int = 0) -> Iterator[Any]:
+        borrow = _DryBorrow(run, self._device, self._dtype, way, scratch_bytes)
+        with getattr(self._network, stage.name)(self._model, self._request, borrow) as work, run:
+            yield work
+
+
+def _counted(run: DryRun) -> WayCount:
+    return WayCount(run.peak_bytes, run.heap_peak_bytes, run.flops, len(run.kernels))

@@ -1,0 +1,77 @@
+"""One job as the worker goes about it: what every stage is handed, instead of a parameter for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdcli.devices.base import DTYPES, Device
+from sdcli.domain import DtypeName, Plan, Request, StageName, WeightRow
+from sdcli.families.contract import Geometry, Stage
+from sdcli.families.registry import family_of
+from sdcli.messages import Job
+from sdcli.models.folder import Component, Model
+from sdcli.weights.borrow import Borrow
+
+State = dict[str, dict[str, torch.Tensor]]
+"""What stages have given, by name: each a mapping of tensors, whatever a family needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job without its payload, and the network that does it."""
+
+    request: Request
+    model: Model
+    plan: Plan
+    device: Device
+    dtype_name: DtypeName
+    tables: dict[StageName, tuple[WeightRow, ...]]
+    prepared: Path | None
+    network: Any
+
+    @classmethod
+    def of(cls, job: Job, model: Model, device: Device) -> Work:
+        """The job's, of an opened model."""
+        family = family_of(model)
+        request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
+        prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
+        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return DTYPES[self.dtype_name]
+
+    @property
+    def scheduler(self) -> Component:
+        """The model's own."""
+        return self.model.parts["scheduler"]
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the model's latents."""
+        return family_of(self.model).geometry(self.model)
+
+    @property
+    def latents_shape(self) -> tuple[int, int, int, int]:
+        """Of one picture: (1, channels, h, w)."""
+        geometry = self.geometry
+        return 1, geometry.latent_channels, *geometry.latent_shape(self.request)
+
+    def borrow(self, stage: Stage) -> Borrow:
+        """What the stage computes with, and borrows its weights by."""
+        repeats = stage.times == "steps"
+        return Borrow(
+            self.device,
+            self.dtype,
+            table=self.tables.get(stage.name, ()),
+            way=self.plan.ways.get(stage.name, ""),
+            scratch_bytes=self.plan.attention_scratch_bytes if repeats else 0,
+            give_back=self.plan.give_back if repeats else "stage",
+            repeats=repeats,
+        )

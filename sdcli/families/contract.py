@@ -1,0 +1,197 @@
+"""What a model family is, as far as the host may know: its parts, stages, sizes and defaults.
+
+A family is a folder of families/ with two files at least: family.py, which the host reads and which imports no torch,
+and network.py, which the worker runs. The network has `build(component)`, the module of a part on the meta device;
+`try_out()`, called once as it is imported; `start(model, init, generator)`, latents to begin from where there is an
+init image; and for each stage a context manager of its name, `(model, request, borrow)` to a function:
+
+- of a stage that runs once: from what stages before gave to what this one gives, mappings of tensors by name;
+- of the steps: (latents, timestep, conditioning, guidance) to the model's output; its `lent` counts what it reads;
+- of the pictures: latents to pixels, (1, 3, h, w) in -1…1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sdcli.domain import Component, Model, Request, StageName
+
+Times = Literal["once", "steps", "pictures"]
+"""How often a stage runs: once a job, at every step of every picture, or once a picture."""
+
+Library = Literal["diffusers", "transformers"]
+
+WEIGHT_DTYPES = frozenset({"F16", "BF16", "F32"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The schema of a part: a field a key that its config may have, with its rule and the library's own default."""
+
+    def faults(self, given: Collection[str]) -> Iterator[str]:
+        """Why no network can be built with these settings, each of which is by its rule. A config had the `given`."""
+        yield from ()
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyLimits:
+    """How large the files of a tokenizer may be before any library parses them."""
+
+    title: str
+    """Whose tokenizer it is."""
+    limits_bytes: Mapping[str, int]
+    """Of each of its files: vocab.json, merges.txt, tokenizer.json."""
+    entries: int
+    """Lines or tokens of a file."""
+    unmerged: int
+    """Tokens of its vocabulary that no merge makes: bytes, and marks."""
+
+
+def _as_stored(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A part of a family's models: a folder in diffusers layout, and what may lie in it.
+
+    Of its kinds a network has a stem, a tokenizer has limits of its vocabulary, and a scheduler has neither: it is any
+    of those that models/schedulers.py knows.
+    """
+
+    name: str
+    """Of its folder."""
+    library: Library = "diffusers"
+    classes: frozenset[str] = frozenset()
+    """Those that a config may name: no class comes from anywhere else."""
+    class_key: str = "_class_name"
+    """Where else a config may name its class."""
+    default_class: str | None = None
+    """The class of a config that names none."""
+    config_file: str = "config.json"
+    inner_key: str | None = None
+    """Where the config of something larger has the settings of this part."""
+    schema: type[Settings] = Settings
+    unset: Mapping[str, object] = field(default_factory=dict)
+    """Keys that would change the picture and are not honoured, with the value that they have while they are unset: null
+    is always one, and with None here so are false, zero and what is empty."""
+    idle: frozenset[str] = frozenset()
+    """Keys that have no say in a picture."""
+    corrected: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda config, table: config
+    """From checked settings and the table that they were in to what the library makes of them."""
+    stem: str | None = None
+    """Of the names of its files with weights; None for a part that has none."""
+    renamed: Callable[[str], str] = _as_stored
+    """From the name of a stored tensor to the one that the class gives it."""
+    unused: re.Pattern[str] = re.compile(r"(?!)")
+    """Names of stored tensors that are not of this class."""
+    dtypes: frozenset[str] = WEIGHT_DTYPES
+    """Types that weights may be stored in."""
+    check: Callable[[Component], None] = lambda component: None
+    """Raises SdcliError where its weights are not those that its settings describe."""
+    vocabulary: VocabularyLimits | None = None
+    tells: bool = False
+    """Whether a folder of its name tells that the folder around it is a model's."""
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether it is neither a network nor a tokenizer."""
+        return self.stem is None and self.vocabulary is None
+
+
+SCHEDULER = Part("scheduler", config_file="scheduler_config.json")
+"""The one that all families have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a family's networks."""
+
+    name: StageName
+    times: Times
+    lends: tuple[str, ...]
+    """Parts whose weights it borrows. Those of the first may be prepared, where it runs at every step."""
+    title: str
+    """What does the work, in words that follow "the stage's": the denoiser, the autoencoder."""
+    reads: tuple[str, ...] = ()
+    """Parts whose other files it reads."""
+    ways: Mapping[str, str] = field(default_factory=dict)
+    """Ways to go about it, with words for what each costs: the quickest first, the one in least memory last."""
+    extra_bytes: int = 0
+    """What it takes besides weights and tensors: a tokenizer's tables."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All parts whose files it reads."""
+        return *self.reads, *self.lends
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of what a model works on."""
+
+    latent_channels: int
+    """Numbers that latents have for each place."""
+    latent_factor: int
+    """Pixels to a place, along each side."""
+    native_size: tuple[int, int]
+    """Width and height of the picture that it was made for, in pixels."""
+    prompt_tokens: int
+    """Tokens of a chunk of the prompt, its marks among them."""
+    takes_guidance: bool = False
+    """Whether the denoiser takes the guidance as an input, and needs no second pass."""
+
+    def latent_shape(self, request: Request) -> tuple[int, int]:
+        """Height and width of the request's picture in latents."""
+        return request.height // self.latent_factor, request.width // self.latent_factor
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is taken where nobody says anything."""
+
+    steps: int
+    guidance: float
+
+
+class Family(Protocol):
+    """A model family."""
+
+    name: str
+    network: str
+    """The module that the worker runs."""
+    pipelines: tuple[str, ...]
+    """Classes that a model's index may name as the pipeline; the first is the one to advise, and that of a synthetic
+    model."""
+    index_extras: Mapping[str, object]
+    """What such an index says besides its pipeline and parts."""
+    parts: tuple[Part, ...]
+    """In the order of use."""
+    defaults: Defaults
+
+    def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
+        """The stages that a request takes, in order: exactly one of them runs at every step."""
+        ...
+
+    def geometry(self, model: Model) -> Geometry:
+        """Sizes of what the model works on."""
+        ...
+
+    def chunks(self, model: Model, request: Request) -> int:
+        """How much the encoded prompts may take, in chunks of the text encoder: a bound, known without a tokenizer."""
+        ...
+
+    def require_fit(self, ref: str, model: Model) -> None:
+        """Raise SdcliError unless all parts are of one model: what one gives, the next takes."""
+        ...
+
+    def label(self, model: Model) -> str:
+        """What reports call the model's kind."""
+        ...
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """What a synthetic model of these configs has besides them and weights, by path: a tokenizer's files."""
+        ...

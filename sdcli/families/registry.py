@@ -1,0 +1,56 @@
+"""The one list of families, and how a folder's is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sdcli.domain import Model
+from sdcli.errors import SdcliError, echo
+from sdcli.families.contract import Family
+from sdcli.families.sd.family import StableDiffusion
+
+Has = Callable[[str], bool]
+"""Whether there is something by the name of a part."""
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Add a family, under its name."""
+    _FAMILIES[family.name] = family
+
+
+def by_name(name: str) -> Family:
+    """The family of that name. Raises KeyError for one that is not in the list."""
+    return _FAMILIES[name]
+
+
+def family_of(model: Model) -> Family:
+    """The model's family."""
+    return _FAMILIES[model.family]
+
+
+def recognise(has: Has, pipeline: object = None, index: Path | None = None) -> Family:
+    """The family of a model: by the pipeline that its `index` names, else the one of whose parts it `has` most.
+
+    Raises SdcliError for a pipeline that no family has.
+    """
+    families = [*_FAMILIES.values()]
+    if pipeline:
+        named = next((family for family in families if pipeline in family.pipelines), None)
+        if named is None:
+            what = echo(pipeline) if isinstance(pipeline, str) else "somebody's own pipeline"
+            raise SdcliError(
+                f"{echo(index)} says that this is {what}: not supported yet; give a {families[0].pipelines[0]}"
+            )
+        return named
+    return max(families, key=lambda family: sum(has(part.name) for part in family.parts))
+
+
+def looks_like_a_model(has: Has) -> bool:
+    """Whether it has the part that tells a model of some family."""
+    return any(part.tells and has(part.name) for family in _FAMILIES.values() for part in family.parts)
+
+
+register(StableDiffusion())

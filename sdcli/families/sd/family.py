@@ -1,0 +1,148 @@
+"""Stable Diffusion, as the host knows it: text encoder, UNet, autoencoder (https://arxiv.org/abs/2112.10752)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdcli.domain import Model, Request
+from sdcli.errors import SdcliError, echo
+from sdcli.families.contract import Defaults, Geometry, Part, Stage
+from sdcli.families.sd.parts import PARTS
+from sdcli.families.sd.schema import OLD_SIDE, Autoencoder, TextEncoder, Tokenizer, UNet
+from sdcli.families.sd.vocabulary import written_vocabulary
+from sdcli.units import MIB
+
+CHUNKS_LIMIT = 8
+"""Chunks of a prompt that are used: 600 tokens with CLIP's 75 a chunk. Attention to the prompt grows with each."""
+
+TOKENIZER_BYTES = 12 * MIB
+"""CLIP's vocabulary and merges in memory."""
+
+SIDE_LIMIT = 8192
+"""Pixels of a picture's longer side."""
+
+_WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
+
+
+class StableDiffusion:
+    """Stable Diffusion 1.x, and whatever has the same parts in other sizes."""
+
+    name = "sd"
+    network = "sdcli.families.sd.network"
+    pipelines: tuple[str, ...] = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipelineLegacy",
+        "StableDiffusionPipelineSafe",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    )
+    index_extras: Mapping[str, object] = {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    parts: tuple[Part, ...] = PARTS
+    defaults = Defaults(steps=20, guidance=7.5)
+
+    def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
+        """Words, the init image if there is one, the steps, and the pictures."""
+        words = Stage(
+            "encode_prompt",
+            "once",
+            ("text_encoder",),
+            "the text encoder",
+            reads=("tokenizer",),
+            extra_bytes=TOKENIZER_BYTES,
+        )
+        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        steps = Stage("denoise", "steps", ("unet",), "the denoiser")
+        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
+
+    def geometry(self, model: Model) -> Geometry:
+        """Each level of the autoencoder but one halves the sides: 8 pixels to a latent in Stable Diffusion 1.x.
+
+        A model distilled to take the guidance as an input (Meng et al. 2022), as LCM's were, projects it into the
+        timestep's embedding.
+        """
+        unet, vae = _unet(model), _vae(model)
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        side = unet.sample_size or OLD_SIDE
+        height, width = (side, side) if isinstance(side, int) else (side[0], side[-1])
+        return Geometry(
+            latent_channels=vae.latent_channels,
+            latent_factor=factor,
+            native_size=(width * factor, height * factor),
+            prompt_tokens=_prompt_tokens(model),
+            takes_guidance=unet.time_cond_proj_dim is not None,
+        )
+
+    def chunks(self, model: Model, request: Request) -> int:
+        """A token is at least one byte, and two of a chunk's are its marks."""
+        longest = max(len(request.prompt.encode()), len(request.negative.encode()))
+        return min(CHUNKS_LIMIT, 1 + longest // (_prompt_tokens(model) - 2))
+
+    def require_fit(self, ref: str, model: Model) -> None:
+        """Raise SdcliError unless latents, colours and words are of one size everywhere."""
+        unet, vae = _unet(model), _vae(model)
+        taken, latents = unet.in_channels, vae.latent_channels
+        if taken != latents or unet.out_channels != latents:
+            raise SdcliError(
+                f"the model {echo(ref)} has a denoiser of {taken if taken != latents else unet.out_channels} channels"
+                f" for latents of {latents}: inpainting and other variants are not supported yet; give a text-to-image"
+                " model"
+            )
+        colours = {vae.in_channels, vae.out_channels}
+        if colours != {3}:
+            raise SdcliError(
+                f"the model {echo(ref)} has an autoencoder for {max(colours - {3})} colours: it takes one for 3"
+            )
+        words, context = _text(model).hidden_size, unet.cross_attention_dim
+        for width in [context] if isinstance(context, int) else context:
+            if width != words:
+                raise SdcliError(
+                    f"the model {echo(ref)} has a denoiser that takes {width} numbers a word and a text encoder that"
+                    f" gives {words}: they are of two models; fetch it again"
+                )
+        side = max(self.geometry(model).native_size)
+        if side > SIDE_LIMIT:
+            raise SdcliError(
+                f"{echo(model.parts['unet'].config_file)} sets 'sample_size' to {side} pixels:"
+                f" refused; pictures have at most {SIDE_LIMIT}"
+            )
+
+    def label(self, model: Model) -> str:
+        """`sd15` for Stable Diffusion 1.x, else `sd`: the same parts in other sizes."""
+        unet = _unet(model)
+        is_first = tuple(unet.block_out_channels) == (320, 640, 1280, 1280) and unet.cross_attention_dim == 768
+        return "sd15" if is_first else "sd"
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """A vocabulary of the size that the text encoder has."""
+        files = written_vocabulary(config["text_encoder"]["vocab_size"])
+        return {f"tokenizer/{name}": text for name, text in files.items()}
+
+
+def _unet(model: Model) -> UNet:
+    settings: UNet = model.parts["unet"].settings
+    return settings
+
+
+def _vae(model: Model) -> Autoencoder:
+    settings: Autoencoder = model.parts["vae"].settings
+    return settings
+
+
+def _text(model: Model) -> TextEncoder:
+    settings: TextEncoder = model.parts["text_encoder"].settings
+    return settings
+
+
+def _prompt_tokens(model: Model) -> int:
+    """Tokens of a chunk of the prompt, both marks among them: what the tokenizer pads to. 77 in CLIP."""
+    most = _text(model).max_position_embeddings
+    tokenizer: Tokenizer = model.parts["tokenizer"].settings
+    length = tokenizer.model_max_length
+    return min(most, length) if isinstance(length, int) and not isinstance(length, bool) and length > 2 else most

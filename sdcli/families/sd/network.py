@@ -1,0 +1,104 @@
+"""Stable Diffusion, as the worker runs it (Rombach et al. 2022, https://arxiv.org/abs/2112.10752): a stage a function.
+
+Each borrows what it needs, lends a function that does its work, and frees what it borrowed. The stages' names, and what
+they take and give, are in family.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from sdcli.domain import Request
+from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
+from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
+from sdcli.families.sd.family import StableDiffusion
+from sdcli.families.sd.text_encoder import (
+    borrow_text_encoder,
+    build_text_encoder,
+    text_config,
+    tokenize,
+)
+from sdcli.models.folder import Component, Model
+from sdcli.weights.borrow import Borrow
+
+State = dict[str, dict[str, torch.Tensor]]
+
+BUILDERS: dict[str, Callable[[Component], nn.Module]] = {
+    "text_encoder": build_text_encoder,
+    "unet": build_unet,
+    "vae": build_autoencoder,
+}
+
+
+def build(component: Component) -> nn.Module:
+    """The part's module on the meta device."""
+    return BUILDERS[component.name](component)
+
+
+@contextmanager
+def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
+    """Words to `tokens`, (2, tokens, channels) with the negative prompt first, or (1, …) without guidance."""
+    prompts = {"negative prompt": request.negative, "prompt": request.prompt}
+    length = StableDiffusion().geometry(model).prompt_tokens
+    if not request.guided:
+        del prompts["negative prompt"]
+    if borrow.dry:
+        ids = torch.zeros(len(prompts), StableDiffusion().chunks(model, request), length, dtype=torch.long)
+    else:
+        tokens = tokenize(model.parts["tokenizer"], length, [*prompts.values()])
+        ids = tokens.ids
+        for kind, dropped in zip(prompts, tokens.dropped, strict=True):
+            if dropped:
+                borrow.notices.append(f"the {kind} is too long: its last {dropped} tokens are left out")
+    with borrow_text_encoder(model.parts["text_encoder"], borrow) as encode:
+        yield lambda _: {"conditioning": {"tokens": encode(ids)}}
+
+
+@contextmanager
+def encode_image(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
+    """Pixels to `mean` and `deviation` of their latents, unscaled."""
+    with borrow_encoder(model.parts["vae"], borrow) as encode:
+
+        def run(state: State) -> State:
+            mean, deviation = encode(state["pixels"]["rgb"])
+            return {"init": {"mean": mean, "deviation": deviation}}
+
+        yield run
+
+
+def start(model: Model, init: Mapping[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    """Latents of the init image as the denoiser knows them: a sample of those that the encoder gives."""
+    mean, deviation = init["mean"], init["deviation"]
+    sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
+    scaled: torch.Tensor = sampled * model.parts["vae"].settings.scaling_factor
+    return scaled
+
+
+@contextmanager
+def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser]:
+    """The UNet: (latents, timestep, conditioning, guidance) to its output."""
+    with borrow_denoiser(model.parts["unet"], borrow) as denoiser:
+        yield denoiser
+
+
+@contextmanager
+def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Latents of one picture to its pixels, (1, 3, h, w) in -1…1."""
+    with borrow_decoder(model.parts["vae"], borrow) as run:
+        yield run
+
+
+def try_out() -> None:
+    """Use once what most depends on the rest of its library: what is missed should be missed now, not in a stage."""
+    settings: dict[str, Any] = dict.fromkeys(
+        ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 4
+    )
+    config = text_config(settings | {"num_hidden_layers": 1, "num_attention_heads": 1})
+    with torch.inference_mode():
+        CLIPTextModel(config)(torch.zeros(1, 4, dtype=torch.long))

@@ -1,0 +1,92 @@
+"""A worker under watch: started, listened to, ended, and whatever ended it told in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sdcli.domain import DeviceName, DtypeName
+from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
+from sdcli.host.watchdog import START, Crossing, Watchdog
+from sdcli.host.worker import Worker
+from sdcli.messages import Message, Relieve, StageBegan, StageEnded, Start, StepDone, Watched
+from sdcli.plan.baselines import build_note
+from sdcli.units import MIB, format_limit, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedWorker:
+    """A worker and the watchdog that measures it."""
+
+    worker: Worker
+    watchdog: Watchdog
+
+    def messages(self) -> Iterator[Message]:
+        """What the worker says, each shown to the watchdog first. Raises what it reports, or how it ended."""
+        for message in self.worker.messages():
+            match message:
+                case StageBegan(name):
+                    self.watchdog.enter(name)
+                case StepDone(step=step):
+                    self.watchdog.step = step
+                case StageEnded():
+                    self.watchdog.leave()
+            yield message
+        raise self.worker.end()
+
+
+@contextmanager
+def watched_worker(
+    network: str, device: DeviceName, limit_bytes: int | None, measure: DtypeName | None, debug: bool = False
+) -> Iterator[WatchedWorker]:
+    """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error.
+
+    On CUDA the ceiling is the device's own, and the footprint is only measured. With `measure` the worker finds out how
+    fast it computes in that type.
+    """
+    footprint_limit_bytes = None if device == "cuda" else limit_bytes
+    with Worker(network, debug) as worker:
+        watchdog = Watchdog(
+            os.getpid(),
+            worker.pid,
+            footprint_limit_bytes,
+            warn=lambda _: worker.send(Relieve()),
+            beat=lambda: worker.send(Watched()),
+        )
+        worker.send(Start(device, limit_bytes, measure))
+        watchdog.start()
+        try:
+            yield WatchedWorker(worker, watchdog)
+        except SdcliError:
+            _raise_if_ended_by(watchdog, device, limit_bytes)
+            raise
+        finally:
+            watchdog.stop()
+        _raise_if_ended_by(watchdog, device, limit_bytes)
+
+
+def _raise_if_ended_by(watchdog: Watchdog, device: DeviceName, limit_bytes: int | None) -> None:
+    """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
+    if watchdog.crossing is not None and limit_bytes is not None:
+        if watchdog.crossing.stage == START:
+            refusal = f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)}"
+            note = build_note(device)
+            raise WillNotFit("; ".join(filter(None, (refusal, "give --mem-limit 1GiB", note))))
+        raise CeilingCrossed(_crossing_text(watchdog.crossing, limit_bytes))
+    if watchdog.failure is not None:
+        raise SdcliError(
+            f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped"
+        )
+
+
+def _crossing_text(crossing: Crossing, limit_bytes: int) -> str:
+    """One line: stage, step, footprint, ceiling, what to do."""
+    step = "" if crossing.step is None else f" after step {crossing.step}"
+    more = format_limit(crossing.footprint_bytes + 128 * MIB)
+    return (
+        f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}:"
+        f" footprint {format_size(crossing.footprint_bytes)}, the worker was killed; give --mem-limit {more}"
+        " or a smaller picture"
+    )

@@ -1,0 +1,70 @@
+"""What a stage computes with: a device, a type, its way of spending memory, and weights to borrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sdcli.devices.base import Device
+from sdcli.domain import GiveBack
+from sdcli.models.folder import Component
+from sdcli.weights.lend import Table, lend_weights
+from sdcli.weights.lent import Lent
+from sdcli.weights.prepared import PreparedCopy
+
+
+@dataclass(slots=True)
+class Borrow:
+    """Handed to a stage of a network, which borrows what it needs and says in `notices` what a person should know."""
+
+    device: Device
+    dtype: torch.dtype
+    table: Table = ()
+    """Of this stage's weights."""
+    way: str = ""
+    """One of the stage's ways."""
+    scratch_bytes: int = 0
+    """For attention's scores, where they are kept."""
+    give_back: GiveBack = "stage"
+    prepared: PreparedCopy | None = None
+    repeats: bool = False
+    """Whether the stage runs again and again, so that packing its weights and reading them ahead pay."""
+    notices: list[str] = field(default_factory=list)
+    dry: bool = False
+    """Whether there are neither weights nor numbers, and bytes alone are counted (engine/dry_run.py)."""
+
+    @contextmanager
+    def weights(
+        self,
+        module: nn.Module,
+        component: Component,
+        parts: tuple[str, ...] = ("",),
+        fetched: type[nn.Module] | None = None,
+    ) -> Iterator[Lent]:
+        """Lend the component's weights under `parts` to a module on the meta device, as the table says.
+
+        Layers of the kind `fetched` get none: `weight_of` makes a copy of theirs for whoever asks. A dry run tells the
+        table so.
+        """
+        with lend_weights(
+            module,
+            component,
+            self.table,
+            self.device,
+            self.dtype,
+            parts=parts,
+            packed=self.repeats,
+            prepared=self.prepared,
+            read_ahead=self.repeats,
+        ) as lent:
+            yield lent
+
+    def between(self, after: Literal["piece", "block"]) -> None:
+        """Call it after each piece of a step and after each block: freed memory goes back, if the plan wants that."""
+        if self.give_back in ("piece", after):
+            self.device.between_blocks()

@@ -1,0 +1,129 @@
+"""The gate for stored weights: whatever lies in a model's files comes through `Stored.fill`.
+
+A weight is filled into memory that somebody has ready, in that memory's type. Where it lies as its layer wants it, it
+can be used as it is mapped as well, which costs no footprint. Weights that lie otherwise (a slice of a fused one, one
+with a LoRA merged in, one of eight bits) are kinds of `Stored` of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sdcli.errors import SdcliError, echo
+from sdcli.models.disks import lies_in_memory
+from sdcli.models.folder import Component
+from sdcli.units import KIB, MIB
+from sdcli.weights.read_ahead import Place, let_go
+
+PIECE_BYTES = 2 * MIB
+"""Read at a time of a file whose mapped pages count."""
+
+LOOKED_UP = 32
+"""Rows of a table at a time: some 64 KiB are mapped for each."""
+
+AROUND_BYTES = 64 * KIB
+"""Pages this far around one that is used are mapped as well."""
+
+
+class Stored:
+    """One weight as it lies in a memory-mapped file: clean pages, which cost no footprint.
+
+    `mapping` is where its file is mapped, begin and end, if that is on a RAM disk: there pages count, and whoever reads
+    lets them go again.
+    """
+
+    def __init__(self, tensor: torch.Tensor, mapping: Place | None = None) -> None:
+        self.tensor = tensor
+        """As it is mapped, in the file's type. Never write to it: a written page costs memory."""
+        self._mapping = mapping
+
+    @property
+    def counts(self) -> bool:
+        """Whether its mapped pages count in the footprint."""
+        return self._mapping is not None
+
+    @property
+    def places(self) -> list[Place]:
+        """Where it may be read ahead: nowhere, if its pages count."""
+        return [] if self.counts else [(self.tensor.data_ptr(), self.tensor.nbytes)]
+
+    def fill(self, room: torch.Tensor) -> torch.Tensor:
+        """`room`, of the same shape, with the weight's numbers in its own type."""
+        if self._mapping is None or self.tensor.dim() == 0:
+            return room.copy_(self.tensor)
+        rows = max(1, PIECE_BYTES * len(self.tensor) // max(1, self.tensor.nbytes))
+        for into, piece in zip(room.split(rows), self.tensor.split(rows), strict=True):
+            into.copy_(piece)
+            self._let_go(piece)
+        return room
+
+    def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """The weight on the device in this type: as it is mapped, if it is there and of that type and costs nothing."""
+        if not self.counts:
+            return self.tensor.to(device, dtype)
+        return self.fill(torch.empty(self.tensor.shape, device=device, dtype=dtype))
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of a table, in the file's type: where pages count a few at a time, with what is mapped around each."""
+        if not self.counts:
+            return self.tensor[ids]
+        some_rows = []
+        for some in ids.flatten().split(LOOKED_UP):
+            some_rows.append(self.tensor[some])
+            self._let_go(self.tensor)
+        return torch.cat(some_rows).view(*ids.shape, self.tensor.shape[1])
+
+    def _let_go(self, piece: torch.Tensor) -> None:
+        """The piece's pages, and those around it that were mapped with them, within the file's own mapping."""
+        if self._mapping is not None:
+            first, end = self._mapping
+            begin = max(first, piece.data_ptr() - AROUND_BYTES)
+            let_go((begin, min(end, piece.data_ptr() + piece.nbytes + AROUND_BYTES) - begin))
+
+
+class Source:
+    """A component's weight files, memory-mapped while it is entered."""
+
+    def __init__(self, component: Component) -> None:
+        self._tensors = component.weights()
+        self._files: dict[Path, Any] = {}
+        self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in component.files}
+
+    def __enter__(self) -> Source:
+        for path in {path for path, _, _ in self._tensors.values()}:
+            with _told_of(path):
+                self._files[path] = safe_open(path, framework="pt", device="cpu")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.clear()
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> Stored:
+        """The weight of this name, in the shape that its layer has it in."""
+        path, called, info = self._tensors[name]
+        with _told_of(path):
+            tensor: torch.Tensor = self._files[path].get_tensor(called)
+        begin = tensor.data_ptr() - info.begin
+        return Stored(tensor.view(shape), (begin, begin + self._ends[path]) if lies_in_memory(path) else None)
+
+    def place(self, name: str) -> tuple[str, int]:
+        """Where the weight lies, to read files from front to back."""
+        path, _, info = self._tensors[name]
+        return str(path), info.begin
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """What the library raises for a file that it cannot map, in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise SdcliError(
+            f"cannot read {echo(path)} ({echo(error)}): it changed or its disk failed; check it and run again"
+        ) from error

@@ -1,0 +1,3 @@
+from tests.support import counts_at_hand, quick
+
+__all__ = ["counts_at_hand", "quick"]
