@@ -60,19 +60,15 @@ class CountBook:
 
     def ask(self, lack: Uncounted) -> Count:
         """What a worker is told to count. It answers one after another."""
-        self._awaited += lack.requests
+        self._awaited = [*lack.requests]  # of a worker that was asked before no answer comes any more
         return Count(str(self._model.folder), lack.requests, self._facts[2])
 
-    @property
-    def waits(self) -> bool:
-        """Whether answers are still to come."""
-        return bool(self._awaited)
-
-    def learn(self, payload: bytes) -> None:
-        """Remember the next answer."""
+    def learn(self, payload: bytes) -> bool:
+        """Remember the next answer. Whether more are to come."""
         key = self._key(self._awaited.pop(0))
         self._counts[key] = counts_from_json(payload)
         _keep(key, payload)
+        return bool(self._awaited)
 
     def _key(self, request: Request) -> str:
         """Of what counts depend on: neither seeds nor words, but how many words there may be."""

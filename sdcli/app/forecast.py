@@ -1,4 +1,4 @@
-"""What a task would take, from headers and from what earlier runs measured: no worker, no weights."""
+"""What a task would take, from counts and from what earlier runs measured: no weights, and no arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sdcli.app.counts import Uncounted
 from sdcli.app.means import Prospect
 from sdcli.app.record import Task
-from sdcli.app.report import plan_table
+from sdcli.app.report import model_table, plan_table
 from sdcli.errors import WillNotFit
 from sdcli.families.registry import family_of
 from sdcli.host.worker import Worker
@@ -50,10 +50,8 @@ def _have_counted(prospect: Prospect, lack: Uncounted) -> None:
         worker.send(Start(task.device, task.ceiling.limit_bytes))
         worker.send(book.ask(lack))
         for message in worker.messages():
-            if isinstance(message, Counted):
-                book.learn(message.payload)
-                if not book.waits:
-                    return
+            if isinstance(message, Counted) and not book.learn(message.payload):
+                return
         raise worker.end()
 
 
@@ -79,11 +77,7 @@ def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "fits": planned is not None,
-        "model": {
-            "ref": task.model.ref,
-            "family": family_of(task.model).label(task.model),
-            "sha256": task.model.sha256,
-        },
+        "model": model_table(task.model),
         "device": task.device,
         "dtype": task.dtype,
         "width": task.request.width,

@@ -86,10 +86,18 @@ class Prospect:
             self._copy.append(place)
         return self._copy[0]
 
+    @property
+    def known_copy(self) -> Path | None:
+        """The same, None as long as nobody has asked for it."""
+        return self._copy[0] if self._copy else None
+
     def frugal_decode(self, plan: Plan, fresh: bool) -> Plan:
         """The same with pictures decoded in the least memory, if `fresh` in a worker of its own."""
         pictures = [stage for stage in self.subject.stages if stage.times == "pictures" and stage.ways]
-        ways = {stage.name: [*stage.ways][-1] for stage in pictures}
+        counts = self.subject.counts
+        ways = {
+            stage.name: min(stage.ways, key=lambda way: counts[stage.name].ways[way].live_bytes) for stage in pictures
+        }
         return replace(plan, ways={**plan.ways, **ways}, fresh_decode=fresh or plan.fresh_decode)
 
     @property

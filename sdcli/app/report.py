@@ -8,7 +8,7 @@ from typing import Any
 
 from sdcli import __version__
 from sdcli.app.record import RunRecord, Task
-from sdcli.domain import Plan
+from sdcli.domain import Model, Plan
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.host.watchdog import PERIOD_S
@@ -38,11 +38,7 @@ def report(record: RunRecord) -> dict[str, Any]:
             {"path": path, "seed": picture.seed, "width": picture.width, "height": picture.height}
             for path, picture in record.pictures
         ],
-        "model": {
-            "ref": task.model.ref,
-            "family": family_of(task.model).label(task.model),
-            "sha256": task.model.sha256,
-        },
+        "model": model_table(task.model),
         "device": task.device,
         "dtype": task.dtype,
         "memory": memory,
@@ -54,6 +50,11 @@ def report(record: RunRecord) -> dict[str, Any]:
         "sdcli_version": __version__,
         "torch_version": record.torch_version,
     }
+
+
+def model_table(model: Model) -> dict[str, Any]:
+    """What is drawn with."""
+    return {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
 
 
 def job_table(task: Task, planned: Planned) -> dict[str, Any]:

@@ -116,17 +116,15 @@ class _Run:
         try:
             attempt(task, self._record, lambda message: self._answer(prospect, part, message), self._hear)
         finally:
-            if self._record.worker_pid and self._record.planned is not None and prospect.copy is not None:
-                half = unfinished(prospect.copy, self._record.worker_pid)
+            if self._record.worker_pid and prospect.known_copy is not None:
+                half = unfinished(prospect.known_copy, self._record.worker_pid)
                 shutil.rmtree(half, ignore_errors=True)  # if it was stopped
 
     def _answer(self, prospect: Prospect, part: Part | None, message: Ready | Counted) -> Count | Job | None:
         """What the worker is told: what to count, as long as something is unknown, then its job."""
         if isinstance(message, Ready):
             self._take_measures(prospect.task, message)
-        else:
-            prospect.book.learn(message.payload)
-        if prospect.book.waits:
+        elif prospect.book.learn(message.payload):
             return None
         try:
             return self._job(prospect, part)

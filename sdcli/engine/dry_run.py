@@ -138,7 +138,7 @@ class _Counting(TorchDispatchMode):
     that the worker does not import (engine/lean_imports.py)."""
 
     def __init__(self, counts: DryRun) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self._counts = counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

@@ -7,6 +7,7 @@ test compares.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ _side = or_none(for_all_or_each(is_size))
 
 
 @dataclass(frozen=True)
-class _Levels(Settings):
+class _Levels(Settings, ABC):
     """Of a network of levels, each of which halves its map or doubles it."""
 
     down_block_types: Sequence[str] = ()
@@ -92,13 +93,13 @@ class _Levels(Settings):
                     f"has 'block_out_channels' of {width}, which {self.norm_num_groups} 'norm_num_groups' do not divide"
                 )
 
+    @abstractmethod
     def known_blocks(self) -> frozenset[str]:
         """Kinds of levels that it may have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def faults_of_layers(self) -> Iterator[str]:
         """Of what its levels are made of."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
