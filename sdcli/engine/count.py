@@ -21,35 +21,23 @@ from sdcli.messages import Count, Counted, Message
 from sdcli.models.folder import Component, Model, open_model
 from sdcli.plan.counts import Counts, StageCount, WayCount, counts_to_json
 from sdcli.plan.ways import SCRATCHES, way_of_steps
-from sdcli.weights.borrow import Borrow
-from sdcli.weights.lent import Lent
+from sdcli.weights.borrow import Borrow, Note
 from sdcli.weights.match import require_match
 
 
-class _DryBorrow(Borrow):
-    """Notes the weights that a stage borrows, and whether the model's files have them."""
+def _noted_by(run: DryRun, dtype: torch.dtype) -> Note:
+    """Has a dry run know the weights that a stage borrows. Raises SdcliError where the model's files lack some."""
 
-    def __init__(self, run: DryRun, device: Device, dtype: torch.dtype, way: str = "", scratch_bytes: int = 0) -> None:
-        super().__init__(device, dtype, way=way, scratch_bytes=scratch_bytes, dry=True)
-        self._run = run
-
-    @contextmanager
-    def weights(
-        self,
-        module: nn.Module,
-        component: Component,
-        parts: tuple[str, ...] = ("",),
-        fetched: type[nn.Module] | None = None,
-    ) -> Iterator[Lent]:
-        """No weights; the module gets the type that it would compute in."""
+    def note(module: nn.Module, component: Component, parts: tuple[str, ...], fetched: type[nn.Module] | None) -> None:
         shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
         require_match(component, shapes, parts)
-        nn.Module.to(module, self.dtype)  # not the library's own, which asks for what the worker leaves out
-        self._run.know(component.name, module, parts)
+        nn.Module.to(module, dtype)  # not the library's own, which asks for what the worker leaves out
+        run.know(component.name, module, parts)
         for name, layer in module.named_modules():
             if fetched is not None and isinstance(layer, fetched) and f"{name}.".startswith(parts):
-                self._run.copies(component.name, f"{name}.weight", layer)
-        yield Lent(self.device, self.dtype)
+                run.copies(component.name, f"{name}.weight", layer)
+
+    return note
 
 
 def count_all(asked: Count, device: Device) -> Iterator[Message]:
@@ -112,7 +100,8 @@ class _Counting:
 
     @contextmanager
     def _entered(self, stage: Stage, run: DryRun, way: str, scratch_bytes: int = 0) -> Iterator[Any]:
-        borrow = _DryBorrow(run, self._device, self._dtype, way, scratch_bytes)
+        note = _noted_by(run, self._dtype)
+        borrow = Borrow(self._device, self._dtype, way=way, scratch_bytes=scratch_bytes, dry=note)
         with getattr(self._network, stage.name)(self._model, self._request, borrow) as work, run:
             yield work
 

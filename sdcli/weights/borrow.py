@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +16,9 @@ from sdcli.models.folder import Component
 from sdcli.weights.lend import Table, lend_weights
 from sdcli.weights.lent import Lent
 from sdcli.weights.prepared import PreparedCopy
+
+Note = Callable[[nn.Module, Component, tuple[str, ...], type[nn.Module] | None], None]
+"""Told of a module, of which component, under which parts, and which kind of layers fetch copies."""
 
 
 @dataclass(slots=True)
@@ -35,8 +38,8 @@ class Borrow:
     repeats: bool = False
     """Whether the stage runs again and again, so that packing its weights and reading them ahead pay."""
     notices: list[str] = field(default_factory=list)
-    dry: bool = False
-    """Whether there are neither weights nor numbers, and bytes alone are counted (engine/dry_run.py)."""
+    dry: Note | None = None
+    """Where there are neither weights nor numbers and bytes alone are counted, what is told of a loan in its place."""
 
     @contextmanager
     def weights(
@@ -51,6 +54,10 @@ class Borrow:
         Layers of the kind `fetched` get none: `weight_of` makes a copy of theirs for whoever asks. A dry run tells the
         table so.
         """
+        if self.dry is not None:
+            self.dry(module, component, parts, fetched)
+            yield Lent(self.device, self.dtype)
+            return
         with lend_weights(
             module,
             component,

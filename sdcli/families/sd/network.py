@@ -48,7 +48,7 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
     length = StableDiffusion().geometry(model).prompt_tokens
     if not request.guided:
         del prompts["negative prompt"]
-    if borrow.dry:
+    if borrow.dry is not None:
         ids = torch.zeros(len(prompts), StableDiffusion().chunks(model, request), length, dtype=torch.long)
     else:
         tokens = tokenize(model.parts["tokenizer"], length, [*prompts.values()])
