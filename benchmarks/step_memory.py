@@ -125,8 +125,8 @@ def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> N
     latents, context = torch.randn(1, 4, height, width), torch.randn(2, 77, 768).to(dtype)
     passes = [context] if guidance == "batched" else [row[None] for row in context]
     with torch.inference_mode():
-        copy = place and (open_copy(place) or prepare_denoiser(model.unet, device, dtype, place, sees))
-        with borrow_denoiser(model.unet, plan, device, dtype, copy, sees) as denoiser:
+        copy = place and (open_copy(place) or prepare_denoiser(model.parts["unet"], device, dtype, place, sees))
+        with borrow_denoiser(model.parts["unet"], plan, device, dtype, copy, sees) as denoiser:
             print("lent", flush=True)
             for _ in range(steps):
                 sys.stdin.readline()

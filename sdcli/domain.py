@@ -199,82 +199,8 @@ class Component:
         return self.tensors
 
 
-class _PartsByName:
-    """Parts and sizes of a Stable Diffusion by names of their own.
-
-    TODO: delete it when nothing asks a model what its family knows: parts are `model.parts[name]`, sizes are
-    `family_of(model).geometry(model)`.
-    """
-
-    __slots__ = ()
-    parts: Mapping[str, Component]
-
-    @property
-    def components(self) -> tuple[Component, ...]:
-        """All of them, in the order of use."""
-        return tuple(self.parts.values())
-
-    @property
-    def text_encoder(self) -> Component:
-        """What reads the prompt."""
-        return self.parts["text_encoder"]
-
-    @property
-    def unet(self) -> Component:
-        """The denoiser."""
-        return self.parts["unet"]
-
-    @property
-    def vae(self) -> Component:
-        """The autoencoder."""
-        return self.parts["vae"]
-
-    @property
-    def scheduler(self) -> Component:
-        """The model's own."""
-        return self.parts["scheduler"]
-
-    @property
-    def tokenizer(self) -> Component:
-        """What cuts the prompt into tokens."""
-        return self.parts["tokenizer"]
-
-    @property
-    def latent_channels(self) -> int:
-        """Numbers that the latents have for each place: 4 in Stable Diffusion 1.x."""
-        return int(self.vae.config.get("latent_channels", 4))
-
-    @property
-    def takes_guidance(self) -> bool:
-        """Whether the denoiser was distilled to take the guidance as an input (Meng et al. 2022), as LCM's were."""
-        return self.unet.config.get("time_cond_proj_dim") is not None
-
-    @property
-    def latent_factor(self) -> int:
-        """Pixels to a latent, along each side."""
-        return int(2 ** (len(self.vae.config.get("block_out_channels", [64])) - 1))
-
-    @property
-    def native_size(self) -> tuple[int, int]:
-        """Width and height of the picture it was made for, in pixels."""
-        side = self.unet.config.get("sample_size") or 64
-        height, width = (side[0], side[-1]) if isinstance(side, list) else (side, side)
-        return width * self.latent_factor, height * self.latent_factor
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of a chunk of the prompt, both marks among them: what the tokenizer pads to. 77 in CLIP."""
-        most: int = self.text_encoder.config.get("max_position_embeddings", 77)
-        length = self.tokenizer.config.get("model_max_length")
-        return min(most, length) if type(length) is int and length > 2 else most
-
-    def latent_shape(self, request: Request) -> tuple[int, int]:
-        """Height and width of the request's picture in latents."""
-        return request.height // self.latent_factor, request.width // self.latent_factor
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Model(_PartsByName):
+class Model:
     """A checked model. `ref` is what the user called it; `notes` say what was taken where there was a choice."""
 
     ref: str

@@ -19,10 +19,11 @@ from sdcli.devices.base import DTYPES
 from sdcli.domain import DtypeName, Plan, Request, StageName, WeightRow
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
+from sdcli.families.contract import Geometry
 from sdcli.families.registry import family_of
 from sdcli.machine import cpu_packs_for
 from sdcli.messages import Job, Message, PictureDone
-from sdcli.models.folder import open_model
+from sdcli.models.folder import Model, open_model
 from sdcli.plan.bytes import Subject
 from sdcli.plan.counts import Counts
 from sdcli.plan.table import table_of
@@ -62,6 +63,11 @@ def counts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(folder: Path, request: Request, dtype: DtypeName = "fp32") -> Counts:
     """What a dry run of the folder's model counts for a request, on the CPU."""
     return count(open_model("m", folder), request, open_device("cpu"), DTYPES[dtype])
+
+
+def geometry_of(model: Model) -> Geometry:
+    """Sizes of what a model works on, as its family knows them."""
+    return family_of(model).geometry(model)
 
 
 def subject(folder: Path, request: Request = ASTRONAUT, dtype: DtypeName = "fp32") -> Subject:

@@ -76,7 +76,6 @@ NAMES_OF_MODELS = re.compile(
 NAMING_ALLOWED = {
     "blocks/attention.py": "the 77 tokens of a chunk: a number that its comments measure with",
     "blocks/frugal.py": "diffusers' block of attention, which families share, calls its layers attn1 and attn2",
-    "domain.py": "parts by names of their own, until nothing asks a model for them",
     "engine/lean_imports.py": "modules of diffusers that need not be imported",
     "weights/lend.py": "the 77 tokens of a chunk, in a comment",
     "weights/packed.py": "an example, in a comment",

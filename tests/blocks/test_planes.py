@@ -150,7 +150,7 @@ def test_a_halved_map_takes_half_the_memory_and_no_number_is_too_large_for_it() 
 @pytest.mark.parametrize("keep_maps", [True, False])
 def test_the_autoencoder_is_diffusers_own_without_seams(tiny: Path, keep_maps: bool, size: tuple[int, int]) -> None:
     vae = AutoencoderKL.from_pretrained(tiny / "vae", torch_dtype=torch.float32).eval()
-    component = open_model("m", tiny).vae
+    component = open_model("m", tiny).parts["vae"]
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
     pixels = torch.rand(1, 3, 8 * size[0], 8 * size[1], generator=torch.Generator().manual_seed(2)) * 2 - 1
     scaled = latents / vae.config["scaling_factor"]
@@ -170,7 +170,7 @@ def test_maps_that_are_kept_or_computed_again_give_the_same_bits(
 ) -> None:
     monkeypatch.setattr(planes, "BAND_BYTES", 3 * 16 * 64 * dtype.itemsize)  # more rows of some maps than of others
     monkeypatch.setattr(planes, "BAND_ROWS", 2)
-    component, drawn = open_model("m", tiny).vae, []
+    component, drawn = open_model("m", tiny).parts["vae"], []
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     for keep_maps in (True, False):
         with borrow_decoder(component, borrowing(component, dtype=dtype, way=WAYS[keep_maps])) as decode:

@@ -222,10 +222,10 @@ def test_it_is_small_and_in_half_precision() -> None:
 
 def test_its_classes_are_those_of_stable_diffusion() -> None:
     model, large = open_model("demo", MODEL), read_config("models", "sd15")
-    assert model.unet.class_name == large["unet"]["_class_name"]
-    assert model.vae.class_name == large["vae"]["_class_name"]
-    assert [model.text_encoder.class_name] == large["text_encoder"]["architectures"]
-    assert model.tokenizer.class_name == large["tokenizer"]["tokenizer_class"]
-    assert model.scheduler.class_name == large["scheduler"]["_class_name"]
+    assert model.parts["unet"].class_name == large["unet"]["_class_name"]
+    assert model.parts["vae"].class_name == large["vae"]["_class_name"]
+    assert [model.parts["text_encoder"].class_name] == large["text_encoder"]["architectures"]
+    assert model.parts["tokenizer"].class_name == large["tokenizer"]["tokenizer_class"]
+    assert model.parts["scheduler"].class_name == large["scheduler"]["_class_name"]
     index = json.loads((MODEL / "model_index.json").read_text("utf-8"))
     assert index["_class_name"] == "StableDiffusionPipeline"

@@ -139,23 +139,23 @@ def captured(tiny: Path) -> Capture:
     model, device, dtype = open_model("tiny", tiny), LikeMps(), torch.bfloat16
     plans = [replace(plan, attention_scratch_bytes=1_000_000) for plan in (RESIDENT, STREAMED)]
     parts = {part: borrowing(model.parts[part], dtype=dtype, device=device) for part in ("text_encoder", "vae")}
-    steps = [borrowing(model.unet, plan, dtype, device=device, repeats=True) for plan in plans]
-    ids = tokenize(model.tokenizer, 77, ["a fox " * 60, "a horse"]).ids
+    steps = [borrowing(model.parts["unet"], plan, dtype, device=device, repeats=True) for plan in plans]
+    ids = tokenize(model.parts["tokenizer"], 77, ["a fox " * 60, "a horse"]).ids
     pixels, latents = torch.rand(1, 3, 128, 136), torch.randn(1, 4, 16, 17)  # 272 tokens: more than FEW_KEYS
     monkeypatch = pytest.MonkeyPatch()
     with capturing(monkeypatch) as capture:
-        with borrow_text_encoder(model.text_encoder, parts["text_encoder"]) as encode_words:
+        with borrow_text_encoder(model.parts["text_encoder"], parts["text_encoder"]) as encode_words:
             context = encode_words(ids)
-        with borrow_encoder(model.vae, parts["vae"]) as encode:
+        with borrow_encoder(model.parts["vae"], parts["vae"]) as encode:
             encode(pixels)
         guidances: tuple[Guidance, ...] = ("batched", "sequential")
         for step, guidance in itertools.product(steps, guidances):
-            with borrow_denoiser(model.unet, step) as denoiser:
+            with borrow_denoiser(model.parts["unet"], step) as denoiser:
                 rows = [context] if guidance == "batched" else [row[None] for row in context]
                 for row in rows:
                     for timestep in (torch.tensor(999), torch.tensor(998.5)):
                         denoiser(latents.expand(len(row), -1, -1, -1), timestep, {"tokens": row})
-        with borrow_decoder(model.vae, parts["vae"]) as decode:
+        with borrow_decoder(model.parts["vae"], parts["vae"]) as decode:
             assert decode(latents).shape == pixels.shape
     monkeypatch.undo()
     return capture

@@ -199,15 +199,15 @@ def test_touching_and_adding_what_is_no_part_of_it_changes_nothing(model: Path) 
     (model / "README.md").write_text("a model")
     (model / "unet" / "notes.bin").write_bytes(b"x")
     weights(model, "vae").read_bytes()
-    require_unchanged(stamps, opened.unet, opened.vae, opened.tokenizer)
+    require_unchanged(stamps, opened.parts["unet"], opened.parts["vae"], opened.parts["tokenizer"])
     require_same(stamps, stamps_of(open_model("m", model)))
     (model / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(SdcliError, match=r"tokenizer/tokenizer\.json"):
-        require_unchanged(stamps, opened.tokenizer)
+        require_unchanged(stamps, opened.parts["tokenizer"])
 
 
 def test_what_the_library_says_of_a_file_that_it_cannot_map_is_one_line(model: Path) -> None:
-    unet = open_model("m", model).unet
+    unet = open_model("m", model).parts["unet"]
     for change in ("truncated", "of another kind", "gone"):
         if weights(model, "unet").is_file():
             CHANGES[change](weights(model, "unet"))

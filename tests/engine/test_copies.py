@@ -119,10 +119,10 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
 ) -> None:
     model = Path(shutil.copytree(tiny, tmp_path / "model"))
     opened, sees = open_model("m", model), (1, 8, 8)
-    first = place_of_copy(opened.unet, "cpu", "fp32", sees, 10**6)
+    first = place_of_copy(opened.parts["unet"], "cpu", "fp32", sees, 10**6)
     assert first is not None
     before = drawn(list(run(model, first)))
-    weights, _, info = opened.unet.weights()["mid_block.resnets.0.conv1.weight"]
+    weights, _, info = opened.parts["unet"].weights()["mid_block.resnets.0.conv1.weight"]
     status, raw = weights.stat(), bytearray(weights.read_bytes())
     data = 8 + int.from_bytes(raw[:8], "little")
     raw[data + info.begin : data + info.end] = raw[data + info.begin : data + info.end][::-1][1:] + b"\0"
@@ -132,7 +132,7 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
     if how != "edited in place, touch -r":
         (shutil.copy2 if how == "cp -p" else os.replace)(other, weights)
     assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-    second = place_of_copy(open_model("m", model).unet, "cpu", "fp32", sees, 10**6)
+    second = place_of_copy(open_model("m", model).parts["unet"], "cpu", "fp32", sees, 10**6)
     assert second is not None
     after = drawn(list(run(model, second)))
     assert torch.equal(after, drawn(run_engine(model, SHORT))) and not torch.equal(after, before)

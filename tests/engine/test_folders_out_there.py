@@ -190,8 +190,8 @@ def test_what_is_laid_out_otherwise_is_the_same_picture(model: Path, theirs: tor
 
 def test_what_was_passed_over_and_what_was_taken_can_be_said(model: Path) -> None:
     leftovers(model)
-    assert {"decay", "power"} <= set(open_model("m", model).unet.passed_over)
-    assert "block_size" in open_model("m", model).vae.passed_over and open_model("m", model).notes == ()
+    assert {"decay", "power"} <= set(open_model("m", model).parts["unet"].passed_over)
+    assert "block_size" in open_model("m", model).parts["vae"].passed_over and open_model("m", model).notes == ()
     SAME_PICTURE["non_ema"](model)
     assert [note.partition(":")[0] for note in open_model("m", model).notes] == list(SHARDS)
     assert all("'non_ema'" in note for note in open_model("m", model).notes)
@@ -318,7 +318,7 @@ def test_a_model_of_another_family_is_told_by_its_tensors(model: Path) -> None:
 @torch.inference_mode()
 def test_latents_have_the_factor_of_the_autoencoder_both_ways(tmp_path: Path) -> None:
     model = open_model("m", made(tmp_path / "model", NETWORKS["autoencoder of 3 levels"]))
-    with borrow_encoder(model.vae, borrowing(model.vae)) as encode:
+    with borrow_encoder(model.parts["vae"], borrowing(model.parts["vae"])) as encode:
         mean, _ = encode(torch.zeros(1, 3, 64, 32))
-    with borrow_decoder(model.vae, borrowing(model.vae)) as decode:
+    with borrow_decoder(model.parts["vae"], borrowing(model.parts["vae"])) as decode:
         assert mean.shape == (1, 4, 16, 8) and decode(mean).shape == (1, 3, 64, 32)

@@ -23,6 +23,7 @@ from sdcli.messages import Finished, Progress
 from sdcli.models.folder import open_model
 from sdcli.models.synthetic import find_synthetic
 from tests.conftest import TINY
+from tests.support import geometry_of
 
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
@@ -100,7 +101,7 @@ def test_libraries_load_it_strictly_with_nothing_missing(tiny: Path, part: str) 
 
 def test_we_ourselves_find_a_whole_model(tiny: Path) -> None:
     model = open_model("tiny", tiny)
-    assert model.native_size == (64, 64) and model.family == "sd"
+    assert geometry_of(model).native_size == (64, 64) and model.family == "sd"
 
 
 def test_numbers_are_those_of_an_untrained_model(tiny: Path) -> None:
@@ -135,7 +136,7 @@ def test_progress_counts_every_byte_of_weights(tmp_path: Path) -> None:
 
 
 def part_of(folder: Path, part: str) -> Any:
-    return getattr(open_model("m", folder), part).weights()
+    return open_model("m", folder).parts[part].weights()
 
 
 def test_a_full_disk_is_one_line_with_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

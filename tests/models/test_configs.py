@@ -271,12 +271,12 @@ def test_a_scheduler_has_the_class_of_the_model_s_index_and_its_settings_are_loo
         config.write_text(json.dumps({k: v for k, v in table.items() if k != "_class_name"} | named))
         for kind in ("DDIMScheduler", "EulerDiscreteScheduler"):
             index.write_text(json.dumps({"scheduler": ["diffusers", kind]}))
-            assert open_model("m", model).scheduler.class_name == kind
+            assert open_model("m", model).parts["scheduler"].class_name == kind
     config.write_text(json.dumps({**table, "use_karras_sigmas": "yes"}))
     with pytest.raises(SdcliError, match="'use_karras_sigmas' to what"):
         open_model("m", model)
     index.write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
-    assert "use_karras_sigmas" not in open_model("m", model).scheduler.config
+    assert "use_karras_sigmas" not in open_model("m", model).parts["scheduler"].config
     index.unlink()
     config.write_text(json.dumps({k: v for k, v in table.items() if k != "_class_name"}))
     with pytest.raises(SdcliError, match="names no class: refused; a scheduler may be"):

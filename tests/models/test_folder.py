@@ -14,6 +14,7 @@ import pytest
 from sdcli.domain import Component, Model, Request
 from sdcli.families.registry import family_of
 from sdcli.models.folder import open_model
+from tests.support import geometry_of
 
 Refused = Callable[..., AbstractContextManager[None]]
 WriteWeights = Callable[[Path, Mapping[str, tuple[str, list[int]]]], Path]
@@ -31,7 +32,13 @@ def label_of(model: Model) -> str:
 def test_a_whole_model_is_described_by_its_parts(model_folder: Path) -> None:
     model = open_model("my model", model_folder, "abc")
     assert (model.ref, model.folder, model.sha256) == ("my model", model_folder.resolve(), "abc")
-    parts = (model.text_encoder, model.unet, model.vae, model.scheduler, model.tokenizer)
+    parts = (
+        model.parts["text_encoder"],
+        model.parts["unet"],
+        model.parts["vae"],
+        model.parts["scheduler"],
+        model.parts["tokenizer"],
+    )
     assert [part.class_name for part in parts] == [
         "CLIPTextModel",
         "UNet2DConditionModel",
@@ -39,17 +46,17 @@ def test_a_whole_model_is_described_by_its_parts(model_folder: Path) -> None:
         "DDIMScheduler",
         "CLIPTokenizer",
     ]
-    assert model.unet.config.items() >= {"sample_size": 8, "cross_attention_dim": 8}.items()
-    assert model.components[0] is model.tokenizer and len(model.components) == 5 and model.notes == ()
-    path, stored, info = model.unet.weights()["conv_in.weight"]
+    assert model.parts["unet"].config.items() >= {"sample_size": 8, "cross_attention_dim": 8}.items()
+    assert next(iter(model.parts.values())) is model.parts["tokenizer"] and len(model.parts) == 5 and model.notes == ()
+    path, stored, info = model.parts["unet"].weights()["conv_in.weight"]
     assert path.samefile(model_folder / UNET)
     assert (stored, info.dtype, info.shape) == ("conv_in.weight", "F16", (4, 4, 3, 3))
-    assert [file.path.name for file in model.vae.files] == ["diffusion_pytorch_model.safetensors"]
+    assert [file.path.name for file in model.parts["vae"].files] == ["diffusion_pytorch_model.safetensors"]
 
 
 def test_a_part_without_weights_says_so(model_folder: Path, refused: Refused) -> None:
     with refused(1, "the scheduler has no weights"):
-        open_model("m", model_folder).scheduler.weights()
+        open_model("m", model_folder).parts["scheduler"].weights()
     assert Component("scheduler", "DDIMScheduler", {}, model_folder).tensors is None
 
 
@@ -88,7 +95,7 @@ def test_weights_that_are_a_pickle_are_mentioned_and_not_opened(model_folder: Pa
 def test_a_pickle_beside_whole_weights_does_not_matter(model_folder: Path) -> None:
     (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04}\x94.")
     (model_folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"junk")
-    assert open_model("m", model_folder).unet.weights()
+    assert open_model("m", model_folder).parts["unet"].weights()
 
 
 def test_a_pickle_under_the_name_of_weights_is_refused(model_folder: Path, refused: Refused) -> None:
@@ -99,9 +106,9 @@ def test_a_pickle_under_the_name_of_weights_is_refused(model_folder: Path, refus
 
 def test_the_fp16_variant_is_preferred(model_folder: Path, write_weights: WriteWeights) -> None:
     write_weights(model_folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", {"half": ("F16", [1])})
-    assert set(open_model("m", model_folder).unet.weights()) == {"half"}
+    assert set(open_model("m", model_folder).parts["unet"].weights()) == {"half"}
     (model_folder / UNET).unlink()
-    assert set(open_model("m", model_folder).unet.weights()) == {"half"}
+    assert set(open_model("m", model_folder).parts["unet"].weights()) == {"half"}
 
 
 def test_sharded_weights_are_joined_and_each_tensor_knows_its_file(
@@ -111,7 +118,7 @@ def test_sharded_weights_are_joined_and_each_tensor_knows_its_file(
     for index in (1, 2, 3):
         name = f"diffusion_pytorch_model-{index:05}-of-00003.safetensors"
         write_weights(model_folder / "unet" / name, {f"t{index}": ("F16", [index])})
-    unet = open_model("m", model_folder).unet
+    unet = open_model("m", model_folder).parts["unet"]
     assert {name: path.name for name, (path, _, _) in unet.weights().items()} == {
         f"t{index}": f"diffusion_pytorch_model-{index:05}-of-00003.safetensors" for index in (1, 2, 3)
     }
@@ -146,7 +153,7 @@ def test_a_damaged_index_beside_whole_shards_is_named_and_not_needed(
     index.write_text(content, "utf-8")
     model = open_model("m", model_folder)
     assert len(model.notes) == 1 and f"unet/{index.name} is damaged" in model.notes[0]
-    assert len(model.unet.weights()) == 2
+    assert len(model.parts["unet"].weights()) == 2
 
 
 def test_the_same_tensor_in_two_shards_or_under_two_names_is_refused(
@@ -174,7 +181,7 @@ def test_old_names_of_the_text_encoder_are_mapped_and_position_ids_dropped(
         "text_model.final_layer_norm.bias": ("F16", [8]),
     }
     write_weights(model_folder / TEXT_ENCODER, stored)
-    weights = open_model("m", model_folder).text_encoder.weights()
+    weights = open_model("m", model_folder).parts["text_encoder"].weights()
     assert {today: name for today, (_, name, _) in weights.items()} == {
         name.removeprefix("text_model."): name for name in stored if "position_ids" not in name
     }
@@ -193,7 +200,7 @@ def test_old_names_of_the_autoencoder_s_attention_are_mapped(model_folder: Path,
             "decoder.mid_block.resnets.0.conv1.weight": ("F16", [8, 8, 3, 3]),
         },
     )
-    weights = open_model("m", model_folder).vae.weights()
+    weights = open_model("m", model_folder).parts["vae"].weights()
     assert set(weights) == {
         f"{home}.to_q.weight",
         f"{home}.to_k.weight",
@@ -217,7 +224,7 @@ def test_weights_of_another_type_are_refused_by_the_tensor_s_name(
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 def test_weights_of_the_three_types_are_taken(model_folder: Path, write_weights: WriteWeights, dtype: str) -> None:
     write_weights(model_folder / UNET, {"conv_in.weight": (dtype, [4])})
-    assert open_model("m", model_folder).unet.weights()["conv_in.weight"][2].dtype == dtype
+    assert open_model("m", model_folder).parts["unet"].weights()["conv_in.weight"][2].dtype == dtype
 
 
 def test_a_truncated_weight_file_is_refused_by_name(model_folder: Path, refused: Refused) -> None:
@@ -248,7 +255,7 @@ def test_the_native_size_is_the_sample_size_in_pixels_height_first_as_diffusers_
     model_folder: Path, edit_config: EditConfig, sample_size: object, size: tuple[int, int]
 ) -> None:
     edit_config(model_folder / "unet" / "config.json", sample_size=sample_size)
-    assert open_model("m", model_folder).native_size == size
+    assert geometry_of(open_model("m", model_folder)).native_size == size
 
 
 @pytest.mark.parametrize(
@@ -260,7 +267,7 @@ def test_a_model_converted_before_diffusers_0_9_is_for_512_pixels_whatever_it_sa
     model_folder: Path, edit_config: EditConfig, version: object, sample_size: object, side: int
 ) -> None:
     edit_config(model_folder / "unet" / "config.json", sample_size=sample_size, _diffusers_version=version)
-    assert open_model("m", model_folder).native_size == (side, side)
+    assert geometry_of(open_model("m", model_folder)).native_size == (side, side)
 
 
 @pytest.mark.parametrize("sample_size", [1_000_000, 1025, [64, 1025], [2**19, 64]])
@@ -268,7 +275,7 @@ def test_the_native_size_obeys_the_cap_of_every_size(
     model_folder: Path, edit_config: EditConfig, refused: Refused, sample_size: object
 ) -> None:
     edit_config(model_folder / "unet" / "config.json", sample_size=1024)
-    assert open_model("m", model_folder).native_size == (8192, 8192)
+    assert geometry_of(open_model("m", model_folder)).native_size == (8192, 8192)
     edit_config(model_folder / "unet" / "config.json", sample_size=sample_size)
     with refused(1, "unet/config.json", "'sample_size'", "8192"):
         open_model("m", model_folder)
@@ -281,8 +288,8 @@ def test_each_level_of_the_autoencoder_but_one_halves(
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     edit_config(model_folder / "vae" / "config.json", block_out_channels=[4] * levels, **blocks)
     model = open_model("m", model_folder)
-    assert model.latent_factor == factor and model.native_size == (8 * factor, 8 * factor)
-    assert model.latent_shape(Request("", "", 96, 64, 1, 1.0, 0, 1)) == (64 // factor, 96 // factor)
+    assert geometry_of(model).latent_factor == factor and geometry_of(model).native_size == (8 * factor, 8 * factor)
+    assert geometry_of(model).latent_shape(Request("", "", 96, 64, 1, 1.0, 0, 1)) == (64 // factor, 96 // factor)
 
 
 def test_a_denoiser_for_other_latents_is_refused_as_not_supported(
@@ -297,7 +304,7 @@ def test_the_native_size_of_a_model_that_does_not_say_is_that_of_stable_diffusio
     config = json.loads((model_folder / "unet" / "config.json").read_text("utf-8"))
     del config["sample_size"]
     (model_folder / "unet" / "config.json").write_text(json.dumps(config), "utf-8")
-    assert open_model("m", model_folder).native_size == (512, 512)
+    assert geometry_of(open_model("m", model_folder)).native_size == (512, 512)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae", "tokenizer"])
@@ -342,16 +349,16 @@ def test_an_index_says_which_scheduler_and_nothing_of_what_is_not_used(
 ) -> None:
     index = {"safety_checker": ["stable_diffusion", "Checker"], "unet": ["diffusers", "UNet2DConditionModel"]}
     (model_folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
-    assert open_model("m", model_folder).scheduler.class_name == "PNDMScheduler"
+    assert open_model("m", model_folder).parts["scheduler"].class_name == "PNDMScheduler"
     (model_folder / "model_index.json").write_text(json.dumps(index))
-    assert open_model("m", model_folder).scheduler.class_name == "DDIMScheduler"
+    assert open_model("m", model_folder).parts["scheduler"].class_name == "DDIMScheduler"
 
 
 def test_a_tokenizer_may_be_one_file_and_have_no_config(model_folder: Path) -> None:
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (model_folder / "tokenizer" / name).unlink()
     (model_folder / "tokenizer" / "tokenizer.json").write_text("{}", "utf-8")
-    tokenizer = open_model("m", model_folder).tokenizer
+    tokenizer = open_model("m", model_folder).parts["tokenizer"]
     assert (tokenizer.class_name, tokenizer.config) == ("CLIPTokenizer", {})
 
 
@@ -390,7 +397,7 @@ def test_a_snapshot_of_links_into_another_folder_is_opened(model_folder: Path, t
             path.rename(blob)
             link.symlink_to(os.path.relpath(blob, link.parent))
     model = open_model("m", snapshot)
-    assert model.unet.weights()["conv_in.weight"][0].name == "diffusion_pytorch_model.safetensors"
+    assert model.parts["unet"].weights()["conv_in.weight"][0].name == "diffusion_pytorch_model.safetensors"
 
 
 def test_a_snapshot_whose_blob_is_gone_or_loops_lacks_the_file(model_folder: Path, refused: Refused) -> None:
@@ -427,7 +434,7 @@ def test_a_model_without_permission_is_refused(
 ) -> None:
     folder = build_model(open_folder / "model")
     with unprivileged():
-        assert open_model("m", folder).unet.weights()
+        assert open_model("m", folder).parts["unet"].weights()
     (folder / UNET).chmod(0)
     with unprivileged(), refused(1, "diffusion_pytorch_model.safetensors", "Permission denied"):
         open_model("m", folder)

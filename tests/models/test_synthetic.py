@@ -22,6 +22,7 @@ from sdcli.families.sd.vocabulary import tokenizer_files
 from sdcli.models.folder import open_model
 from sdcli.models.header import sample_sha256
 from sdcli.models.synthetic import LAYOUT, MANIFEST, find_synthetic, weight_path, write_texts
+from tests.support import geometry_of
 
 Refused = Callable[..., AbstractContextManager[None]]
 
@@ -286,9 +287,11 @@ def test_the_texts_of_a_shipped_model_and_any_weights_make_a_whole_model(
         if part.stem is not None:
             write_weights(weight_path(tmp_path, part), {"weight": ("F16", [1])})
     model = open_model(name, tmp_path)
-    assert family_of(model).label(model) == name and model.native_size[0] == 8 * config["unet"]["sample_size"]
+    assert (
+        family_of(model).label(model) == name and geometry_of(model).native_size[0] == 8 * config["unet"]["sample_size"]
+    )
     vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text("utf-8"))
-    assert len(vocabulary) == model.text_encoder.config["vocab_size"]
+    assert len(vocabulary) == model.parts["text_encoder"].config["vocab_size"]
     merges = (tmp_path / "tokenizer" / "merges.txt").read_text("utf-8")
     assert merges.startswith("#version: 0.2\n") and merges.count("\n") == len(vocabulary) - 513
     index = json.loads((tmp_path / "model_index.json").read_text("utf-8"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sdcli.models.folder import open_model
+from tests.support import geometry_of
 from training.compose import Composer
 from training.evaluate import held_out_prompts, score
 from training.evaluate import main as evaluate
@@ -22,10 +23,10 @@ CPU = torch.device("cpu")
 
 def test_the_folder_is_a_model(model: Path) -> None:
     opened = open_model("model", model)
-    assert opened.native_size == (64, 64)
-    assert opened.vae.config["scaling_factor"] == SCALING_FACTOR
-    assert opened.scheduler.config["prediction_type"] == "v_prediction"
-    assert {info.dtype for _, _, info in opened.unet.weights().values()} == {"F16"}
+    assert geometry_of(opened).native_size == (64, 64)
+    assert opened.parts["vae"].config["scaling_factor"] == SCALING_FACTOR
+    assert opened.parts["scheduler"].config["prediction_type"] == "v_prediction"
+    assert {info.dtype for _, _, info in opened.parts["unet"].weights().values()} == {"F16"}
     card = (model / "MODEL_CARD.md").read_text("utf-8")
     assert "What it cannot do" in card and "seed 0" in card
     assert "Open Font License" in " ".join((model / "LICENSE.md").read_text("utf-8").split())

@@ -28,7 +28,7 @@ def test_the_program_sees_the_tokens_that_training_saw(glyphs: Glyphs, model: Pa
     planner = Planner(glyphs.names)
     captions = planner.captions(planner.draw(50, torch.Generator().manual_seed(0)), random.Random(0))
     trained = token_ids(open_tokenizer(model / "tokenizer"), ["", *captions])
-    component = open_model("model", model).tokenizer
+    component = open_model("model", model).parts["tokenizer"]
     used = torch.cat([tokenize(component, LENGTH, [text]).ids[:, 0] for text in ["", *captions]])
     assert torch.equal(trained, used)
 

@@ -54,7 +54,7 @@ def lending(
 @torch.no_grad()
 def denoised(model: Path, resident_bytes: int, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
     """One step of the denoiser with so many bytes resident."""
-    unet, lent = empty_unet(open_model("m", model).unet)
+    unet, lent = empty_unet(open_model("m", model).parts["unet"])
     with lending(unet, lent, CpuDevice(), dtype, resident_bytes=resident_bytes, **options):
         return run(unet, dtype)
 
@@ -93,7 +93,7 @@ def test_lent_weights_are_those_that_the_library_loads(tiny: Path) -> None:
 @pytest.mark.parametrize("resident_bytes", [0, 300_000, 2**40])
 @torch.no_grad()
 def test_what_streaming_reads_is_counted_to_the_byte(tiny: Path, resident_bytes: int) -> None:
-    unet, component = empty_unet(open_model("m", tiny).unet)
+    unet, component = empty_unet(open_model("m", tiny).parts["unet"])
     with lending(unet, component, CpuDevice(), torch.float32, resident_bytes=resident_bytes) as lent:
         streamed = {
             name for name, p in unet.named_parameters() if p.dtype == torch.float16 and p.untyped_storage().nbytes()
@@ -121,7 +121,7 @@ def test_resident_matrices_never_take_more_than_allowed(
         compute_with(self, packing, weights)
 
     monkeypatch.setattr(Lent, "compute_with", noted)
-    unet, component = empty_unet(open_model("m", tiny).unet)
+    unet, component = empty_unet(open_model("m", tiny).parts["unet"])
     with lending(unet, component, CpuDevice(), dtype, resident_bytes=resident_bytes, packed=packed):
         kept = {p.data_ptr(): p.nbytes for p in unet.parameters() if p.ndim > 1 and p.dtype == dtype and not p.is_meta}
     held = sum(kept.values()) + sum(packed_bytes)
@@ -137,7 +137,7 @@ def test_resident_matrices_never_take_more_than_allowed(
 @pytest.mark.parametrize("fail", [False, True])
 @torch.no_grad()
 def test_nothing_is_left_when_the_loan_ends(tiny: Path, resident_bytes: int, fail: bool) -> None:
-    unet, component = empty_unet(open_model("m", tiny).unet)
+    unet, component = empty_unet(open_model("m", tiny).parts["unet"])
     before = dict(unet.named_parameters())
 
     def boom(*_: object) -> None:
@@ -166,7 +166,7 @@ def test_nothing_is_left_when_the_loan_ends(tiny: Path, resident_bytes: int, fai
 
 
 def test_only_the_half_of_the_autoencoder_that_was_asked_for_is_lent(tiny: Path) -> None:
-    component = open_model("m", tiny).vae
+    component = open_model("m", tiny).parts["vae"]
     with without_memory():
         vae = AutoencoderKL(**component.config).eval()
     parts = ("decoder.", "post_quant_conv.")
@@ -221,7 +221,7 @@ def test_wrong_shapes_are_named(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_text_encoder_that_lacks_a_tensor_is_refused_too(tiny: Path, tmp_path: Path) -> None:
     model = changed(tiny, tmp_path, "text_encoder", drop("fc1.bias"))
-    component = open_model("m", model).text_encoder
+    component = open_model("m", model).parts["text_encoder"]
     with (
         pytest.raises(SdcliError, match="lacks the tensors"),
         borrow_text_encoder(component, borrowing(component)),
@@ -284,7 +284,9 @@ def test_an_autoencoder_with_the_old_names_decodes_the_same(tiny: Path, tmp_path
     latents = torch.randn(1, 4, 17, 17, generator=torch.Generator().manual_seed(0))
     decoded = []
     for model in (tiny, changed(tiny, tmp_path, "vae", rename)):
-        with borrow_decoder(open_model("m", model).vae, borrowing(open_model("m", model).vae)) as decode:
+        with borrow_decoder(
+            open_model("m", model).parts["vae"], borrowing(open_model("m", model).parts["vae"])
+        ) as decode:
             decoded.append(decode(latents))
     assert torch.equal(*decoded)
 
@@ -298,7 +300,7 @@ def test_a_text_encoder_with_the_old_prefix_gives_the_same_context(tiny: Path, t
     ids = torch.arange(77)[None, None]
     contexts = []
     for model in (tiny, changed(tiny, tmp_path, "text_encoder", prefix)):
-        part = open_model("m", model).text_encoder
+        part = open_model("m", model).parts["text_encoder"]
         with borrow_text_encoder(part, borrowing(part)) as encode:
             contexts.append(encode(ids))
     assert torch.equal(*contexts)
@@ -311,7 +313,7 @@ def test_weights_that_move_to_a_device_of_another_layout_are_contiguous(tiny: Pa
     class Plain(CpuDevice):
         memory_format = MpsDevice.memory_format
 
-    unet, component = empty_unet(open_model("m", tiny).unet)
+    unet, component = empty_unet(open_model("m", tiny).parts["unet"])
     layouts: list[bool] = []
 
     def note(module: Any, _: Any) -> None:
@@ -332,7 +334,7 @@ def test_resident_weights_share_one_allocation(tiny: Path, monkeypatch: pytest.M
         init(self, *given)
 
     monkeypatch.setattr(PooledWeights, "__init__", note)
-    unet, component = empty_unet(open_model("m", tiny).unet)
+    unet, component = empty_unet(open_model("m", tiny).parts["unet"])
     with lending(unet, component, CpuDevice(), torch.float32, resident_bytes=2**40):
         (pool,) = pools
         assert pool._at == pool._pool.numel(), "room was reserved that nothing takes"

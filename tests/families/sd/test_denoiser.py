@@ -55,7 +55,7 @@ Copies = dict[torch.dtype, PreparedCopy | None]
 
 @pytest.fixture(scope="module")
 def unet(tiny: Path) -> Component:
-    return open_model("m", tiny).unet
+    return open_model("m", tiny).parts["unet"]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,9 @@ def test_nothing_is_left_when_the_loan_ends(
 @torch.no_grad()
 def test_every_component_is_on_meta_again_after_its_loan(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, built = open_model("m", tiny), list[nn.Module]()
-    words_by, maps_by, steps_by = (borrowing(part, RESIDENT) for part in (model.text_encoder, model.vae, model.unet))
+    words_by, maps_by, steps_by = (
+        borrowing(part, RESIDENT) for part in map(model.parts.get, ("text_encoder", "vae", "unet"))
+    )
     for kind in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel):
 
         def eval_and_note(self: nn.Module, evaluate: Any = kind.eval) -> nn.Module:
@@ -246,14 +248,14 @@ def test_every_component_is_on_meta_again_after_its_loan(tiny: Path, monkeypatch
             return cast(nn.Module, evaluate(self))
 
         monkeypatch.setattr(kind, "eval", eval_and_note)
-    with borrow_text_encoder(model.text_encoder, words_by) as words:
+    with borrow_text_encoder(model.parts["text_encoder"], words_by) as words:
         context = words(torch.ones(1, 1, 77, dtype=torch.long))
-    with borrow_encoder(model.vae, maps_by) as encode:
+    with borrow_encoder(model.parts["vae"], maps_by) as encode:
         encode(torch.zeros(1, 3, 64, 64))
-    with borrow_denoiser(model.unet, steps_by) as denoiser:
+    with borrow_denoiser(model.parts["unet"], steps_by) as denoiser:
         denoiser(torch.zeros(1, 4, 24, 24), torch.tensor(1), {"tokens": context})
         assert denoiser.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor is not None
-    with borrow_decoder(model.vae, maps_by) as decode:
+    with borrow_decoder(model.parts["vae"], maps_by) as decode:
         decode(torch.zeros(1, 4, 24, 24))
     assert len(built) == 4
     for module in built:

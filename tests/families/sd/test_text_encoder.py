@@ -25,7 +25,7 @@ BEGIN, END = 1998, 1999
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> Component:
-    return open_model("tiny", tiny).tokenizer
+    return open_model("tiny", tiny).parts["tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_settings_of_every_version_give_the_library_s_tokens(
     library = CLIPTokenizer.from_pretrained(home, local_files_only=True)
     for prompt in ("a <cat> and a <dog>, don't!", "", "<|endoftext|> a </s>[CLS]"):
         expected = library(prompt, padding="max_length", max_length=LENGTH)["input_ids"]
-        assert tokenize(open_model("m", home.parent).tokenizer, LENGTH, [prompt]).ids.tolist() == [[expected]]
+        assert tokenize(open_model("m", home.parent).parts["tokenizer"], LENGTH, [prompt]).ids.tolist() == [[expected]]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_settings_that_the_library_stumbles_over_are_one_line(tiny: Path, tmp_pa
     path = home / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **settings}), "utf-8")
     with pytest.raises(SdcliError, match=r"is damaged .* fetch it again"):
-        tokenize(open_model("m", home.parent).tokenizer, LENGTH, ["a"])
+        tokenize(open_model("m", home.parent).parts["tokenizer"], LENGTH, ["a"])
 
 
 def words(count: int) -> str:
@@ -148,7 +148,7 @@ def test_the_context_is_the_library_s_last_hidden_state(tiny: Path, tokenizer: C
     library = CLIPTextModel.from_pretrained(tiny / "text_encoder", dtype=torch.float32).eval()
     chunks = [library(prompt).last_hidden_state for prompt in ids]
     expected = torch.stack([chunk.flatten(0, 1) for chunk in chunks])
-    component = open_model("tiny", tiny).text_encoder
+    component = open_model("tiny", tiny).parts["text_encoder"]
     with borrow_text_encoder(component, borrowing(component)) as encode:
         context = encode(ids)
     assert context.shape == (2, ids.shape[1] * LENGTH, 32)
@@ -161,7 +161,7 @@ def test_nothing_is_said_of_marks_that_a_small_vocabulary_does_not_have(
     log = logging.getLogger("transformers")  # keeps its messages from the root logger, where caplog listens
     log.addHandler(caplog.handler)
     library_logging.warning_once.cache_clear()
-    component = open_model("tiny", tiny).text_encoder
+    component = open_model("tiny", tiny).parts["text_encoder"]
     with borrow_text_encoder(component, borrowing(component)):
         log.removeHandler(caplog.handler)
     assert caplog.text == ""
@@ -170,7 +170,7 @@ def test_nothing_is_said_of_marks_that_a_small_vocabulary_does_not_have(
 @torch.no_grad()
 def test_a_context_in_half_precision_is_close(tiny: Path, tokenizer: Component) -> None:
     ids = tokenize(tokenizer, LENGTH, ["a fox"]).ids
-    component, contexts = open_model("tiny", tiny).text_encoder, []
+    component, contexts = open_model("tiny", tiny).parts["text_encoder"], []
     for dtype in (torch.float32, torch.bfloat16):
         with borrow_text_encoder(component, borrowing(component, dtype=dtype)) as encode:
             contexts.append(encode(ids))
@@ -201,7 +201,7 @@ def test_a_damaged_tokenizer_is_one_line(tiny: Path, tmp_path: Path, file: str, 
     with pytest.raises(
         SdcliError, match=r"tokenizer.* (is damaged|lacks \d+ merges|is not a table) .*fetch it again"
     ) as caught:
-        tokenize(open_model("tiny", copy).tokenizer, LENGTH, ["a fox is here"])
+        tokenize(open_model("tiny", copy).parts["tokenizer"], LENGTH, ["a fox is here"])
     message = str(caught.value)
     assert message.isprintable() and len(message) < 400
 
@@ -209,7 +209,7 @@ def test_a_damaged_tokenizer_is_one_line(tiny: Path, tmp_path: Path, file: str, 
 @torch.no_grad()
 def test_tokens_that_the_encoder_does_not_know_are_refused(tiny: Path) -> None:
     ids = torch.full((1, 1, LENGTH), 2000)
-    component = open_model("tiny", tiny).text_encoder
+    component = open_model("tiny", tiny).parts["text_encoder"]
     with borrow_text_encoder(component, borrowing(component)) as encode:
         encode(ids - 1)
         with pytest.raises(SdcliError, match="more words than the text encoder"):
