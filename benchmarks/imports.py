@@ -27,8 +27,8 @@ ROWS = {
         "import torch"
     ),
     "all three, lean, and the engine: the worker": (
-        "from sdcli.engine.lean_imports import import_models; import_models();"
-        "from sdcli.engine import generate, synthesize"
+        "from sdcli.engine.lean_imports import import_network; import_network('sdcli.families.sd.network');"
+        "from sdcli.engine import count, generate, synthesize"
     ),
 }
 

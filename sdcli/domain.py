@@ -160,12 +160,39 @@ class WeightFile:
     """As of when the header was read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a weight comes from: a tensor of a file, or a piece of one, as its layer has it.
+
+    A tensor of a fused one is some of its `rows`, from the first to before the last. One that is `transposed` lies as
+    (in, out). Numbers of eight bits are to be multiplied by `scale`, a tensor of one number in the same file.
+    """
+
+    path: Path
+    stored: str
+    """Its name in the file."""
+    info: TensorInfo
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+    scale: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As its layer has it, up to sides of length 1."""
+        shape = self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Component:
     """One of the parts of a model: the class to build, its settings, and its tensors by today's names.
 
-    `config` has the settings that its file made, which reach a constructor. `tensors` maps the name that the class uses
-    to (file, name in the file, description).
+    `config` has the settings that its file made, which reach a constructor.
     """
 
     name: str
@@ -173,7 +200,8 @@ class Component:
     config: dict[str, Any]
     folder: Path
     files: tuple[WeightFile, ...] = ()
-    tensors: dict[str, tuple[Path, str, TensorInfo]] | None = None
+    tensors: Mapping[str, Origin] | None = None
+    """By the names that the class has for them."""
     passed_over: tuple[str, ...] = ()
     """Keys of its config that are not known here."""
     config_name: str = "config.json"
@@ -192,7 +220,7 @@ class Component:
             raise TypeError(f"the {self.name} has no schema")
         return self.schema(**self.config)
 
-    def weights(self) -> dict[str, tuple[Path, str, TensorInfo]]:
+    def weights(self) -> Mapping[str, Origin]:
         """The tensors; SdcliError for a component that has none."""
         if self.tensors is None:
             raise SdcliError(f"the {self.name} has no weights")

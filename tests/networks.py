@@ -48,7 +48,7 @@ def inputs(batch: int, height: int = 8, width: int = 8) -> tuple[torch.Tensor, t
 
 def matrices(component: Component) -> dict[str, int]:
     """The weights that may stream, and how many numbers each has."""
-    return {name: info.numel for name, (_, _, info) in component.weights().items() if len(info.shape) > 1}
+    return {name: origin.numel for name, origin in component.weights().items() if len(origin.shape) > 1}
 
 
 def table(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdcli.domain import Component, Model, TensorInfo, WeightFile
+from sdcli.domain import Component, Model, Origin, WeightFile
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Part
 from sdcli.families.registry import looks_like_a_model
@@ -113,9 +113,9 @@ def _component(folder: Path, part: Part, kind: str | None) -> Component:
     return component
 
 
-def _tensors(part: Part, files: tuple[WeightFile, ...]) -> dict[str, tuple[Path, str, TensorInfo]]:
+def _tensors(part: Part, files: tuple[WeightFile, ...]) -> dict[str, Origin]:
     """The tensors of all files, by the names that the part's class gives them."""
-    tensors: dict[str, tuple[Path, str, TensorInfo]] = {}
+    tensors: dict[str, Origin] = {}
     for file in files:
         for stored, info in file.tensors.items():
             if part.unused.fullmatch(stored):
@@ -127,5 +127,5 @@ def _tensors(part: Part, files: tuple[WeightFile, ...]) -> dict[str, tuple[Path,
             today = part.renamed(stored)
             if today in tensors:
                 raise SdcliError(f"{echo(file.path)}: tensor {echo(stored)} is there twice: fetch the model again")
-            tensors[today] = (file.path, stored, info)
+            tensors[today] = Origin(file.path, stored, info)
     return tensors

@@ -14,7 +14,7 @@ SHOWN = 3
 
 def require_match(component: Component, shapes: Mapping[str, Iterable[int]], parts: tuple[str, ...]) -> None:
     """Raise SdcliError unless the files have exactly these tensors, in these shapes, under `parts`."""
-    stored = {name: info.shape for name, (_, _, info) in component.weights().items() if name.startswith(parts)}
+    stored = {name: origin.shape for name, origin in component.weights().items() if name.startswith(parts)}
     for kind, names in (
         ("lacks the tensors", [name for name in shapes if name not in stored]),
         ("has unexpected tensors:", [name for name in stored if name not in shapes]),

@@ -96,7 +96,7 @@ class Source:
         self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in component.files}
 
     def __enter__(self) -> Source:
-        for path in {path for path, _, _ in self._tensors.values()}:
+        for path in {origin.path for origin in self._tensors.values()}:
             with _told_of(path):
                 self._files[path] = safe_open(path, framework="pt", device="cpu")
         return self
@@ -106,16 +106,17 @@ class Source:
 
     def stored(self, name: str, shape: tuple[int, ...]) -> Stored:
         """The weight of this name, in the shape that its layer has it in."""
-        path, called, info = self._tensors[name]
-        with _told_of(path):
-            tensor: torch.Tensor = self._files[path].get_tensor(called)
-        begin = tensor.data_ptr() - info.begin
-        return Stored(tensor.view(shape), (begin, begin + self._ends[path]) if lies_in_memory(path) else None)
+        origin = self._tensors[name]
+        with _told_of(origin.path):
+            tensor: torch.Tensor = self._files[origin.path].get_tensor(origin.stored)
+        begin = tensor.data_ptr() - origin.info.begin
+        mapping = (begin, begin + self._ends[origin.path]) if lies_in_memory(origin.path) else None
+        return Stored(tensor.view(shape), mapping)
 
     def place(self, name: str) -> tuple[str, int]:
         """Where the weight lies, to read files from front to back."""
-        path, _, info = self._tensors[name]
-        return str(path), info.begin
+        origin = self._tensors[name]
+        return str(origin.path), origin.info.begin
 
 
 @contextmanager

@@ -122,7 +122,8 @@ def test_weights_replaced_under_their_name_size_and_time_draw_their_own_picture(
     first = place_of_copy(opened.parts["unet"], "cpu", "fp32", sees, 10**6)
     assert first is not None
     before = drawn(list(run(model, first)))
-    weights, _, info = opened.parts["unet"].weights()["mid_block.resnets.0.conv1.weight"]
+    origin = opened.parts["unet"].weights()["mid_block.resnets.0.conv1.weight"]
+    weights, info = origin.path, origin.info
     status, raw = weights.stat(), bytearray(weights.read_bytes())
     data = 8 + int.from_bytes(raw[:8], "little")
     raw[data + info.begin : data + info.end] = raw[data + info.begin : data + info.end][::-1][1:] + b"\0"

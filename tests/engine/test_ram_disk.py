@@ -77,7 +77,7 @@ def most_shared() -> Iterator[list[int]]:
 def test_no_page_of_the_model_stays_mapped_and_the_picture_is_the_same(medium: Path, tmp_path: Path, plan: str) -> None:
     on_disk = Path(shutil.copytree(medium, tmp_path / "model"))
     weights = sum(path.stat().st_size for path in medium.rglob("*.safetensors"))
-    largest = max(info.nbytes for _, _, info in open_model("m", medium).parts["unet"].weights().values())
+    largest = max(origin.info.nbytes for origin in open_model("m", medium).parts["unet"].weights().values())
     assert model_in_memory(open_model("m", medium)) and weights > 40 * MIB
     with most_shared() as most:
         drawn = pictures(run_engine(medium, SHORT, PLANS[plan]))[0]

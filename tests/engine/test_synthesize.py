@@ -130,7 +130,7 @@ def test_progress_counts_every_byte_of_weights(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     events = list(write_model(TINY, tmp_path / "model"))
     totals = {event.total for event in events}
-    stored = sum(info.nbytes for part in CLASSES for _, _, info in part_of(tmp_path / "model", part).values())
+    stored = sum(origin.info.nbytes for part in CLASSES for origin in part_of(tmp_path / "model", part).values())
     assert totals == {stored} and events[-1] == Progress(stored, stored)
     assert [event.done for event in events] == sorted({event.done for event in events})
 

@@ -48,9 +48,9 @@ def test_a_whole_model_is_described_by_its_parts(model_folder: Path) -> None:
     ]
     assert model.parts["unet"].config.items() >= {"sample_size": 8, "cross_attention_dim": 8}.items()
     assert next(iter(model.parts.values())) is model.parts["tokenizer"] and len(model.parts) == 5 and model.notes == ()
-    path, stored, info = model.parts["unet"].weights()["conv_in.weight"]
-    assert path.samefile(model_folder / UNET)
-    assert (stored, info.dtype, info.shape) == ("conv_in.weight", "F16", (4, 4, 3, 3))
+    origin = model.parts["unet"].weights()["conv_in.weight"]
+    assert origin.path.samefile(model_folder / UNET)
+    assert (origin.stored, origin.info.dtype, origin.shape) == ("conv_in.weight", "F16", (4, 4, 3, 3))
     assert [file.path.name for file in model.parts["vae"].files] == ["diffusion_pytorch_model.safetensors"]
 
 
@@ -119,7 +119,7 @@ def test_sharded_weights_are_joined_and_each_tensor_knows_its_file(
         name = f"diffusion_pytorch_model-{index:05}-of-00003.safetensors"
         write_weights(model_folder / "unet" / name, {f"t{index}": ("F16", [index])})
     unet = open_model("m", model_folder).parts["unet"]
-    assert {name: path.name for name, (path, _, _) in unet.weights().items()} == {
+    assert {name: origin.path.name for name, origin in unet.weights().items()} == {
         f"t{index}": f"diffusion_pytorch_model-{index:05}-of-00003.safetensors" for index in (1, 2, 3)
     }
     assert len(unet.files) == 3
@@ -182,7 +182,7 @@ def test_old_names_of_the_text_encoder_are_mapped_and_position_ids_dropped(
     }
     write_weights(model_folder / TEXT_ENCODER, stored)
     weights = open_model("m", model_folder).parts["text_encoder"].weights()
-    assert {today: name for today, (_, name, _) in weights.items()} == {
+    assert {today: origin.stored for today, origin in weights.items()} == {
         name.removeprefix("text_model."): name for name in stored if "position_ids" not in name
     }
 
@@ -224,7 +224,7 @@ def test_weights_of_another_type_are_refused_by_the_tensor_s_name(
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 def test_weights_of_the_three_types_are_taken(model_folder: Path, write_weights: WriteWeights, dtype: str) -> None:
     write_weights(model_folder / UNET, {"conv_in.weight": (dtype, [4])})
-    assert open_model("m", model_folder).parts["unet"].weights()["conv_in.weight"][2].dtype == dtype
+    assert open_model("m", model_folder).parts["unet"].weights()["conv_in.weight"].info.dtype == dtype
 
 
 def test_a_truncated_weight_file_is_refused_by_name(model_folder: Path, refused: Refused) -> None:
@@ -397,7 +397,7 @@ def test_a_snapshot_of_links_into_another_folder_is_opened(model_folder: Path, t
             path.rename(blob)
             link.symlink_to(os.path.relpath(blob, link.parent))
     model = open_model("m", snapshot)
-    assert model.parts["unet"].weights()["conv_in.weight"][0].name == "diffusion_pytorch_model.safetensors"
+    assert model.parts["unet"].weights()["conv_in.weight"].path.name == "diffusion_pytorch_model.safetensors"
 
 
 def test_a_snapshot_whose_blob_is_gone_or_loops_lacks_the_file(model_folder: Path, refused: Refused) -> None:

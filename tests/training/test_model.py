@@ -26,7 +26,7 @@ def test_the_folder_is_a_model(model: Path) -> None:
     assert geometry_of(opened).native_size == (64, 64)
     assert opened.parts["vae"].config["scaling_factor"] == SCALING_FACTOR
     assert opened.parts["scheduler"].config["prediction_type"] == "v_prediction"
-    assert {info.dtype for _, _, info in opened.parts["unet"].weights().values()} == {"F16"}
+    assert {origin.info.dtype for origin in opened.parts["unet"].weights().values()} == {"F16"}
     card = (model / "MODEL_CARD.md").read_text("utf-8")
     assert "What it cannot do" in card and "seed 0" in card
     assert "Open Font License" in " ".join((model / "LICENSE.md").read_text("utf-8").split())

@@ -40,7 +40,7 @@ SIZE = (64, 64)
 
 def place_of_copy(model: Model, device: Any, dtype: Any, size: tuple[int, int]) -> Path | None:
     """Of the denoiser's copy, for latents of this size."""
-    nbytes = sum(info.numel * 2 for _, _, info in model.parts["unet"].weights().values())
+    nbytes = sum(origin.numel * 2 for origin in model.parts["unet"].weights().values())
     return copy_of_part(model.parts["unet"], device, dtype, machine.cpu_packs_for(*size, dtype), nbytes)
 
 

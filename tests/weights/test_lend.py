@@ -72,7 +72,7 @@ def run(unet: UNet2DConditionModel, dtype: torch.dtype) -> torch.Tensor:
 
 
 def matrix_bytes(component: Component, dtype: torch.dtype) -> int:
-    return sum(info.numel for _, _, info in component.weights().values() if len(info.shape) > 1) * dtype.itemsize
+    return sum(origin.numel for origin in component.weights().values() if len(origin.shape) > 1) * dtype.itemsize
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -102,10 +102,10 @@ def test_what_streaming_reads_is_counted_to_the_byte(tiny: Path, resident_bytes:
         for times in (1, 2):
             run(unet, torch.float32)
             stored = component.weights()
-            assert lent.bytes_read == times * sum(stored[name][2].nbytes for name in streamed)
+            assert lent.bytes_read == times * sum(stored[name].info.nbytes for name in streamed)
     assert bool(streamed) == (resident_bytes < 2**40)
     if resident_bytes == 0:
-        assert len(streamed) == sum(len(info.shape) > 1 for _, _, info in component.weights().values())
+        assert len(streamed) == sum(len(origin.shape) > 1 for origin in component.weights().values())
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -127,7 +127,7 @@ def test_resident_matrices_never_take_more_than_allowed(
     held = sum(kept.values()) + sum(packed_bytes)
     assert held <= resident_bytes
     whole = matrix_bytes(component, dtype)
-    largest = max(info.numel for _, _, info in component.weights().values()) * dtype.itemsize
+    largest = max(origin.numel for origin in component.weights().values()) * dtype.itemsize
     assert held > min(whole, resident_bytes) - largest, "room was left that another matrix would have fitted in"
     if resident_bytes > whole:
         assert held == whole

@@ -44,7 +44,7 @@ def _require_tables(component: Component) -> None:
         ("position", "max_position_embeddings", settings.max_position_embeddings),
     ):
         found = component.weights().get(f"embeddings.{table}_embedding.weight")
-        stored = found[2].shape[:1] if found else (rows,)
+        stored = found.shape[:1] if found else (rows,)
         if stored != (rows,):
             raise SdcliError(
                 f"{echo(component.config_file)} sets {echo(key)} to {rows}, and the weights have {sum(stored)} rows:"
