@@ -209,7 +209,7 @@ def test_old_names_of_the_autoencoder_s_attention_are_mapped(model_folder: Path,
         f"{home}.group_norm.weight",
         "decoder.mid_block.resnets.0.conv1.weight",
     }
-    assert weights[f"{home}.to_out.0.weight"][1] == f"{home}.proj_attn.weight"
+    assert weights[f"{home}.to_out.0.weight"].stored == f"{home}.proj_attn.weight"
 
 
 @pytest.mark.parametrize("dtype", ["I64", "F8_E4M3", "F64", "U8"])

@@ -350,7 +350,7 @@ from sdcli.weights.packed import can_map
 from sdcli.weights.prepared import make_copy
 from sdcli.weights.lend import lend_weights, packer
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import WeightRow
+from sdcli.domain import Origin, WeightRow
 from sdcli.models.folder import Component
 from sdcli.models.header import read_header
 
@@ -359,7 +359,7 @@ def anonymous():
 
 path, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
 file = read_header(path)
-component = Component("unet", "", {}, path.parent, (file,), {n: (path, n, i) for n, i in file.tensors.items()})
+component = Component("unet", "", {}, path.parent, (file,), {n: Origin(path, n, i) for n, i in file.tensors.items()})
 device = CpuDevice()
 device.prepare(None)
 with torch.device("meta"):
