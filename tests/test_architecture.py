@@ -56,7 +56,7 @@ WORKER_ROOMS = {"engine", "networks", "blocks", "weights", "devices"}
 ARITHMETIC = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
 ONLY_IN = {"PIL": "images", "click": "cli"}
 
-LINES_LIMIT = 400
+LINES_LIMIT = 350
 
 BOUNDARIES = {
     "cli/main.py": "the one boundary of the program: a person gets one line",
