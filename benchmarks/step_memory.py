@@ -20,7 +20,7 @@ from pathlib import Path
 from sdcli import machine
 from sdcli.domain import GiveBack, Guidance, Plan
 from sdcli.host.worker import worker_environment
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.models.synthetic import find_synthetic
 from sdcli.plan.meter import TreeMeter
 from sdcli.plan.planner import SMALL_SCRATCH_BYTES

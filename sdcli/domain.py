@@ -24,6 +24,9 @@ Guidance = Literal["batched", "sequential"]
 Residency = Literal["resident", "partial", "streamed"]
 GiveBack = Literal["stage", "block", "piece"]
 Part = Literal["whole", "latents", "pictures"]
+Prediction = Literal["epsilon", "v"]
+"""What a denoiser predicts: the noise, or v, a mixture of noise and picture (Salimans and Ho 2022)."""
+
 MapShape = tuple[int, int, int]
 """Samples, height and width of a map."""
 
@@ -46,6 +49,8 @@ class Request:
     seed: int
     count: int
     strength: float | None = None
+    clip_skip: int | None = None
+    """From which of the text encoder's layers words are taken, counted from its last, 1; None is the model's own."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
 
@@ -158,14 +163,16 @@ class WeightFile:
     header_sha256: str
     stamp: str
     """As of when the header was read."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What whoever wrote it says of it, `__metadata__` of the format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a weight comes from: a tensor of a file, or a piece of one, as its layer has it.
 
-    A tensor of a fused one is some of its `rows`, from the first to before the last. One that is `transposed` lies as
-    (in, out). Numbers of eight bits are to be multiplied by `scale`, a tensor of one number in the same file.
+    A weight of a fused tensor is some of its `rows`, from the first to before the last. Numbers of eight bits are to be
+    multiplied by `scale`, a tensor of one number in the same file.
     """
 
     path: Path
@@ -173,14 +180,12 @@ class Origin:
     """Its name in the file."""
     info: TensorInfo
     rows: tuple[int, int] | None = None
-    transposed: bool = False
     scale: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As its layer has it, up to sides of length 1."""
-        shape = self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
-        return shape[::-1] if self.transposed else shape
+        return self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
 
     @property
     def numel(self) -> int:
@@ -210,8 +215,8 @@ class Component:
 
     @property
     def config_file(self) -> Path:
-        """Where its settings come from."""
-        return self.folder / self.config_name
+        """Where its settings come from: of a model in one file, that."""
+        return self.folder / self.config_name if self.config_name else self.folder
 
     @property
     def settings(self) -> Any:
@@ -227,18 +232,34 @@ class Component:
         return self.tensors
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a model is read from: a folder or a file, what comes in place of its own parts, and what no file tells."""
+
+    path: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """From a part's name to a file or a folder."""
+    prediction: Prediction | None = None
+    """What the denoiser predicts; None is what the model says."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A checked model. `ref` is what the user called it; `notes` say what was taken where there was a choice."""
 
     ref: str
-    folder: Path
+    sources: Sources
     family: str
     """The name of its family."""
     parts: Mapping[str, Component]
     """By name, in the order of use."""
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The folder or the file that it lies in."""
+        return Path(self.sources.path)
 
     @property
     def digest(self) -> str:

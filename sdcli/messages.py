@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, StageName, WeightRow
+from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, Sources, StageName, WeightRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Job:
 
     request: Request
     plan: Plan
-    model: str
+    model: Sources
     dtype: DtypeName
     checkpoints: tuple[int, ...] = ()
     payload: bytes = b""
@@ -61,7 +61,7 @@ class Job:
 class Count:
     """Host → worker: count what these requests take, without memory. It answers Counted for each, in their order."""
 
-    model: str
+    model: Sources
     requests: tuple[Request, ...]
     dtype: DtypeName
 
@@ -229,6 +229,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
     if len(payload) != head["payload_bytes"]:
         return None
     fields = head["fields"]
+    if "model" in fields:
+        fields["model"] = Sources(**fields["model"])
     if head["type"] == "Job":
         fields["request"] = Request(**fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})

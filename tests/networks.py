@@ -12,10 +12,9 @@ from torch import nn
 
 from sdcli.devices.base import DTYPES as NAMED
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import Plan, Use, WeightRow, WeightUse
+from sdcli.domain import Component, Plan, Use, WeightRow, WeightUse
 from sdcli.families.sd import network
 from sdcli.machine import ANY_SIZE
-from sdcli.models.folder import Component
 from sdcli.plan.counts import StageCount
 from sdcli.plan.table import table_of
 from sdcli.weights.borrow import Borrow

@@ -6,7 +6,6 @@ import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ import torch
 from sdcli.app.counts import CountBook
 from sdcli.devices import open_device
 from sdcli.devices.base import DTYPES
-from sdcli.domain import DtypeName, Plan, Request, StageName, WeightRow
+from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName, WeightRow
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
 from sdcli.families.contract import Geometry
 from sdcli.families.registry import family_of
 from sdcli.machine import cpu_packs_for
 from sdcli.messages import Job, Message, PictureDone
-from sdcli.models.folder import Model, open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.bytes import Subject
 from sdcli.plan.counts import Counts
 from sdcli.plan.table import table_of
@@ -54,15 +53,25 @@ def counts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of a folder whose conftest names it: whatever is asked for has been counted, as in a second run."""
 
     def known(self: CountBook, request: Request) -> Counts:
-        return counted(self._model.folder, replace(request, seed=0, count=1, guidance=request.guidance), self._facts[2])
+        return counted(
+            self._model.sources, replace(request, seed=0, count=1, guidance=request.guidance), self._facts[2]
+        )
 
     monkeypatch.setattr(CountBook, "__call__", known)
 
 
-@cache
-def counted(folder: Path, request: Request, dtype: DtypeName = "fp32") -> Counts:
-    """What a dry run of the folder's model counts for a request, on the CPU."""
-    return count(open_model("m", folder), request, open_device("cpu"), DTYPES[dtype])
+Where = Path | Sources
+"""A model's folder or file, or all that it is read from."""
+
+_COUNTED: dict[str, Counts] = {}
+
+
+def counted(where: Where, request: Request, dtype: DtypeName = "fp32") -> Counts:
+    """What a dry run of a model counts for a request, on the CPU."""
+    key = f"{where} {request} {dtype}"
+    if key not in _COUNTED:
+        _COUNTED[key] = count(open_model("m", where), request, open_device("cpu"), DTYPES[dtype])
+    return _COUNTED[key]
 
 
 def geometry_of(model: Model) -> Geometry:
@@ -70,7 +79,7 @@ def geometry_of(model: Model) -> Geometry:
     return family_of(model).geometry(model)
 
 
-def subject(folder: Path, request: Request = ASTRONAUT, dtype: DtypeName = "fp32") -> Subject:
+def subject(folder: Where, request: Request = ASTRONAUT, dtype: DtypeName = "fp32") -> Subject:
     """What a plan is for."""
     model = open_model("m", folder)
     family = family_of(model)
@@ -82,7 +91,7 @@ def subject(folder: Path, request: Request = ASTRONAUT, dtype: DtypeName = "fp32
 
 
 def tables(
-    folder: Path, request: Request = ASTRONAUT, plan: Plan = RESIDENT, dtype: DtypeName = "fp32"
+    folder: Where, request: Request = ASTRONAUT, plan: Plan = RESIDENT, dtype: DtypeName = "fp32"
 ) -> dict[StageName, tuple[WeightRow, ...]]:
     """The table of weights of each stage, as the host makes them."""
     whole = subject(folder, request, dtype)
@@ -100,7 +109,7 @@ def tables(
 
 
 def job_of(
-    model: Path,
+    model: Where,
     request: Request = ASTRONAUT,
     plan: Plan = RESIDENT,
     dtype: DtypeName = "fp32",
@@ -110,11 +119,12 @@ def job_of(
 ) -> Job:
     """A job with its tables of weights, as the host sends it."""
     made = tables(model, request, plan, dtype)
-    return Job(request, plan, str(model), dtype, checkpoints, payload, tables=made, **more)
+    sources = model if isinstance(model, Sources) else Sources(str(model))
+    return Job(request, plan, sources, dtype, checkpoints, payload, tables=made, **more)
 
 
 def run_engine(
-    model: Path,
+    model: Where,
     request: Request = ASTRONAUT,
     plan: Plan = RESIDENT,
     dtype: DtypeName = "fp32",
@@ -136,7 +146,7 @@ def pictures(events: list[Message]) -> list[torch.Tensor]:
     ]
 
 
-def draw(model: Path, **options: Any) -> torch.Tensor:
+def draw(model: Where, **options: Any) -> torch.Tensor:
     """The first picture of a run."""
     return pictures(run_engine(model, **options))[0]
 

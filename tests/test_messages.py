@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from sdcli import messages
-from sdcli.domain import Plan, Request, WeightRow
+from sdcli.domain import Plan, Request, Sources, WeightRow
 from sdcli.messages import (
     Count,
     Counted,
@@ -40,13 +40,14 @@ ROWS = (
     WeightRow("unet", "conv_in.weight", (32, 4, 3, 3), "matrix", (1, 8, 8), True),
     WeightRow("unet", "conv_in.bias", (32,), "vector", (1, 1, 1), True),
 )
-JOB = Job(REQUEST, PLAN, "/models/tiny", "bf16", (3, 4), b"\n{}\n\x00\xff\n", tables={"denoise": ROWS})
+SOURCES = Sources("/models/tiny", {"vae": "/models/vae.safetensors"}, "v")
+JOB = Job(REQUEST, PLAN, SOURCES, "bf16", (3, 4), b"\n{}\n\x00\xff\n", tables={"denoise": ROWS})
 
 EVERY = [
     Start("cpu", None),
     Start("mps", 2**31),
     Synthesize("sd15", "/tmp/half"),
-    Count("/models/tiny", (REQUEST, replace(REQUEST, width=128)), "fp32"),
+    Count(Sources("/models/tiny"), (REQUEST, replace(REQUEST, width=128)), "fp32"),
     Counted(b"{}"),
     JOB,
     replace(JOB, checkpoints=(), payload=b""),

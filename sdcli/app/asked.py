@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from sdcli.domain import Prediction
 
 SEED_END = 2**64
 """Seeds are below this."""
@@ -17,14 +19,18 @@ STEPS, GUIDANCE, STRENGTH = 20, 7.5, 0.6
 class Asked:
     """What to draw, with what, on what, under which ceiling. None is what was not said: the model or the machine knows.
 
-    `init` is the file of a picture to edit, and `strength`, which nothing else needs, how much to change it. `device`
-    and `dtype` may be `auto`; `mem_limit` is a size with its unit, `auto` or `none`.
+    `parts` are files or folders in place of the model's own, by the parts' names. `init` is the file of a picture to
+    edit, and `strength`, which nothing else needs, how much to change it. `device` and `dtype` may be `auto`;
+    `mem_limit` is a size with its unit, `auto` or `none`.
     """
 
     prompt: str
     seed: int
     negative: str = ""
     model: str | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    prediction: Prediction | None = None
+    clip_skip: int | None = None
     width: int | None = None
     height: int | None = None
     steps: int | None = None

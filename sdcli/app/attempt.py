@@ -52,7 +52,7 @@ def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Pa
     return Job(
         request=task.request,
         plan=plan,
-        model=str(task.model.folder),
+        model=task.model.sources,
         dtype=task.dtype,
         checkpoints=tuple(map(len, blobs)),
         payload=(task.pixels if part != "pictures" else b"") + b"".join(blobs),

@@ -15,11 +15,10 @@ from importlib import metadata
 from pathlib import Path
 
 from sdcli import __version__, settings
-from sdcli.domain import DeviceName, DtypeName, Request
+from sdcli.domain import DeviceName, DtypeName, Model, Request
 from sdcli.errors import SdcliError
 from sdcli.families.registry import family_of
 from sdcli.messages import Count
-from sdcli.models.folder import Model
 from sdcli.plan.counts import Counts, counts_from_json
 from sdcli.units import MIB
 
@@ -61,7 +60,7 @@ class CountBook:
     def ask(self, lack: Uncounted) -> Count:
         """What a worker is told to count. It answers one after another."""
         self._awaited = [*lack.requests]  # of a worker that was asked before no answer comes any more
-        return Count(str(self._model.folder), lack.requests, self._facts[2])
+        return Count(self._model.sources, lack.requests, self._facts[2])
 
     def learn(self, payload: bytes) -> bool:
         """Remember the next answer. Whether more are to come."""

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from sdcli import __version__
+from sdcli.app.hashes import FileHash
 from sdcli.app.keeping import Save
 from sdcli.app.record import RunRecord, Task
 from sdcli.images.metadata import Provenance
@@ -19,6 +20,7 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
     """What saves the task's pictures there, each as it comes; with `keep_text` they say how they were made."""
     from sdcli.images.encode import encode_picture  # here, because Pillow takes a third of the time that --help takes
 
+    sha256 = FileHash(task.model)
     init_sha256 = hashlib.sha256(task.pixels).hexdigest() if task.request.strength is not None else None
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
@@ -27,7 +29,7 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
             picture.width,
             picture.height,
             destination.suffix,
-            provenance(record, picture, init_sha256),
+            provenance(record, picture, init_sha256, sha256()),
             edited=task.request.strength is not None,
             keep_text=keep_text,
         )
@@ -36,7 +38,9 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
     return save
 
 
-def provenance(record: RunRecord, picture: PictureDone, init_sha256: str | None) -> Provenance:
+def provenance(
+    record: RunRecord, picture: PictureDone, init_sha256: str | None, model_sha256: str | None
+) -> Provenance:
     """Everything needed for the same picture again."""
     task, request = record.task, record.task.request
     return Provenance(
@@ -49,7 +53,11 @@ def provenance(record: RunRecord, picture: PictureDone, init_sha256: str | None)
         width=picture.width,
         height=picture.height,
         model=task.model.ref,
-        model_sha256=task.model.sha256,
+        model_sha256=model_sha256,
+        model_digest=task.model.digest,
+        parts=task.model.sources.parts,
+        prediction=task.model.sources.prediction,
+        clip_skip=request.clip_skip,
         strength=request.strength,
         init_sha256=init_sha256,
         device=task.device,

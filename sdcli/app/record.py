@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from sdcli import interrupts
 from sdcli.app.folder import Kept, RunFolder
-from sdcli.domain import DeviceName, DtypeName, Request
+from sdcli.domain import DeviceName, DtypeName, Model, Request
 from sdcli.host.watchdog import Peaks
 from sdcli.messages import LatentsDone, Message, Notice, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
-from sdcli.models.folder import Model
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
 

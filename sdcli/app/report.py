@@ -62,7 +62,7 @@ def job_table(task: Task, planned: Planned) -> dict[str, Any]:
     return {
         "schema": RUN_SCHEMA,
         "request": dataclasses.asdict(task.request),
-        "model": {"ref": task.model.ref, "folder": str(task.model.folder), "digest": task.model.digest},
+        "model": {"ref": task.model.ref, **dataclasses.asdict(task.model.sources), "digest": task.model.digest},
         "device": task.device,
         "dtype": task.dtype,
         "limit_bytes": task.ceiling.limit_bytes,

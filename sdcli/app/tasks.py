@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.record import Task
-from sdcli.domain import DeviceName, Request
+from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
 from sdcli.host.making import make_synthetic
 from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
-from sdcli.models.folder import Model
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
@@ -40,7 +39,7 @@ ShowMaking = Callable[[str], Callable[[Progress], None]]
 def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
     image = read_init_of(asked, tell)
-    model = find_model(asked.model, tell, show_making, debug)
+    model = find_model(asked, tell, show_making, debug)
     return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
 
 
@@ -56,8 +55,9 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     return image
 
 
-def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
+def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
     """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
+    ref = asked.model
     if ref is None:
         ref = DEMO
         tell(Note(NO_MODEL))
@@ -65,7 +65,7 @@ def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
 
-    model = resolve_model(ref, make)
+    model = resolve_model(ref, make, Sources("", asked.parts, asked.prediction))
     stamps_of(model)  # as its files are now
     for note in model.notes:
         tell(Note(note))
@@ -89,6 +89,7 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         seed=asked.seed,
         count=asked.count,
         strength=None if image is None else STRENGTH if asked.strength is None else asked.strength,
+        clip_skip=_clip_skip(asked.clip_skip, geometry.text_layers, tell),
         guidance_is_input=geometry.takes_guidance,
     )
     _require_possible(request, model)
@@ -99,6 +100,17 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         what = f"--negative has no effect at --guidance {request.guidance:g}: give more than 1"
         tell(Note(what, "warning"))
     return request
+
+
+def _clip_skip(asked: int | None, layers: range, tell: Tell) -> int | None:
+    """The text encoder's layer, counted from its last one, as far as the model has a choice."""
+    if asked is not None and asked >= layers.stop and layers:
+        raise BadRequest(f"--clip-skip {asked} leaves no layer of the text encoder: give at most {layers.stop - 1}")
+    if asked is not None and asked < layers.start:
+        tell(Note(f"--clip-skip {asked} has no effect: this model's own is {layers.start}", "warning"))
+    elif asked is not None and not layers:
+        tell(Note("--clip-skip has no effect with this model", "warning"))
+    return asked if asked is not None and asked in layers and asked != layers.start else None
 
 
 def task_of(

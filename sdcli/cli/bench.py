@@ -83,7 +83,7 @@ def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **
     result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
     """
     asked, voice = _asked(params), voice_of(params)
-    model = find_model(asked.model, voice.tell, making_lines(voice), voice.debug)
+    model = find_model(asked, voice.tell, making_lines(voice), voice.debug)
     click.get_current_context().with_resource(_alone(voice))
     request = request_of(asked, model, None, voice.tell)
     ceilings = [limit for group in limits for limit in group] or ["auto"]

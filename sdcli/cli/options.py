@@ -15,6 +15,7 @@ from sdcli import settings
 from sdcli.app.asked import GUIDANCE, STEPS, STRENGTH
 from sdcli.cli import types
 from sdcli.errors import BadRequest, echo
+from sdcli.families.registry import part_options
 
 COUNT_MOST = 1000
 
@@ -38,8 +39,20 @@ PROMPT = (
 
 def model_option(default: str) -> tuple[Decorator, ...]:
     """The option that names the model; `default` is for --help, the commands know theirs."""
-    about = "demo (built in), a folder in diffusers layout, or synthetic:sd15."
-    return (_option("-m", "--model", type=types.FilePath("text"), help=f"{about}  [default: {default}]"),)
+    about = "demo (built in), a .safetensors file, a folder in diffusers layout, or synthetic:sd15."
+    parts = (
+        _option(option, type=types.FilePath(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
+        for option in part_options()
+    )
+    return (
+        _option("-m", "--model", type=types.FilePath("text"), help=f"{about}  [default: {default}]"),
+        *parts,
+        _option(
+            "--prediction",
+            type=click.Choice(["epsilon", "v"]),
+            help="What the denoiser predicts, where the model does not tell or tells wrongly.",
+        ),
+    )
 
 
 JOB = (
@@ -61,6 +74,12 @@ JOB = (
         type=types.FiniteNumber(0),
         default=GUIDANCE,
         help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.",
+    ),
+    _option(
+        "--clip-skip",
+        type=types.WholeNumber(1, 64),
+        help="Words are taken from the text encoder's last layer at 1, from the one before it at 2, and so on."
+        "  [default: the model's own]",
     ),
     _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
 )
@@ -236,6 +255,7 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
+    | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
     | {"size", "device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
 )
 """Keys of the config file. A command takes those that it has options for."""

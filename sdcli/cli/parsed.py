@@ -10,6 +10,7 @@ from typing import Any
 from sdcli.app.asked import Asked
 from sdcli.cli.say import Voice
 from sdcli.errors import BadRequest
+from sdcli.families.registry import part_options
 
 Params = Mapping[str, Any]
 """Of a command, by name, as click has checked them."""
@@ -33,7 +34,8 @@ def asked_of(params: Params) -> Asked:
     said = {name: value for name, value in params.items() if name in _ASKED and value is not None}
     if "init" not in said:
         said.pop("strength", None)
-    return Asked(prompt, **said)
+    named = {part: params.get(option[2:].replace("-", "_")) for option, part in part_options().items()}
+    return Asked(prompt, parts={part: where for part, where in named.items() if where is not None}, **said)
 
 
 def product_of(params: Params) -> Product:

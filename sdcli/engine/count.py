@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import nn
 
 from sdcli.devices.base import DTYPES, Device
 from sdcli.devices.dry import DryDevice
-from sdcli.domain import Request, WeightUse
+from sdcli.domain import Component, Model, Request, WeightUse
 from sdcli.engine.dry_run import DryRun
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Count, Counted, Message
-from sdcli.models.folder import Component, Model, open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.counts import Counts, StageCount, WayCount, counts_to_json
 from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.weights.borrow import Borrow, Note
@@ -42,7 +41,7 @@ def _noted_by(run: DryRun, dtype: torch.dtype) -> Note:
 
 def count_all(asked: Count, device: Device) -> Iterator[Message]:
     """Answers for each request, in their order."""
-    model = open_model(asked.model, Path(asked.model))
+    model = open_model(asked.model.path, asked.model)
     for request in asked.requests:
         counts = count(model, request, device, DTYPES[asked.dtype])
         device.release()  # modules refer to themselves in circles, and would be there when the first stage begins

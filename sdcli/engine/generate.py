@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from sdcli.devices.base import Device
+from sdcli.domain import Component, Model
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
 from sdcli.engine.denoise import denoise, steps_run
@@ -22,7 +23,7 @@ from sdcli.engine.work import State, Work
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Finished, Job, Message, StageBegan, StageLoaded
-from sdcli.models.folder import Component, Model, open_model
+from sdcli.models.opened import open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
 from sdcli.weights.copies import in_use, is_made
 
@@ -36,7 +37,7 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
 
     Before an event is told, the files that its stage reads are looked at: what came out of others is not handed out.
     """
-    model = open_model(job.model, Path(job.model))
+    model = open_model(job.model.path, job.model)
     stages = {stage.name: stage for stage in _stages(model, job)}
     opened, parts = stamps_of(model), list[Component]()
     told = job.stamps or opened

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import SCHEDULER
-from sdcli.models.folder import Component
 from sdcli.models.schedulers import SCHEDULERS
 
 TRIPPED_OVER = (

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from sdcli.devices.base import DTYPES, Device
-from sdcli.domain import DtypeName, Plan, Request, StageName, WeightRow
+from sdcli.domain import Component, DtypeName, Model, Plan, Request, StageName, WeightRow
 from sdcli.families.contract import Geometry, Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Job
-from sdcli.models.folder import Component, Model
 from sdcli.weights.borrow import Borrow
 
 State = dict[str, dict[str, torch.Tensor]]

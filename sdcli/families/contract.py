@@ -13,18 +13,24 @@ init image; and for each stage a context manager of its name, `(model, request, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sdcli.domain import Component, Model, Request, StageName
+from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile
 
 Times = Literal["once", "steps", "pictures"]
 """How often a stage runs: once a job, at every step of every picture, or once a picture."""
 
 Library = Literal["diffusers", "transformers"]
 
-WEIGHT_DTYPES = frozenset({"F16", "BF16", "F32"})
+FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+
+WEIGHT_DTYPES = frozenset({"F16", "BF16", "F32"}) | FLOAT8
+"""Types that weights are stored in, as the format names them."""
+
+Numbers = Callable[[WeightFile, str], Sequence[float]]
+"""Reads the numbers of a small tensor of a file."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Part:
     check: Callable[[Component], None] = lambda component: None
     """Raises SdcliError where its weights are not those that its settings describe."""
     vocabulary: VocabularyLimits | None = None
+    option: str | None = None
+    """The option that names another one in place of a model's own."""
     tells: bool = False
     """Whether a folder of its name tells that the folder around it is a model's."""
 
@@ -141,6 +149,8 @@ class Geometry:
     """Width and height of the picture that it was made for, in pixels."""
     prompt_tokens: int
     """Tokens of a chunk of the prompt, its marks among them."""
+    text_layers: range = range(0)
+    """Of the text encoder, from which words may be taken: counted from its last, the first is the model's own."""
     takes_guidance: bool = False
     """Whether the denoiser takes the guidance as an input, and needs no second pass."""
 
@@ -155,6 +165,19 @@ class Defaults:
 
     steps: int
     guidance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Parts that a single file has, by name, and what was assumed where it does not tell."""
+
+    parts: Mapping[str, Component]
+    notes: tuple[str, ...] = ()
+
+
+FindParts = Callable[[WeightFile, Numbers, Prediction | None], Found]
+"""The parts of a family that a single file has, as far as names and shapes tell. With the network that runs at every
+step comes what no file has: a scheduler, the tokenizer. Raises SdcliError for weights that cannot be read."""
 
 
 class Family(Protocol):

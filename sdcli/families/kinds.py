@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+CHECKPOINT = "a single-file checkpoint"
+
 _TELLTALES = (
     ("add_embedding.", "Stable Diffusion XL"),
-    ("model.diffusion_model.", "a single-file checkpoint"),
-    ("lora_", "a LoRA"),
+    ("conditioner.embedders.", "Stable Diffusion XL"),
+    ("label_emb.", "Stable Diffusion XL"),
+    ("control_model.", "a ControlNet"),
     ("controlnet_", "a ControlNet"),
+    ("input_hint_block.", "a ControlNet"),
+    ("lora_", "a LoRA"),
+    ("hada_w1", "a LoHa"),
+    ("lokr_w", "a LoKr"),
+    ("emb_params", "a textual inversion"),
+    ("string_to_param", "a textual inversion"),
+    ("cap_embedder.", "Z-Image or Lumina"),
+    ("single_transformer_blocks.", "Flux"),
+    ("single_blocks.", "Flux"),
     ("motion_modules.", "AnimateDiff"),
     ("time_embedding.cond_proj", "a latent consistency model"),
     ("joint_blocks.", "Stable Diffusion 3"),
     ("norm1_context.", "Stable Diffusion 3 or Flux"),
     ("double_blocks.", "Flux"),
     ("SelfAttention.", "T5"),
+    ("temporal_transformer.", "AnimateDiff"),
+    ("time_stack.", "Stable Video Diffusion"),
     ("quantize.", "a VQ autoencoder"),
     ("time_conv_out.", "Stable Video Diffusion"),
     ("vision_model.", "a CLIP vision model"),
+    ("model.diffusion_model.", CHECKPOINT),
 )
 """Parts of names that only these have."""
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sdcli.domain import Model
+from sdcli.domain import Model, Prediction, WeightFile
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Family
+from sdcli.families.contract import Family, FindParts, Found, Numbers
 from sdcli.families.sd.family import StableDiffusion
+from sdcli.families.sd.single import parts_of
 
 Has = Callable[[str], bool]
 """Whether there is something by the name of a part."""
 
 _FAMILIES: dict[str, Family] = {}
+_FINDERS: dict[str, FindParts] = {}
 
 
-def register(family: Family) -> None:
-    """Add a family, under its name."""
+def register(family: Family, find_parts: FindParts | None = None) -> None:
+    """Add a family, under its name, with what finds its parts in a single file if they may lie in one."""
     _FAMILIES[family.name] = family
+    if find_parts is not None:
+        _FINDERS[family.name] = find_parts
+
+
+def parts_in(file: WeightFile, numbers: Numbers, prediction: Prediction | None = None) -> tuple[Family, Found]:
+    """The family that has most parts in a single file, and these parts; there may be none."""
+    found = {name: find(file, numbers, prediction) for name, find in _FINDERS.items()}
+    name = max(found, key=lambda name: len(found[name].parts))
+    return _FAMILIES[name], found[name]
 
 
 def by_name(name: str) -> Family:
@@ -48,9 +59,15 @@ def recognise(has: Has, pipeline: object = None, index: Path | None = None) -> F
     return max(families, key=lambda family: sum(has(part.name) for part in family.parts))
 
 
+def part_options() -> dict[str, str]:
+    """Options that name another part in place of a model's own, and the names of these parts."""
+    parts = (part for family in _FAMILIES.values() for part in family.parts)
+    return {part.option: part.name for part in parts if part.option is not None}
+
+
 def looks_like_a_model(has: Has) -> bool:
     """Whether it has the part that tells a model of some family."""
     return any(part.tells and has(part.name) for family in _FAMILIES.values() for part in family.parts)
 
 
-register(StableDiffusion())
+register(StableDiffusion(), parts_of)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SCHEMA = "sdcli.image/1"
@@ -30,7 +31,8 @@ _XMP = """\
 class Provenance:
     """Everything that the same picture needs again. `strength` and `init_sha256` are None for txt2img.
 
-    `sampler` is the scheduler's class name, `model` the reference as it was given, `seed` this picture's own.
+    `sampler` is the scheduler's class name, `model` the reference as it was given, with other `parts` than its own by
+    their names, `model_digest` that of its configs and weights' headers, `seed` this picture's own.
     """
 
     prompt: str
@@ -43,6 +45,10 @@ class Provenance:
     height: int
     model: str
     model_sha256: str | None
+    model_digest: str
+    parts: Mapping[str, str]
+    prediction: str | None
+    clip_skip: int | None
     strength: float | None
     device: str
     dtype: str
@@ -65,6 +71,7 @@ def parameters_text(p: Provenance) -> str:
         "Size": f"{p.width}x{p.height}",
         "Model hash": p.model_sha256[:HASH_CHARACTERS] if p.model_sha256 else None,
         "Model": p.model,
+        "Clip skip": None if p.clip_skip is None else str(p.clip_skip),
         "Denoising strength": None if p.strength is None else _number(p.strength),
         # The noise is drawn on the CPU whatever the device.
         "RNG": "CPU",

@@ -1,14 +1,14 @@
-"""A model on disk, in diffusers layout: found, checked from its headers, and described. Loads no weights."""
+"""The parts of a model in diffusers layout: found, checked from their headers, and described. Loads no weights."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from sdcli.domain import Component, Model, Origin, WeightFile
+from sdcli.domain import Component, Origin, WeightFile
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Part
+from sdcli.families.contract import Family, Found, Part
 from sdcli.families.registry import looks_like_a_model
 from sdcli.models.configs import checked_config, class_name, keys_passed_over, read_json
 from sdcli.models.header import read_header
@@ -17,31 +17,24 @@ from sdcli.models.index import INDEX_FILE, read_index
 from sdcli.models.tokenizer_files import check_tokenizer, is_tokenizer
 from sdcli.models.weight_files import find_weights, note_of_index, what_lies_there
 
-__all__ = ["Component", "Model", "open_model"]
-"""The first two are named here too for the time being: they are of sdcli.domain."""
 
+def parts_in_folder(ref: str, folder: Path, besides: Collection[str] = ()) -> tuple[Family, Found]:
+    """The family of a folder in diffusers layout, and its parts but those `besides`, which come from elsewhere.
 
-def open_model(ref: str, folder: Path, sha256: str | None = None) -> Model:
-    """Check a folder in diffusers layout. Raises SdcliError naming all that is missing, or the first that is wrong."""
+    Raises SdcliError naming all that is missing, or the first that is wrong.
+    """
     try:
         if not folder.is_dir():
             raise SdcliError(f"the model {echo(ref)} is not a folder: give one in diffusers layout")
         family, classes = read_index(folder)
         parts = sorted(family.parts, key=lambda part: part.stem is None)  # networks first, which say most
+        parts = [part for part in parts if part.name not in besides]
         _require_all(ref, folder, parts)
     except OSError as error:
         raise SdcliError(f"cannot read the model {echo(ref)}: {error.strerror}; check its permissions") from error
-    opened = {part.name: _component(folder, part, classes.get(part.name)) for part in parts}
-    model = Model(
-        ref=ref,
-        folder=folder.resolve(),
-        family=family.name,
-        parts={part.name: opened[part.name] for part in family.parts},
-        sha256=sha256,
-        notes=tuple(note for part in family.parts if part.stem for note in _notes(folder / part.name, part.stem)),
-    )
-    family.require_fit(ref, model)
-    return model
+    opened = {part.name: component_in(folder / part.name, part, classes.get(part.name)) for part in parts}
+    notes = (note for part in parts if part.stem for note in _notes(folder / part.name, part.stem))
+    return family, Found(opened, tuple(notes))
 
 
 def _require_all(ref: str, folder: Path, parts: list[Part]) -> None:
@@ -76,16 +69,15 @@ def _notes(home: Path, stem: str) -> Iterator[str]:
         yield note
 
 
-def _component(folder: Path, part: Part, kind: str | None) -> Component:
-    """A part of the model, of the class that its config names unless the pipeline's index says which."""
-    home = folder / part.name
+def component_in(home: Path, part: Part, kind: str | None = None) -> Component:
+    """The part that a folder has, of the class that its config names unless a pipeline's index says of which `kind`."""
     path = home / part.config_file
     table = read_json(path) if part.vocabulary is None or os.path.lexists(path) else {}
     if part.is_scheduler and kind is not None and table.get("_class_name") is None:
         table["_class_name"] = kind
     class_ = class_name(part, table, path)
     if kind is not None:
-        class_ = class_name(part, {"_class_name": kind}, folder / INDEX_FILE)
+        class_ = class_name(part, {"_class_name": kind}, home.parent / INDEX_FILE)
         table |= {"_class_name": class_} if part.is_scheduler else {}  # whose settings are looked at below
     if part.inner_key is not None and isinstance(table.get(part.inner_key), dict):
         checked_config(part, table, path)
@@ -122,7 +114,7 @@ def _tensors(part: Part, files: tuple[WeightFile, ...]) -> dict[str, Origin]:
                 continue
             if info.dtype not in part.dtypes:
                 raise SdcliError(
-                    f"{echo(file.path)}: tensor {echo(stored)} is {info.dtype}; weights may be F16, BF16 or F32"
+                    f"{echo(file.path)}: tensor {echo(stored)} is {info.dtype}; weights may be F32, BF16, F16 or F8"
                 )
             today = part.renamed(stored)
             if today in tensors:

@@ -89,7 +89,7 @@ def read_header(path: Path) -> WeightFile:
         raise SdcliError(f"{echo(path)} has a malformed header: its notes are not text; fetch it again")
     tensors = {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
     _check_layout(path, tensors, size_bytes - 8 - length)
-    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp)
+    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp, notes)
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:

@@ -46,7 +46,8 @@ def require_unchanged(opened: Stamps, *parts: Component) -> None:
 def _now(part: Component) -> dict[str, str]:
     paths = {file.path for file in part.files}
     try:
-        paths |= {path for path in part.folder.iterdir() if path.suffix in (".json", ".txt")}
+        if part.folder not in paths:
+            paths |= {path for path in part.folder.iterdir() if path.suffix in (".json", ".txt")}
     except OSError:
         return {f"{part.name}/": GONE}
     return {f"{part.name}/{path.name}": _stamp(path) for path in paths}

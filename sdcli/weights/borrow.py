@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from sdcli.devices.base import Device
-from sdcli.domain import GiveBack
-from sdcli.models.folder import Component
+from sdcli.domain import Component, GiveBack
 from sdcli.weights.lend import Table, lend_weights
 from sdcli.weights.lent import Lent
 from sdcli.weights.prepared import PreparedCopy

@@ -25,10 +25,9 @@ from pathlib import Path
 import psutil
 
 from sdcli import machine, settings
-from sdcli.domain import DeviceName, DtypeName, MapShape
+from sdcli.domain import Component, DeviceName, DtypeName, MapShape
 from sdcli.errors import BadRequest, SdcliError
 from sdcli.models.disks import lies_in_memory
-from sdcli.models.folder import Component
 from sdcli.models.header import sample_sha256
 from sdcli.units import GIB, parse_size
 

@@ -10,8 +10,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers.initialization import no_init_weights
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
-from sdcli.models.folder import Component
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -17,8 +17,7 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 
 from sdcli.devices.base import Device
-from sdcli.domain import WeightRow
-from sdcli.models.folder import Component
+from sdcli.domain import Component, WeightRow
 from sdcli.units import MIB
 from sdcli.weights.arena import Arena
 from sdcli.weights.lent import Lent, Packing, set_weight

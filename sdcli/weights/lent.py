@@ -134,7 +134,7 @@ class Lent:
             return rows.to(self._device.torch_device, self.dtype)
 
         set_weight(layer, "weight", stored.tensor)
-        if stored.counts:
+        if not stored.is_plain:
             self._run_instead(layer, stored.rows)
         self._hooks += [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(cast)]
 

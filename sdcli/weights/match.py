@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
 from sdcli.families.kinds import likely_kind
-from sdcli.models.folder import Component
 
 SHOWN = 3
 """Tensors that a message names at most."""

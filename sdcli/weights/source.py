@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
 from sdcli.models.disks import lies_in_memory
-from sdcli.models.folder import Component
 from sdcli.units import KIB, MIB
 from sdcli.weights.read_ahead import Place, let_go
 
@@ -38,15 +38,22 @@ class Stored:
     lets them go again.
     """
 
-    def __init__(self, tensor: torch.Tensor, mapping: Place | None = None) -> None:
+    def __init__(self, tensor: torch.Tensor, mapping: Place | None = None, scale: float = 1.0) -> None:
         self.tensor = tensor
         """As it is mapped, in the file's type. Never write to it: a written page costs memory."""
         self._mapping = mapping
+        self._scale = scale
+        """What its numbers are to be multiplied by, if they have eight bits."""
 
     @property
     def counts(self) -> bool:
         """Whether its mapped pages count in the footprint."""
         return self._mapping is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether layers can use it as it is mapped."""
+        return not self.counts and self.tensor.dtype.itemsize > 1
 
     @property
     def places(self) -> list[Place]:
@@ -56,21 +63,25 @@ class Stored:
     def fill(self, room: torch.Tensor) -> torch.Tensor:
         """`room`, of the same shape, with the weight's numbers in its own type."""
         if self._mapping is None or self.tensor.dim() == 0:
-            return room.copy_(self.tensor)
-        rows = max(1, PIECE_BYTES * len(self.tensor) // max(1, self.tensor.nbytes))
-        for into, piece in zip(room.split(rows), self.tensor.split(rows), strict=True):
-            into.copy_(piece)
-            self._let_go(piece)
-        return room
+            room.copy_(self.tensor)
+        else:
+            rows = max(1, PIECE_BYTES * len(self.tensor) // max(1, self.tensor.nbytes))
+            for into, piece in zip(room.split(rows), self.tensor.split(rows), strict=True):
+                into.copy_(piece)
+                self._let_go(piece)
+        return room if self._scale == 1.0 else room.mul_(self._scale)
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weight on the device in this type: as it is mapped, if it is there and of that type and costs nothing."""
-        if not self.counts:
+        if self.is_plain:
             return self.tensor.to(device, dtype)
         return self.fill(torch.empty(self.tensor.shape, device=device, dtype=dtype))
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of a table, in the file's type: where pages count a few at a time, with what is mapped around each."""
+        """Rows of a table, in the file's type, those of eight bits in FP32: where pages count a few at a time, with
+        what is mapped around each."""
+        if self.tensor.dtype.itemsize == 1:
+            return self.tensor.view(torch.uint8)[ids].view(self.tensor.dtype).float() * self._scale
         if not self.counts:
             return self.tensor[ids]
         some_rows = []
@@ -108,10 +119,13 @@ class Source:
         """The weight of this name, in the shape that its layer has it in."""
         origin = self._tensors[name]
         with _told_of(origin.path):
-            tensor: torch.Tensor = self._files[origin.path].get_tensor(origin.stored)
+            file = self._files[origin.path]
+            tensor: torch.Tensor = file.get_tensor(origin.stored)
+            scale = 1.0 if origin.scale is None else float(file.get_tensor(origin.scale))
         begin = tensor.data_ptr() - origin.info.begin
         mapping = (begin, begin + self._ends[origin.path]) if lies_in_memory(origin.path) else None
-        return Stored(tensor.view(shape), mapping)
+        piece = tensor if origin.rows is None else tensor[slice(*origin.rows)]
+        return Stored(piece.view(shape), mapping, scale)
 
     def place(self, name: str) -> tuple[str, int]:
         """Where the weight lies, to read files from front to back."""

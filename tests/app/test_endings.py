@@ -23,7 +23,7 @@ from sdcli.errors import CeilingCrossed, Interrupted, NotFinite, SdcliError, Wil
 from sdcli.host import watched
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Message, PictureDone, StageBegan, StepDone
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.bytes import Subject
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned, make_plan

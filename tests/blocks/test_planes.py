@@ -27,7 +27,7 @@ from sdcli.blocks.planes import (
 )
 from sdcli.devices.cpu import CpuDevice
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from tests.networks import DTYPES, borrowing
 
 WAYS = {True: "whole", False: "recomputed"}

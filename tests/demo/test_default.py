@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from sdcli.models import reference
-from sdcli.models.folder import open_model
 from sdcli.models.header import read_header
+from sdcli.models.opened import open_model
 from sdcli.settings import read_config
 from sdcli.units import MIB
 from tests.cli.conftest import Asked, Command, shell
@@ -112,8 +112,8 @@ def test_demo_is_the_built_in_model_also_where_a_folder_has_that_name(
 ) -> None:
     sdcli("txt2img", FOX, "-m", "./demo").refused(3, "no model './demo' on this disk")
     (work / "demo").symlink_to(tiny)
-    assert asked("txt2img", FOX, "-m", "demo").task.model.folder == MODEL.resolve()
-    assert asked("txt2img", FOX, "-m", "./demo").task.model.folder == tiny.resolve()
+    assert asked("txt2img", FOX, "-m", "demo").task.model.path == MODEL.resolve()
+    assert asked("txt2img", FOX, "-m", "./demo").task.model.path == tiny.resolve()
 
 
 def test_the_picture_is_256_pixels_wide_and_high_unless_asked_for(asked: Ask) -> None:

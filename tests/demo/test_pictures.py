@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from sdcli import machine
-from sdcli.domain import Request
+from sdcli.domain import Component, Request
 from sdcli.engine import decode, denoise
 from sdcli.errors import NotFinite
 from sdcli.families.sd import network
 from sdcli.models import reference
-from sdcli.models.folder import Component
 from tests.demo.judge import Scene, composed, judge
 from tests.demo.textbook import draw_by_the_book
 from tests.support import STREAMED, draw, largest_difference, psnr

@@ -28,7 +28,7 @@ from sdcli.domain import Guidance
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.families.sd.denoiser import borrow_denoiser
 from sdcli.families.sd.text_encoder import borrow_text_encoder, tokenize
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.weights import lend as weights
 from tests.networks import borrowing
 from tests.support import RESIDENT, STREAMED

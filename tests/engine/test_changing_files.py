@@ -15,7 +15,7 @@ from sdcli.devices import open_device
 from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
 from sdcli.messages import Message, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
 from sdcli.weights.packed import can_map
 from sdcli.weights.source import Source

@@ -17,7 +17,7 @@ from sdcli.domain import Plan, Request
 from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
 from sdcli.messages import Message, Notice, StepDone
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.weights.copies import is_made, making, place_of_copy, remove
 from sdcli.weights.packed import can_map
 from tests.support import ASTRONAUT, STREAMED, job_of, pictures, run_engine

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdcli.devices import open_device
-from sdcli.domain import Request
+from sdcli.domain import Request, Sources
 from sdcli.engine.count import count, count_all
 from sdcli.errors import SdcliError
 from sdcli.messages import Count, Counted
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.counts import Counts, counts_from_json, counts_to_json
 from tests.support import ASTRONAUT, counted
 
@@ -151,7 +151,7 @@ def test_counts_come_back_equal_down_to_their_types(tiny: Path) -> None:
 
 def test_a_worker_answers_each_request_in_its_order(tiny: Path) -> None:
     requests = (EDIT, ASTRONAUT, replace(ASTRONAUT, width=72))
-    answers = [*count_all(Count(str(tiny), requests, "fp32"), open_device("cpu"))]
+    answers = [*count_all(Count(Sources(str(tiny)), requests, "fp32"), open_device("cpu"))]
     assert all(isinstance(answer, Counted) and answer.payload.isascii() for answer in answers)
     told = [counts_from_json(answer.payload) for answer in answers if isinstance(answer, Counted)]
     assert told == [counted(tiny, request) for request in requests]

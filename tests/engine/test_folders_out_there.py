@@ -18,7 +18,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from sdcli.engine.synthesize import write_model
 from sdcli.errors import SdcliError
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.models.reference import resolve_model
 from tests.conftest import TINY
 from tests.engine.test_same_picture import gradient, reference

@@ -14,7 +14,7 @@ from sdcli.app.tasks import request_of
 from sdcli.domain import Plan
 from sdcli.engine.synthesize import write_model
 from sdcli.messages import StepDone
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from tests.conftest import TINY
 from tests.engine.test_same_picture import gradient, reference
 from tests.support import ASTRONAUT, RESIDENT, STREAMED, draw, largest_difference, pictures, run_engine

@@ -49,17 +49,17 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from pathlib import Path
-from sdcli.domain import Plan, Request
+from sdcli.domain import Plan, Request, Sources
 from sdcli.messages import Job, PictureDone
 from sdcli.devices import open_device
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.table import table_of
 plan, request, device = Plan("resident", 2**40, "batched", 2**24, ()), {REQUEST}, open_device("cpu")
 counts = count(open_model("m", Path(sys.argv[1])), request, device, torch.float32)
 tables = dict((name, table_of(stage, "fp32", 2**40)) for name, stage in counts.items())
-job = Job(request, plan, sys.argv[1], "fp32", tables=tables)
+job = Job(request, plan, Sources(sys.argv[1]), "fp32", tables=tables)
 picture = [event for event in generate(job, device) if isinstance(event, PictureDone)][0].payload.hex()
 """
 

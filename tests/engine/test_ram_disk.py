@@ -19,7 +19,7 @@ import torch
 from sdcli.domain import Plan
 from sdcli.engine.synthesize import write_model
 from sdcli.models.disks import lies_in_memory, model_in_memory
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.units import MIB
 from sdcli.weights.packed import can_map
 from tests.conftest import TINY

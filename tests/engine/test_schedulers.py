@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdcli.domain import Component
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.denoise import steps_run
 from sdcli.engine.schedulers import (
@@ -22,7 +23,6 @@ from sdcli.engine.schedulers import (
     step_options,
 )
 from sdcli.errors import SdcliError
-from sdcli.models.folder import Component
 from sdcli.models.schedulers import SCHEDULERS, SETTINGS, adds_noise, possible_steps
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}

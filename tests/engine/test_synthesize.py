@@ -20,7 +20,7 @@ from sdcli.engine import synthesize as module
 from sdcli.engine.synthesize import synthesize, write_model
 from sdcli.errors import SdcliError
 from sdcli.messages import Finished, Progress
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.models.synthetic import find_synthetic
 from tests.conftest import TINY
 from tests.support import geometry_of

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from sdcli.domain import Sources
 from sdcli.engine.__main__ import PLAINLY, _failure
 from sdcli.errors import BY_NAME, NotFinite
 from sdcli.messages import (
@@ -277,7 +278,7 @@ def test_the_host_is_told_the_kind_of_failure(error: Exception, kind: str, words
 
 def test_a_failure_of_ours_keeps_its_kind_and_its_line(tmp_path: Path) -> None:
     with spoken() as worker:
-        worker.say(Job(SHORT, RESIDENT, str(tmp_path / "gone"), "fp32"))
+        worker.say(Job(SHORT, RESIDENT, Sources(str(tmp_path / "gone")), "fp32"))
         (failed,) = worker.hear_until(Failed)
         assert isinstance(failed, Failed)
         assert failed.kind == "SdcliError" and "is not a folder" in failed.message

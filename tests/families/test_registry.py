@@ -16,8 +16,8 @@ from sdcli.families import registry
 from sdcli.families.contract import SCHEDULER, Defaults, Geometry, Part, Settings, Stage
 from sdcli.families.registry import by_name, family_of, recognise, register
 from sdcli.families.rules import is_size, setting
-from sdcli.models.folder import open_model
 from sdcli.models.hub import model_folders_in
+from sdcli.models.opened import open_model
 from sdcli.models.synthetic import weight_path, write_texts
 
 TOY_CONFIGS: dict[str, dict[str, Any]] = {

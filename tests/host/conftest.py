@@ -15,7 +15,7 @@ import pytest
 
 from sdcli.app.record import Task
 from sdcli.domain import Request
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.meter import TreeMeter
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.domain import Sources
 from sdcli.host.worker import COMPACT_HEAP, Worker, worker_environment
 from sdcli.messages import Job, Notice, Relieve, Start
 from tests.support import ASTRONAUT, RESIDENT
@@ -70,7 +71,7 @@ def test_nobody_waits_while_a_large_job_is_sent(script: Callable[[str], None]) -
     script(LATE)
     with Worker("sdcli.families.sd.network") as worker:
         worker.send(Start("cpu", None))
-        worker.send(Job(ASTRONAUT, RESIDENT, "tiny", "fp32", payload=bytes(50_000_000)))
+        worker.send(Job(ASTRONAUT, RESIDENT, Sources("tiny"), "fp32", payload=bytes(50_000_000)))
         worker.send(Relieve())
         Path("said").touch()
         heard = worker.messages()

@@ -17,7 +17,7 @@ from sdcli.errors import SdcliError
 
 NOBODY = 65534
 
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "U8": 1}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "text_encoder/config.json": {

@@ -22,7 +22,7 @@ from sdcli.families.contract import Part
 from sdcli.families.registry import by_name
 from sdcli.models import schedulers
 from sdcli.models.configs import CONFIG_LIMIT_BYTES, checked_config, class_name, keys_passed_over, read_json
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.models.schedulers import SCHEDULERS
 from sdcli.units import MIB
 

@@ -29,7 +29,7 @@ def resolved(folder: Path) -> tuple[Path, str]:
     """The folder of the model that was opened, and what was said."""
     model = resolve_model(str(folder), lambda *_: None)
     assert model.ref == str(folder)
-    return model.folder, " ".join(model.notes)
+    return model.path, " ".join(model.notes)
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

@@ -28,7 +28,7 @@ def test_a_folder_is_opened_under_the_name_the_user_gave_it(
     monkeypatch.chdir(model_folder.parent)
     for ref in ("model", "./model/", str(model_folder)):
         model = resolve_model(ref, never)
-        assert (model.ref, model.folder, model.sha256) == (ref, model_folder.resolve(), None)
+        assert (model.ref, model.path, model.sha256) == (ref, model_folder.resolve(), None)
 
 
 def test_a_synthetic_model_is_made_and_opened_with_its_digest(
@@ -48,9 +48,9 @@ def test_a_synthetic_model_is_made_and_opened_with_its_digest(
 
     model = resolve_model("synthetic:sd15", make)
     assert (model.ref, model.sha256) == ("synthetic:sd15", hashlib.sha256(b"sd15").hexdigest())
-    assert model.folder.is_relative_to((tmp_path / "cache").resolve())
+    assert model.path.is_relative_to((tmp_path / "cache").resolve())
     again = resolve_model("synthetic:sd15", never)
-    assert (again.ref, again.folder, again.sha256) == (model.ref, model.folder, model.sha256)
+    assert (again.ref, again.path, again.sha256) == (model.ref, model.path, model.sha256)
 
 
 @pytest.mark.parametrize("ref", ["", " ", "\t\n", "\0", "model\0", "synthetic", "synthetic:"])
@@ -116,9 +116,9 @@ def test_a_name_too_long_for_the_disk_is_refused(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "model"])
-def test_a_file_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
+def test_a_pickle_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04}\x94.")
-    with refused(1, name, "is a file"):
+    with refused(1, name, "holds a pickle"):
         resolve_model(str(tmp_path / name), never)
 
 
@@ -132,7 +132,7 @@ def test_an_empty_folder_lacks_everything(tmp_path: Path, refused: Refused) -> N
 def test_a_pipe_or_a_device_is_refused_without_waiting(tmp_path: Path, refused: Refused) -> None:
     os.mkfifo(tmp_path / "pipe")
     for ref in (str(tmp_path / "pipe"), "/dev/zero"):
-        with refused(1, "give a folder"):
+        with refused(1, "is not a regular file"):
             resolve_model(ref, never)
 
 

@@ -19,8 +19,8 @@ from sdcli import settings
 from sdcli.errors import SdcliError
 from sdcli.families.registry import by_name, family_of
 from sdcli.families.sd.vocabulary import tokenizer_files
-from sdcli.models.folder import open_model
 from sdcli.models.header import sample_sha256
+from sdcli.models.opened import open_model
 from sdcli.models.synthetic import LAYOUT, MANIFEST, find_synthetic, weight_path, write_texts
 from tests.support import geometry_of
 

@@ -14,7 +14,7 @@ import pytest
 from sdcli.families.sd.parts import VOCABULARY_LIMITS
 from sdcli.families.sd.vocabulary import tokenizer_files
 from sdcli.models import tokenizer_files as module
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.units import MIB
 
 Refused = Callable[..., AbstractContextManager[None]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.models.weight_files import find_weights
 
 Refused = Callable[..., AbstractContextManager[None]]

@@ -13,7 +13,7 @@ import pytest
 from sdcli.domain import DtypeName, GiveBack, Plan, Request
 from sdcli.errors import WillNotFit
 from sdcli.families.registry import family_of
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
 from sdcli.plan.planner import MARGIN_BYTES, OFFER_BYTES, Means, Planned, make_plan, smallest_limit_bytes
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder

@@ -16,7 +16,7 @@ from sdcli.app.run import run_task
 from sdcli.cli.main import MESSAGE_LIMIT
 from sdcli.domain import DeviceName, Request
 from sdcli.errors import WillNotFit
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, typical_bytes
 from sdcli.plan.ceiling import Ceiling
 from sdcli.units import GIB, MIB

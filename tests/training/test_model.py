@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from tests.support import geometry_of
 from training.compose import Composer
 from training.evaluate import held_out_prompts, score

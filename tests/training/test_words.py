@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdcli.families.sd.text_encoder import tokenize
-from sdcli.models.folder import open_model
+from sdcli.models.opened import open_model
 from training.concepts import CALLED, captions_of
 from training.glyphs import Glyphs
 from training.recipes import Planner, caption_words

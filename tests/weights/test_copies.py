@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from sdcli import machine
+from sdcli.domain import Model
 from sdcli.errors import BadRequest, SdcliError
-from sdcli.models.folder import Model, open_model
+from sdcli.models.opened import open_model
 from sdcli.units import GIB, MIB
 from sdcli.weights import copies as prepared
 from sdcli.weights.copies import (

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from sdcli.devices.base import PooledWeights
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
+from sdcli.domain import Component
 from sdcli.errors import SdcliError
 from sdcli.families.sd.autoencoder import borrow_decoder
 from sdcli.families.sd.text_encoder import borrow_text_encoder
-from sdcli.models.folder import Component, open_model
+from sdcli.models.opened import open_model
 from sdcli.units import MIB
 from sdcli.weights.empty import without_memory
 from sdcli.weights.lend import lend_weights
@@ -351,7 +352,7 @@ from sdcli.weights.prepared import make_copy
 from sdcli.weights.lend import lend_weights, packer
 from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import Origin, WeightRow
-from sdcli.models.folder import Component
+from sdcli.domain import Component
 from sdcli.models.header import read_header
 
 def anonymous():

@@ -23,7 +23,7 @@ from torch import nn
 from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.frugal import make_frugal
 from sdcli.blocks.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
-from sdcli.models.folder import Component
+from sdcli.domain import Component
 from sdcli.units import MIB
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build

@@ -11,8 +11,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.frugal import make_frugal
+from sdcli.domain import Component
 from sdcli.families.sd.unet import embedded_guidance, is_plain, predict
-from sdcli.models.folder import Component
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
 from sdcli.weights.lent import Lent

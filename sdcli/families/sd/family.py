@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from sdcli.domain import Model, Request
+from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Defaults, Geometry, Part, Stage
 from sdcli.families.sd.parts import PARTS
@@ -76,6 +77,7 @@ class StableDiffusion:
             latent_factor=factor,
             native_size=(width * factor, height * factor),
             prompt_tokens=_prompt_tokens(model),
+            text_layers=_text_layers(_text(model)),
             takes_guidance=unet.time_cond_proj_dim is not None,
         )
 
@@ -123,6 +125,23 @@ class StableDiffusion:
         """A vocabulary of the size that the text encoder has."""
         files = written_vocabulary(config["text_encoder"]["vocab_size"])
         return {f"tokenizer/{name}": text for name, text in files.items()}
+
+
+def _text_layers(text: TextEncoder) -> range:
+    """Of OpenCLIP, Stable Diffusion 2.x's, the last layer is left out already."""
+    own = 2 if text.hidden_act == "gelu" else 1
+    return range(own, own + text.num_hidden_layers)
+
+
+def words_from(component: Component, skip: int | None) -> Component:
+    """The text encoder that ends with the layer `skip`, counted as --clip-skip does; None is its own last one."""
+    if skip is None:
+        return component
+    settings: TextEncoder = component.settings
+    layers = settings.num_hidden_layers - (skip - _text_layers(settings).start)
+    left_out = tuple(f"encoder.layers.{layer}." for layer in range(layers, settings.num_hidden_layers))
+    kept = {name: origin for name, origin in component.weights().items() if not name.startswith(left_out)}
+    return replace(component, config=component.config | {"num_hidden_layers": layers}, tensors=kept)
 
 
 def _unet(model: Model) -> UNet:

@@ -14,17 +14,16 @@ import torch
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from sdcli.domain import Request
+from sdcli.domain import Component, Model, Request
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
 from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
-from sdcli.families.sd.family import StableDiffusion
+from sdcli.families.sd.family import StableDiffusion, words_from
 from sdcli.families.sd.text_encoder import (
     borrow_text_encoder,
     build_text_encoder,
     text_config,
     tokenize,
 )
-from sdcli.models.folder import Component, Model
 from sdcli.weights.borrow import Borrow
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -56,7 +55,8 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
         for kind, dropped in zip(prompts, tokens.dropped, strict=True):
             if dropped:
                 borrow.notices.append(f"the {kind} is too long: its last {dropped} tokens are left out")
-    with borrow_text_encoder(model.parts["text_encoder"], borrow) as encode:
+    text = words_from(model.parts["text_encoder"], request.clip_skip)
+    with borrow_text_encoder(text, borrow) as encode:
         yield lambda _: {"conditioning": {"tokens": encode(ids)}}
 
 

@@ -89,6 +89,7 @@ TEXT_ENCODER = Part(
         r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale|vision_model\..*"
     ),  # the other half of a CLIP
     check=_require_tables,
+    option="--text-encoder",
 )
 UNET = Part(
     "unet",
@@ -109,6 +110,7 @@ VAE = Part(
     stem="diffusion_pytorch_model",
     renamed=_renamed_vae,
     unused=re.compile(r"loss\..*|model_ema\..*"),  # what it was trained with
+    option="--vae",
 )
 PARTS = (TOKENIZER, TEXT_ENCODER, SCHEDULER, UNET, VAE)
 """In the order of use."""

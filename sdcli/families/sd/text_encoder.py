@@ -12,10 +12,10 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
 from sdcli.families.sd.family import CHUNKS_LIMIT
 from sdcli.families.sd.parts import VOCABULARY_LIMITS
-from sdcli.models.folder import Component
 from sdcli.models.tokenizer_files import check_tokenizer
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build

@@ -21,11 +21,11 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from sdcli.blocks import frugal
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import GiveBack, Plan
+from sdcli.domain import Component, GiveBack, Plan
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
 from sdcli.families.sd.text_encoder import borrow_text_encoder
-from sdcli.models.folder import Component, open_model
+from sdcli.models.opened import open_model
 from sdcli.weights.lend import packer, packings_of
 from sdcli.weights.packed import can_map
 from sdcli.weights.prepared import PreparedCopy, make_copy

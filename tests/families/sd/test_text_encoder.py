@@ -14,9 +14,10 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.utils import logging as library_logging
 
+from sdcli.domain import Component
 from sdcli.errors import SdcliError
 from sdcli.families.sd.text_encoder import CHUNKS_LIMIT, borrow_text_encoder, tokenize
-from sdcli.models.folder import Component, open_model
+from sdcli.models.opened import open_model
 from tests.networks import borrowing
 
 LENGTH, ROOM = 77, 75

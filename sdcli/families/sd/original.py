@@ -1,0 +1,187 @@
+"""Names of Stable Diffusion's weights in the original layout, as CompVis and Stability AI published it, as today's.
+
+One file has all networks, each under a prefix: `model.diffusion_model.`, `cond_stage_model.`, `first_stage_model.`.
+Blocks are numbered through there, and the autoencoder's way up is counted from the end; OpenCLIP's text encoder has
+queries, keys and values in one weight (https://github.com/Stability-AI/stablediffusion,
+https://github.com/mlfoundations/open_clip). A test compares with diffusers' own converter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sdcli.domain import TensorInfo
+
+Names = Mapping[str, TensorInfo]
+"""The tensors of a network, by the names that they have without its prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A weight's place in a file: `share` is (which, of how many) equal parts of a fused one."""
+
+    stored: str
+    share: tuple[int, int] | None = None
+
+
+_RESIDUAL = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "time_embed.cond_proj": "time_embedding.cond_proj",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+
+
+def layers_per_block(names: Names) -> int:
+    """Residual blocks of a level of the UNet, on the way down: those before the first change of size."""
+    changes = [int(found[1]) for name in names if (found := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))]
+    blocks = max((int(found[1]) for name in names if (found := re.match(r"input_blocks\.(\d+)\.", name))), default=0)
+    return min(changes, default=blocks + 1) - 1
+
+
+def unet_name(module: str, layers: int) -> str | None:  # noqa: PLR0911  a row a kind
+    """Today's name of a module of the UNet, or of a weight in one; None for what no UNet has."""
+    for old, new in _ENDS.items():
+        if module == old or module.startswith(f"{old}."):
+            return new + module[len(old) :]
+    match module.split("."):
+        case ["middle_block", index, *rest] if index in _MIDDLE:
+            return _in_level("mid_block." + _MIDDLE[index], rest)
+        case ["input_blocks", number, "0", "op", *rest] if number.isdecimal():
+            return ".".join([f"down_blocks.{(int(number) - 1) // (layers + 1)}.downsamplers.0.conv", *rest])
+        case ["input_blocks", number, ("0" | "1") as index, *rest] if number.isdecimal():
+            level, layer = divmod(int(number) - 1, layers + 1)
+            return _in_level(f"down_blocks.{level}.{'attentions' if index == '1' else 'resnets'}.{layer}", rest)
+        case ["output_blocks", number, ("1" | "2"), "conv", *rest] if number.isdecimal():
+            return ".".join([f"up_blocks.{int(number) // (layers + 1)}.upsamplers.0.conv", *rest])
+        case ["output_blocks", number, ("0" | "1") as index, *rest] if number.isdecimal():
+            level, layer = divmod(int(number), layers + 1)
+            return _in_level(f"up_blocks.{level}.{'attentions' if index == '1' else 'resnets'}.{layer}", rest)
+    return None
+
+
+def _in_level(home: str, rest: list[str]) -> str:
+    inner = ".".join(rest)
+    for old, new in _RESIDUAL.items() if ".resnets." in f"{home}." else ():
+        if inner == old or inner.startswith(f"{old}."):
+            inner = new + inner[len(old) :]
+            break
+    return f"{home}.{inner}" if inner else home
+
+
+def unet_names(names: Names) -> dict[str, Piece]:
+    """Of a UNet: today's names, and where each lies. What no UNet has keeps its name."""
+    layers = layers_per_block(names)
+    return {unet_name(name, layers) or name: Piece(name) for name in names}
+
+
+_DOTLESS = re.compile(
+    r"(?P<home>input_blocks|output_blocks)(?P<number>\d+)(?P<index>\d)|middle_block(?P<middle>\d)|time_embed(?P<time>\d)"
+    r"|^out(?P<out>\d)"
+)
+_DOTLESS_INNER = (
+    (re.compile(r"(in_layers|emb_layers|out_layers|transformer_blocks)(\d+)"), r"\1.\2."),
+    (re.compile(r"(attn[12]|skip_connection|proj_in|proj_out|(?<=\.)op|(?<=\.)conv)(?=[a-z])"), r"\1."),
+    (re.compile(r"(to_[qkv])(?=[a-z])"), r"\1."),
+    (re.compile(r"to_out0"), "to_out.0."),
+    (re.compile(r"ffnet0proj"), "ff.net.0.proj."),
+    (re.compile(r"ffnet2"), "ff.net.2."),
+    (re.compile(r"(?<=\.)norm(\d?)(?=[a-z])"), r"norm\1."),
+)
+
+
+def with_dots(name: str) -> str:
+    """The name of a UNet's weight, from the one that an exponential moving average keeps it under: without any dot."""
+    name = _DOTLESS.sub(lambda found: "".join(_dotted(found)), name)
+    for pattern, dotted in _DOTLESS_INNER:
+        name = pattern.sub(dotted, name)
+    return name
+
+
+def _dotted(found: re.Match[str]) -> Iterator[str]:
+    if found["home"]:
+        yield f"{found['home']}.{found['number']}.{found['index']}."
+    for key, home in (("middle", "middle_block"), ("time", "time_embed"), ("out", "out")):
+        if found[key]:
+            yield f"{home}.{found[key]}."
+
+
+_VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+
+def vae_names(names: Names) -> dict[str, Piece]:
+    """The same of an autoencoder, whose way up is counted from the largest map."""
+    ways = (re.match(r"decoder\.up\.(\d+)\.", name) for name in names)
+    levels = 1 + max((int(way[1]) for way in ways if way), default=0)
+    return {_vae_name(name, levels): Piece(name) for name in names}
+
+
+def _vae_name(name: str, levels: int) -> str:
+    match name.split("."):
+        case [side, ("down" | "up") as way, level, "block", layer, *rest] if level.isdecimal():
+            return ".".join([side, f"{way}_blocks", _level(way, level, levels), "resnets", layer, *_shortcut(rest)])
+        case [side, ("down" | "up") as way, level, ("downsample" | "upsample") as change, *rest] if level.isdecimal():
+            return ".".join([side, f"{way}_blocks", _level(way, level, levels), f"{change}rs.0", *rest])
+        case [side, "mid", ("block_1" | "block_2") as block, *rest]:
+            return ".".join([side, "mid_block", "resnets", "0" if block == "block_1" else "1", *_shortcut(rest)])
+        case [side, "mid", "attn_1", layer, *rest]:
+            return ".".join([side, "mid_block", "attentions", "0", _VAE_ATTENTION.get(layer, layer), *rest])
+        case [("encoder" | "decoder") as side, "norm_out", *rest]:
+            return ".".join([side, "conv_norm_out", *rest])
+    return name
+
+
+def _level(way: str, level: str, levels: int) -> str:
+    return level if way == "down" else str(levels - 1 - int(level))
+
+
+def _shortcut(rest: list[str]) -> list[str]:
+    return ["conv_shortcut", *rest[1:]] if rest[:1] == ["nin_shortcut"] else rest
+
+
+_OPEN_CLIP = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+
+
+def open_clip_names(names: Names, layers: int) -> dict[str, Piece]:
+    """The same of the first layers of OpenCLIP's text encoder."""
+    pieces = {today: Piece(name) for name, today in _OPEN_CLIP.items() if name in names}
+    for name in names:
+        found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)(weight|bias)", name)
+        if found is None or int(found[1]) >= layers:
+            continue
+        home, inner, leaf = f"encoder.layers.{found[1]}", found[2], found[3]
+        if inner == "attn.in_proj":
+            pieces |= {f"{home}.self_attn.{one}_proj.{leaf}": Piece(name, (i, 3)) for i, one in enumerate("qkv")}
+        else:
+            pieces[f"{home}.{_OPEN_CLIP_LAYER.get(inner, inner)}.{leaf}"] = Piece(name)
+    return pieces
+
+
+def clip_names(names: Names) -> dict[str, Piece]:
+    """The same of CLIP's text encoder, which has today's names already, below one more."""
+    return {name.removeprefix("text_model."): Piece(name) for name in names}

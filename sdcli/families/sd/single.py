@@ -1,0 +1,274 @@
+"""Stable Diffusion in one file: which networks it has, and what they are, told from names and shapes alone.
+
+A file of the original layout brings no config. Widths, levels and depths are those of its tensors; what no tensor tells
+(heads, the scheduler, the tokenizer) is what all models of the kind have.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdcli.domain import Component, Origin, Prediction, TensorInfo, WeightFile
+from sdcli.errors import SdcliError, echo
+from sdcli.families.contract import FLOAT8, Found, Numbers
+from sdcli.families.sd import original
+from sdcli.families.sd.original import Names, Piece
+from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
+
+PREFIXES = {
+    "unet": ("model.diffusion_model.", "model_ema.diffusion_model", ""),
+    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.", ""),
+    "vae": ("first_stage_model.", ""),
+}
+"""Under which a file has each network, the first that is there; a file of one network alone has none."""
+
+_SIGNS = {
+    "unet": re.compile(r"input_blocks\.0\.0\.weight|conv_in\.weight"),
+    "text_encoder": re.compile(r"(text_model\.)?embeddings\.token_embedding\.weight|token_embedding\.weight"),
+    "vae": re.compile(r"decoder\.conv_in\.weight"),
+}
+"""Names that tell that a network is there."""
+
+CLIP_FOLDER = Path(__file__).parent / "clip"
+"""CLIP's byte-pair vocabulary (https://github.com/mlfoundations/open_clip, MIT)."""
+
+_MARKS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+
+_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+"""The noise that all of them were trained with."""
+
+HEADS, HEAD_CHANNELS = 8, 64
+"""Of Stable Diffusion 1.x so many heads, whatever the width; of 2.x heads of so many channels."""
+
+OPEN_CLIP_WIDTH = 1024
+"""Of the text encoder of Stable Diffusion 2.x, OpenCLIP's ViT-H."""
+
+V_DEVIATION = 0.09
+"""A model of Stable Diffusion 2 that predicts v has a last norm whose offsets deviate by more than this, as ComfyUI
+found by looking at published ones: no tensor's name tells."""
+
+OTHER: Mapping[Prediction, Prediction] = {"epsilon": "v", "v": "epsilon"}
+
+_LAST_NORM = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
+
+
+def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
+    """The parts that a file has, in either layout. Raises SdcliError for types that are not read."""
+    found: dict[str, Component] = {}
+    notes: list[str] = []
+    for part, describe in ((UNET, _unet_config), (TEXT_ENCODER, _text_config), (VAE, _vae_config)):
+        stored = _network(file, part.name)
+        if stored is None:
+            continue
+        names, to_file = stored
+        pieces = {
+            today: piece for today, piece in _pieces(part.name, names).items() if not part.unused.fullmatch(today)
+        }
+        origins = _origins(file, pieces, to_file)
+        shapes = {name: origin.shape for name, origin in origins.items()}
+        try:
+            config = describe(shapes, names)
+        except (LookupError, ValueError) as error:
+            raise SdcliError(f"the {part.name} in {echo(file.path)} lacks {echo(error)}: fetch it again") from error
+        found[part.name] = Component(
+            part.name, part.default_class or next(iter(part.classes)), config, file.path, (file,), origins,
+            config_name="", schema=part.schema,
+        )  # fmt: skip
+    if "unet" in found:
+        _add_what_no_tensor_tells(file, found, numbers, prediction, notes)
+    return Found(found, tuple(notes))
+
+
+def _network(file: WeightFile, part: str) -> tuple[Names, Mapping[str, str]] | None:
+    """The tensors of a network by their names without its prefix, and from those to their names in the file."""
+    for prefix in PREFIXES[part]:
+        to_file = {name.removeprefix(prefix): name for name in file.tensors if name.startswith(prefix)}
+        if prefix.startswith("model_ema."):
+            to_file = {original.with_dots(name): stored for name, stored in to_file.items()}
+        if any(_SIGNS[part].match(name) for name in to_file) and (prefix or _is_alone(part, to_file)):
+            return {name: file.tensors[stored] for name, stored in to_file.items()}, to_file
+    return None
+
+
+def _is_alone(part: str, names: Mapping[str, str]) -> bool:
+    """Whether a file without prefixes has this network, and not one that has some of its names."""
+    ways = any(name.startswith(("down_blocks.", "input_blocks.")) for name in names)
+    if part == "unet":
+        return ways
+    return not ways and not any(name.startswith(("vision_model.", "visual.")) for name in names)
+
+
+def _pieces(part: str, names: Names) -> dict[str, Piece]:
+    if part == "unet":
+        in_original = any(name.startswith("input_blocks.") for name in names)
+        return original.unet_names(names) if in_original else {name: Piece(name) for name in names}
+    if part == "vae":
+        return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
+    if "token_embedding.weight" in names:
+        return original.open_clip_names(names, _open_clip_layers(names))
+    return original.clip_names(names)
+
+
+def _open_clip_layers(names: Names) -> int:
+    """All but the last: Stable Diffusion 2.x was trained with what the last but one gives."""
+    return max((int(f[1]) for name in names if (f := re.match(r"transformer\.resblocks\.(\d+)\.", name))), default=0)
+
+
+_SCALES = (".scale_weight", ".weight_scale")
+_NOT_WEIGHTS = re.compile(
+    r".*\.(scale_weight|weight_scale|scale_input|input_scale)|(.*\.)?scaled_fp8|.*num_batches_tracked"
+)
+
+
+def _origins(file: WeightFile, pieces: Mapping[str, Piece], to_file: Mapping[str, str]) -> dict[str, Origin]:
+    """Where each weight lies. Raises SdcliError for one of a type that is not read."""
+    origins = {}
+    for today, piece in pieces.items():
+        if _NOT_WEIGHTS.fullmatch(piece.stored):
+            continue
+        stored = to_file[piece.stored]
+        info = file.tensors[stored]
+        if info.dtype not in UNET.dtypes:
+            raise SdcliError(
+                f"{echo(file.path)}: tensor {echo(stored)} is {info.dtype}; weights may be F32, BF16, F16 or F8"
+            )
+        rows = None
+        if piece.share is not None and info.shape:
+            which, many = piece.share
+            rows = (which * info.shape[0] // many, (which + 1) * info.shape[0] // many)
+        origins[today] = Origin(file.path, stored, info, rows, _scale(file, stored, info))
+    return origins
+
+
+def _scale(file: WeightFile, stored: str, info: TensorInfo) -> str | None:
+    """The tensor of one number that a weight of eight bits is to be multiplied by."""
+    home, _, leaf = stored.rpartition(".")
+    if info.dtype not in FLOAT8 or leaf != "weight":
+        return None
+    scale = next((home + name for name in _SCALES if home + name in file.tensors), None)
+    if scale is not None and (file.tensors[scale].numel != 1 or file.tensors[scale].dtype != "F32"):
+        raise SdcliError(f"{echo(file.path)}: {echo(scale)} is not one number: only one scale a tensor is read")
+    return scale
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _levels(shapes: Shapes, home: str) -> range:
+    found = (re.match(re.escape(home) + r"\.(\d+)\.", name) for name in shapes)
+    return range(1 + max((int(one[1]) for one in found if one), default=-1))
+
+
+def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    levels = _levels(shapes, "down_blocks")
+    widths = [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
+    attends = [any(name.startswith(f"down_blocks.{level}.attentions.") for name in shapes) for level in levels]
+    home = "mid_block.attentions.0"
+    is_linear = len(shapes[f"{home}.proj_in.weight"]) == 2
+    config: dict[str, Any] = {
+        "sample_size": 64,
+        "in_channels": shapes["conv_in.weight"][1],
+        "out_channels": shapes["conv_out.weight"][0],
+        "block_out_channels": widths,
+        "layers_per_block": len(_levels(shapes, "down_blocks.0.resnets")),
+        "down_block_types": ["CrossAttnDownBlock2D" if attending else "DownBlock2D" for attending in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if attending else "UpBlock2D" for attending in reversed(attends)],
+        "cross_attention_dim": shapes[f"{home}.transformer_blocks.0.attn2.to_k.weight"][1],
+        "attention_head_dim": [max(1, width // HEAD_CHANNELS) for width in widths] if is_linear else HEADS,
+        "use_linear_projection": is_linear,
+    }
+    if "time_embedding.cond_proj.weight" in shapes:
+        config["time_cond_proj_dim"] = shapes["time_embedding.cond_proj.weight"][1]
+    return config
+
+
+def _vae_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    levels = _levels(shapes, "encoder.down_blocks")
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "block_out_channels": [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels],
+        "layers_per_block": len(_levels(shapes, "encoder.down_blocks.0.resnets")),
+        "down_block_types": ["DownEncoderBlock2D" for _ in levels],
+        "up_block_types": ["UpDecoderBlock2D" for _ in levels],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "sample_size": 512,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }
+
+
+def _text_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    words, width = shapes["embeddings.token_embedding.weight"]
+    is_open_clip = "token_embedding.weight" in names or width == OPEN_CLIP_WIDTH
+    layers = len(_levels(shapes, "encoder.layers"))
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // HEAD_CHANNELS),
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "hidden_act": "gelu" if is_open_clip else "quick_gelu",
+    }
+
+
+def _add_what_no_tensor_tells(
+    file: WeightFile,
+    found: dict[str, Component],
+    numbers: Numbers,
+    prediction: Prediction | None,
+    notes: list[str],
+) -> None:
+    """The tokenizer and the scheduler, and whether the model predicts noise or v; what was assumed is said."""
+    is_second = found["unet"].config["use_linear_projection"]
+    marks = {**_MARKS, "pad_token": "!" if is_second else "<|endoftext|>", "model_max_length": 77}
+    found["tokenizer"] = Component(
+        "tokenizer", "CLIPTokenizer", marks, CLIP_FOLDER, config_name=TOKENIZER.config_file, schema=TOKENIZER.schema
+    )
+    told, why = _prediction(file, found["unet"], numbers)
+    predicts = prediction or told
+    if prediction is None:
+        notes.append(f"{predicts}-prediction {why}; if it draws noise, give --prediction {OTHER[predicts]}")
+    settings: dict[str, Any] = _BETAS | ({"skip_prk_steps": True} if predicts == "epsilon" else {})
+    kind = "PNDMScheduler"
+    if predicts == "v":
+        kind, settings = "DDIMScheduler", settings | {"prediction_type": "v_prediction"}
+        if is_second:
+            found["unet"].config.update(sample_size=96, upcast_attention=True)
+    if "ztsnr" in file.tensors:
+        settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if "time_cond_proj_dim" in found["unet"].config:
+        kind, settings = "LCMScheduler", _BETAS | {"original_inference_steps": 50}
+    found["scheduler"] = Component("scheduler", kind, settings, file.path, config_name="")
+
+
+def _prediction(file: WeightFile, unet: Component, numbers: Numbers) -> tuple[Prediction, str]:
+    """What the denoiser predicts, as far as the file tells, and how it tells."""
+    said = [file.notes.get(key, "").lower() for key in ("modelspec.prediction_type", "modelspec.architecture")]
+    if "v_pred" in file.tensors:
+        return "v", "by its key v_pred"
+    if any(re.search(r"^v$|v[_-]pred|768-v", one) for one in said):
+        return "v", "by what the file says"
+    if said[0] == "epsilon":
+        return "epsilon", "by what the file says"
+    origin = unet.weights().get(_LAST_NORM)
+    if not unet.config["use_linear_projection"]:
+        return "epsilon", "assumed, as nearly all of Stable Diffusion 1.x"
+    offsets = numbers(file, origin.stored) if origin is not None else []
+    mean = math.fsum(offsets) / max(1, len(offsets))
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in offsets) / max(1, len(offsets)))
+    predicts: Prediction = "v" if deviation > V_DEVIATION else "epsilon"
+    return predicts, f"assumed by its last norm, whose offsets deviate by {deviation:.2f}"

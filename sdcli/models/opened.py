@@ -1,0 +1,74 @@
+"""A checked model, from wherever its parts lie: a folder, one file, others in place of its own. Loads no weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sdcli.domain import Component, Model, Sources
+from sdcli.errors import SdcliError, echo
+from sdcli.families.contract import SCHEDULER, Family, Found, Part
+from sdcli.families.registry import family_of
+from sdcli.models.folder import component_in, parts_in_folder
+from sdcli.models.single import parts_in_file
+
+
+def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> Model:
+    """Check a model from its headers. Raises SdcliError naming all that is missing, or the first that is wrong."""
+    if isinstance(sources, Path):
+        sources = Sources(str(sources))
+    path = Path(sources.path)
+    if path.is_dir():
+        family, found = parts_in_folder(ref, path, sources.parts)
+    else:
+        family, found = parts_in_file(ref, path, sources.prediction)
+    parts = {**found.parts, **{name: _part(family, name, where) for name, where in sources.parts.items()}}
+    _require_all(ref, family, parts, found)
+    if sources.prediction is not None:
+        scheduler = parts[SCHEDULER.name]
+        predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
+        parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
+    model = Model(
+        ref=ref,
+        sources=replace(
+            sources,
+            path=str(path.resolve()),
+            parts={name: str(Path(where).resolve()) for name, where in sources.parts.items()},
+        ),
+        family=family.name,
+        parts={part.name: parts[part.name] for part in family.parts},
+        sha256=sha256,
+        notes=found.notes,
+    )
+    family_of(model).require_fit(ref, model)
+    return model
+
+
+def _part(family: Family, name: str, where: str) -> Component:
+    """A part that comes from elsewhere: from a folder of its own or of a model, or from a file that has it."""
+    part, path = next(part for part in family.parts if part.name == name), Path(where)
+    if path.is_dir():
+        homes = [home for home in (path, path / name) if (home / part.config_file).is_file()]
+        if not homes:
+            raise SdcliError(f"{echo(where)} has no {part.config_file} of a {name}: give its folder, or a file")
+        return component_in(homes[0], part)
+    _, found = parts_in_file(where, path)
+    if name not in found.parts:
+        raise SdcliError(f"{echo(where)} has no {name}, it has {', '.join(found.parts)}: give another file")
+    return found.parts[name]
+
+
+def _require_all(ref: str, family: Family, parts: dict[str, Component], found: Found) -> None:
+    missing = [part for part in family.parts if part.name not in parts]
+    if missing:
+        lacks = " and ".join(part.name for part in missing)
+        raise SdcliError(f"{echo(ref)} has {_listed(found)} and lacks {lacks}: {_remedy(missing)}")
+
+
+def _listed(found: Found) -> str:
+    return " and ".join(found.parts) or "nothing"
+
+
+def _remedy(missing: list[Part]) -> str:
+    options = [part.option for part in missing if part.option]
+    return f"give {' and '.join(options)}" if len(options) == len(missing) else "give a whole checkpoint with --model"
