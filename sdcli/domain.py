@@ -193,6 +193,17 @@ class Origin:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word that a file of textual inversion brings: so many vectors of the text encoder's table."""
+
+    name: str
+    vectors: int
+    origin: Origin
+    stamp: str
+    """Of the file, as of when its header was read."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Component:
     """One of the parts of a model: the class to build, its settings, and its tensors by today's names.
@@ -210,6 +221,8 @@ class Component:
     passed_over: tuple[str, ...] = ()
     """Keys of its config that are not known here."""
     config_name: str = "config.json"
+    words: tuple[Word, ...] = ()
+    """That are not in its own table."""
     schema: type[Any] | None = None
     """The dataclass of its settings, as its part has it."""
 
@@ -241,6 +254,8 @@ class Sources:
     """From a part's name to a file or a folder."""
     prediction: Prediction | None = None
     """What the denoiser predicts; None is what the model says."""
+    embeddings: tuple[str, ...] = ()
+    """Files of textual inversion, whose words may be in the prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

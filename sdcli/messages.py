@@ -230,7 +230,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
         return None
     fields = head["fields"]
     if "model" in fields:
-        fields["model"] = Sources(**fields["model"])
+        table = fields["model"]
+        fields["model"] = Sources(**{**table, "embeddings": tuple(table["embeddings"])})
     if head["type"] == "Job":
         fields["request"] = Request(**fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile
+from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile, Word
 
 Times = Literal["once", "steps", "pictures"]
 """How often a stage runs: once a job, at every step of every picture, or once a picture."""
@@ -178,6 +178,11 @@ class Found:
 FindParts = Callable[[WeightFile, Numbers, Prediction | None], Found]
 """The parts of a family that a single file has, as far as names and shapes tell. With the network that runs at every
 step comes what no file has: a scheduler, the tokenizer. Raises SdcliError for weights that cannot be read."""
+
+
+FindWords = Callable[[WeightFile, Mapping[str, Component]], tuple[str, tuple[Word, ...]]]
+"""The words that a file of textual inversion brings to these parts, and the name of the part that has them then. Raises
+SdcliError for a file that brings none to this model."""
 
 
 class Family(Protocol):

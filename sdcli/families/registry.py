@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sdcli.domain import Model, Prediction, WeightFile
+from sdcli.domain import Component, Model, Prediction, WeightFile, Word
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Family, FindParts, Found, Numbers
+from sdcli.families.contract import Family, FindParts, FindWords, Found, Numbers
+from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
 
@@ -16,13 +17,24 @@ Has = Callable[[str], bool]
 
 _FAMILIES: dict[str, Family] = {}
 _FINDERS: dict[str, FindParts] = {}
+_WORD_FINDERS: dict[str, FindWords] = {}
 
 
-def register(family: Family, find_parts: FindParts | None = None) -> None:
-    """Add a family, under its name, with what finds its parts in a single file if they may lie in one."""
+def register(family: Family, find_parts: FindParts | None = None, find_words: FindWords | None = None) -> None:
+    """Add a family, under its name, with what finds its parts in a single file, and words in one, if it has that."""
     _FAMILIES[family.name] = family
     if find_parts is not None:
         _FINDERS[family.name] = find_parts
+    if find_words is not None:
+        _WORD_FINDERS[family.name] = find_words
+
+
+def words_in(family: Family, file: WeightFile, parts: Mapping[str, Component]) -> tuple[str, tuple[Word, ...]]:
+    """The words that a file brings to the parts of a model, and the part that has them then. Raises SdcliError."""
+    find = _WORD_FINDERS.get(family.name)
+    if find is None:
+        raise SdcliError(f"models like this one take no embeddings, and {echo(file.path)} is given: leave it out")
+    return find(file, parts)
 
 
 def parts_in(file: WeightFile, numbers: Numbers, prediction: Prediction | None = None) -> tuple[Family, Found]:
@@ -70,4 +82,4 @@ def looks_like_a_model(has: Has) -> bool:
     return any(part.tells and has(part.name) for family in _FAMILIES.values() for part in family.parts)
 
 
-register(StableDiffusion(), parts_of)
+register(StableDiffusion(), parts_of, words_of)

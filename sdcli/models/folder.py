@@ -99,7 +99,7 @@ def component_in(home: Path, part: Part, kind: str | None = None) -> Component:
         tensors,
         tuple(keys_passed_over(part, table)),
         part.config_file,
-        None if part.is_scheduler else part.schema,
+        schema=None if part.is_scheduler else part.schema,
     )
     part.check(component)
     return component

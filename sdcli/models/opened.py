@@ -8,8 +8,9 @@ from pathlib import Path
 from sdcli.domain import Component, Model, Sources
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import SCHEDULER, Family, Found, Part
-from sdcli.families.registry import family_of
+from sdcli.families.registry import family_of, words_in
 from sdcli.models.folder import component_in, parts_in_folder
+from sdcli.models.header import read_header
 from sdcli.models.single import parts_in_file
 
 
@@ -28,11 +29,15 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         scheduler = parts[SCHEDULER.name]
         predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
+    for where in sources.embeddings:
+        name, words = words_in(family, read_header(Path(where)), parts)
+        parts[name] = replace(parts[name], words=(*parts[name].words, *words))
     model = Model(
         ref=ref,
         sources=replace(
             sources,
             path=str(path.resolve()),
+            embeddings=tuple(str(Path(where).resolve()) for where in sources.embeddings),
             parts={name: str(Path(where).resolve()) for name, where in sources.parts.items()},
         ),
         family=family.name,

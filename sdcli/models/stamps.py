@@ -26,6 +26,7 @@ def stamps_of(model: Model) -> Stamps:
     stamps: dict[str, str] = {}
     for part in model.parts.values():
         stamps |= _now(part) | {f"{part.name}/{file.path.name}": file.stamp for file in part.files}
+        stamps |= {f"{part.name}/{word.origin.path.name}": word.stamp for word in part.words}
     return stamps
 
 
@@ -50,7 +51,8 @@ def _now(part: Component) -> dict[str, str]:
             paths |= {path for path in part.folder.iterdir() if path.suffix in (".json", ".txt")}
     except OSError:
         return {f"{part.name}/": GONE}
-    return {f"{part.name}/{path.name}": _stamp(path) for path in paths}
+    words = {f"{part.name}/{word.origin.path.name}": _stamp(word.origin.path) for word in part.words}
+    return {f"{part.name}/{path.name}": _stamp(path) for path in paths} | words
 
 
 def _stamp(path: Path) -> str:

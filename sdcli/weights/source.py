@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sdcli.domain import Component
+from sdcli.domain import Component, Origin
 from sdcli.errors import SdcliError, echo
 from sdcli.models.disks import lies_in_memory
 from sdcli.units import KIB, MIB
@@ -131,6 +131,13 @@ class Source:
         """Where the weight lies, to read files from front to back."""
         origin = self._tensors[name]
         return str(origin.path), origin.info.begin
+
+
+def numbers_at(origin: Origin) -> torch.Tensor:
+    """The numbers of a small tensor, in FP32 and in memory."""
+    with _told_of(origin.path), safe_open(origin.path, framework="pt", device="cpu") as file:
+        tensor: torch.Tensor = file.get_tensor(origin.stored)
+        return tensor.float().clone()
 
 
 @contextmanager

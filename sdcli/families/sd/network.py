@@ -21,6 +21,7 @@ from sdcli.families.sd.family import StableDiffusion, words_from
 from sdcli.families.sd.text_encoder import (
     borrow_text_encoder,
     build_text_encoder,
+    own_words,
     text_config,
     tokenize,
 )
@@ -50,7 +51,7 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
     if borrow.dry is not None:
         ids = torch.zeros(len(prompts), StableDiffusion().chunks(model, request), length, dtype=torch.long)
     else:
-        tokens = tokenize(model.parts["tokenizer"], length, [*prompts.values()])
+        tokens = tokenize(model.parts["tokenizer"], length, [*prompts.values()], own_words(model.parts["text_encoder"]))
         ids = tokens.ids
         for kind, dropped in zip(prompts, tokens.dropped, strict=True):
             if dropped:

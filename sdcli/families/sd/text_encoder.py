@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
+from sdcli.families.sd.embeddings import split_at
 from sdcli.families.sd.family import CHUNKS_LIMIT
 from sdcli.families.sd.parts import VOCABULARY_LIMITS
 from sdcli.models.tokenizer_files import check_tokenizer
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
+from sdcli.weights.source import numbers_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +32,43 @@ class Tokens:
     dropped: list[int]
 
 
-def tokenize(component: Component, length: int, prompts: list[str]) -> Tokens:
+def tokenize(component: Component, length: int, prompts: list[str], own: Mapping[str, range] | None = None) -> Tokens:
     """Split prompts into chunks of `length` tokens, each framed by the begin and end marks and padded.
 
-    A prompt longer than CHUNKS_LIMIT chunks loses its end; `dropped` has the number of tokens lost, a prompt each.
+    Words of one's `own` have token numbers of theirs, which stay together in a chunk. A prompt longer than CHUNKS_LIMIT
+    chunks loses its end; `dropped` has the number of tokens lost, a prompt each.
     """
     tokenizer = _open_tokenizer(component)
     room = length - 2
-    words = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    chunks = min(CHUNKS_LIMIT, max(1, *(-(-len(ids) // room) for ids in words)))
+    parted = [_chunks(_pieces(tokenizer, prompt, own or {}), room) for prompt in prompts]
+    count = min(CHUNKS_LIMIT, max(map(len, parted)))
     framed = []
-    for ids in words:
-        for chunk in range(chunks):
-            part = ids[chunk * room : (chunk + 1) * room]
+    for chunks in parted:
+        for part in [*chunks, *([[]] * count)][:count]:
             pad = [tokenizer.pad_token_id] * (room - len(part))
             marked = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
             framed.append([*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad])
     return Tokens(
-        torch.tensor(framed, dtype=torch.long).view(len(prompts), chunks, length),
-        [max(0, len(ids) - chunks * room) for ids in words],
+        torch.tensor(framed, dtype=torch.long).view(len(prompts), count, length),
+        [sum(map(len, chunks[count:])) for chunks in parted],
     )
+
+
+def _pieces(tokenizer: Any, prompt: str, own: Mapping[str, range]) -> Iterator[list[int]]:
+    """Token numbers of a prompt, what stays together in a list of its own."""
+    for text, name in split_at(prompt, own):
+        yield from ([number] for number in tokenizer(text, add_special_tokens=False)["input_ids"])
+        if name is not None:
+            yield [*own[name]]
+
+
+def _chunks(pieces: Iterable[list[int]], room: int) -> list[list[int]]:
+    chunks: list[list[int]] = [[]]
+    for piece in pieces:
+        if len(chunks[-1]) + len(piece) > room:
+            chunks.append([])
+        chunks[-1] += piece
+    return chunks
 
 
 def _open_tokenizer(component: Component) -> Any:
@@ -82,6 +102,42 @@ def build_text_encoder(component: Component) -> CLIPTextModel:
     return build(component, lambda: CLIPTextModel(text_config(component.config)))
 
 
+def own_words(component: Component) -> dict[str, range]:
+    """Token numbers of the words that files brought, by their names: beyond those of the vocabulary."""
+    numbers, first = dict[str, range](), component.settings.vocab_size
+    for word in component.words:
+        numbers[word.name] = range(first, first + word.vectors)
+        first += word.vectors
+    return numbers
+
+
+@contextmanager
+def _knowing(table: nn.Embedding, component: Component, borrow: Borrow) -> Iterator[None]:
+    """The table gives vectors for the words that files brought, too."""
+    if not component.words or borrow.dry is not None:
+        yield
+        return
+    first, asked = component.settings.vocab_size, list[torch.Tensor]()
+    read = [numbers_at(word.origin).view(word.vectors, -1) for word in component.words]
+    vectors = torch.cat(read).to(borrow.device.torch_device, borrow.dtype)
+
+    def before(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        asked[:] = [args[0]]
+        return (args[0].masked_fill(args[0] >= first, 0),)
+
+    def after(module: nn.Module, args: Any, rows: torch.Tensor) -> torch.Tensor:
+        ours = asked[0] >= first
+        rows[ours.to(rows.device)] = vectors[(asked[0][ours] - first).to(rows.device)]
+        return rows
+
+    hooks = [table.register_forward_pre_hook(before), table.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @contextmanager
 def borrow_text_encoder(component: Component, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Lend a function from token numbers (prompts, chunks, tokens) to what the denoiser attends to.
@@ -89,10 +145,11 @@ def borrow_text_encoder(component: Component, borrow: Borrow) -> Iterator[Callab
     That has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
     """
     model = build_text_encoder(component)
-    with borrow.weights(model, component):
+    with borrow.weights(model, component), _knowing(model.embeddings.token_embedding, component, borrow):
+        known = model.config.vocab_size + sum(map(len, own_words(component).values()))
 
         def encode(ids: torch.Tensor) -> torch.Tensor:
-            if ids.max() >= model.config.vocab_size:
+            if ids.max() >= known:
                 raise SdcliError(
                     f"the tokenizer knows more words than the text encoder in {echo(component.folder)}:"
                     " they are of two models; fetch both again"
