@@ -14,6 +14,9 @@ from typing import Any, BinaryIO
 
 from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, StageName, WeightRow
 
+Loras = tuple[tuple[str, float], ...]
+"""Files of LoRA that the model is changed by, and how much of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -55,6 +58,7 @@ class Job:
     """The table of weights of each stage."""
     stamps: dict[str, str] = field(default_factory=dict)
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
+    loras: Loras = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Count:
     model: str
     requests: tuple[Request, ...]
     dtype: DtypeName
+    loras: Loras = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +239,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
         fields["checkpoints"] = tuple(fields["checkpoints"])
         fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
+    if head["type"] in ("Job", "Count"):
+        fields["loras"] = tuple((path, weight) for path, weight in fields["loras"])
     if head["type"] == "Count":
         fields["requests"] = tuple(Request(**request) for request in fields["requests"])
     if payload:

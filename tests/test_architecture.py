@@ -48,7 +48,10 @@ FLOORS = {
     "spool": 0,
 }
 
-FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"}
+FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"} | {
+    "ldm_names",
+    "spellings",
+}
 """Modules of families/ that the host may load: models are checked by them. All others there are networks, which compute
 with what lies on the floors between, and are a room of their own."""
 

@@ -61,7 +61,7 @@ class CountBook:
     def ask(self, lack: Uncounted) -> Count:
         """What a worker is told to count. It answers one after another."""
         self._awaited = [*lack.requests]  # of a worker that was asked before no answer comes any more
-        return Count(str(self._model.folder), lack.requests, self._facts[2])
+        return Count(str(self._model.folder), lack.requests, self._facts[2], self._model.lora_files)
 
     def learn(self, payload: bytes) -> bool:
         """Remember the next answer. Whether more are to come."""

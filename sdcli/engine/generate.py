@@ -23,6 +23,7 @@ from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Finished, Job, Message, StageBegan, StageLoaded
 from sdcli.models.folder import Component, Model, open_model
+from sdcli.models.lora import with_loras
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
 from sdcli.weights.copies import in_use, is_made
 
@@ -36,7 +37,7 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
 
     Before an event is told, the files that its stage reads are looked at: what came out of others is not handed out.
     """
-    model = open_model(job.model, Path(job.model))
+    model = with_loras(open_model(job.model, Path(job.model)), job.loras)
     stages = {stage.name: stage for stage in _stages(model, job)}
     opened, parts = stamps_of(model), list[Component]()
     told = job.stamps or opened

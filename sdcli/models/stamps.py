@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from sdcli.domain import Component, Model
+from sdcli.domain import Component, Model, WeightFile
 from sdcli.errors import SdcliError, echo
 from sdcli.models.header import stamp_of
 
@@ -26,6 +26,7 @@ def stamps_of(model: Model) -> Stamps:
     stamps: dict[str, str] = {}
     for part in model.parts.values():
         stamps |= _now(part) | {f"{part.name}/{file.path.name}": file.stamp for file in part.files}
+        stamps |= {name: file.stamp for name, file in _added(part).items()}
     return stamps
 
 
@@ -49,7 +50,13 @@ def _now(part: Component) -> dict[str, str]:
         paths |= {path for path in part.folder.iterdir() if path.suffix in (".json", ".txt")}
     except OSError:
         return {f"{part.name}/": GONE}
-    return {f"{part.name}/{path.name}": _stamp(path) for path in paths}
+    stamps = {f"{part.name}/{path.name}": _stamp(path) for path in paths}
+    return stamps | {name: _stamp(file.path) for name, file in _added(part).items()}
+
+
+def _added(part: Component) -> dict[str, WeightFile]:
+    """Its files of adapters, which may lie anywhere, by names of their own."""
+    return {f"{part.name}/lora {index}/{file.path.name}": file for index, file in enumerate(part.adapter_files, 1)}
 
 
 def _stamp(path: Path) -> str:

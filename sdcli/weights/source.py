@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sdcli.domain import Origin
 from sdcli.errors import SdcliError, echo
 from sdcli.models.disks import lies_in_memory
 from sdcli.models.folder import Component
@@ -44,6 +45,11 @@ class Stored:
         self._mapping = mapping
 
     @property
+    def mapping(self) -> Place | None:
+        """Where its file is mapped, if that counts in the footprint."""
+        return self._mapping
+
+    @property
     def counts(self) -> bool:
         """Whether its mapped pages count in the footprint."""
         return self._mapping is not None
@@ -62,6 +68,13 @@ class Stored:
             into.copy_(piece)
             self._let_go(piece)
         return room
+
+    def exact(self, begin: int, end: int, device: torch.device) -> torch.Tensor:
+        """Some of its rows on the device in FP32; never to be written to."""
+        piece = self.tensor[begin:end]
+        rows = piece.to(device, torch.float32, copy=self.counts)
+        self._let_go(piece)
+        return rows
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weight on the device in this type: as it is mapped, if it is there and of that type and costs nothing."""
@@ -93,10 +106,12 @@ class Source:
     def __init__(self, component: Component) -> None:
         self._tensors = component.weights()
         self._files: dict[Path, Any] = {}
-        self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in component.files}
+        every = (*component.files, *component.adapter_files)
+        self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in every}
+        self._added = {file.path for file in component.adapter_files}
 
     def __enter__(self) -> Source:
-        for path in {origin.path for origin in self._tensors.values()}:
+        for path in {origin.path for origin in self._tensors.values()} | self._added:
             with _told_of(path):
                 self._files[path] = safe_open(path, framework="pt", device="cpu")
         return self
@@ -106,12 +121,15 @@ class Source:
 
     def stored(self, name: str, shape: tuple[int, ...]) -> Stored:
         """The weight of this name, in the shape that its layer has it in."""
-        origin = self._tensors[name]
+        return self.open(self._tensors[name], shape)
+
+    def open(self, origin: Origin, shape: tuple[int, ...] | None = None) -> Stored:
+        """What lies there, of a weight or of an adapter."""
         with _told_of(origin.path):
             tensor: torch.Tensor = self._files[origin.path].get_tensor(origin.stored)
         begin = tensor.data_ptr() - origin.info.begin
         mapping = (begin, begin + self._ends[origin.path]) if lies_in_memory(origin.path) else None
-        return Stored(tensor.view(shape), mapping)
+        return Stored(tensor if shape is None else tensor.view(shape), mapping)
 
     def place(self, name: str) -> tuple[str, int]:
         """Where the weight lies, to read files from front to back."""

@@ -19,6 +19,7 @@ from sdcli.families.sd.schema import (
     UNet,
     corrected_unet,
 )
+from sdcli.families.sd.spellings import TEXT_PREFIXES, UNET_PREFIXES, text_spellings, unet_spellings
 from sdcli.units import MIB
 
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -89,6 +90,8 @@ TEXT_ENCODER = Part(
         r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale|vision_model\..*"
     ),  # the other half of a CLIP
     check=_require_tables,
+    lora_prefixes=TEXT_PREFIXES,
+    spellings=text_spellings,
 )
 UNET = Part(
     "unet",
@@ -98,6 +101,8 @@ UNET = Part(
     idle=IDLE,
     corrected=corrected_unet,
     stem="diffusion_pytorch_model",
+    lora_prefixes=UNET_PREFIXES,
+    spellings=unet_spellings,
     tells=True,
 )
 VAE = Part(
