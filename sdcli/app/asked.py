@@ -35,6 +35,10 @@ class Asked:
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"
+    loras: tuple[tuple[str, float], ...] = ()
+    """Files of LoRA, and how much of each."""
+    lora_dir: str | None = None
+    """Where those lie that the prompt names."""
 
 
 @dataclass(frozen=True, slots=True)

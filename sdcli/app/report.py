@@ -54,7 +54,9 @@ def report(record: RunRecord) -> dict[str, Any]:
 
 def model_table(model: Model) -> dict[str, Any]:
     """What is drawn with."""
-    return {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
+    table = {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
+    loras = [{"file": file, "weight": weight} for file, weight in model.lora_files]
+    return table | ({"loras": loras} if loras else {})
 
 
 def job_table(task: Task, planned: Planned) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def job_table(task: Task, planned: Planned) -> dict[str, Any]:
         "schema": RUN_SCHEMA,
         "request": dataclasses.asdict(task.request),
         "model": {"ref": task.model.ref, "folder": str(task.model.folder), "digest": task.model.digest},
+        "loras": task.model.lora_files,
         "device": task.device,
         "dtype": task.dtype,
         "limit_bytes": task.ceiling.limit_bytes,

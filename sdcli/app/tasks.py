@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
+from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.domain import DeviceName, Request
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
 from sdcli.host.making import make_synthetic
-from sdcli.messages import Progress
+from sdcli.messages import Loras, Progress
 from sdcli.models.disks import model_in_memory
 from sdcli.models.folder import Model
+from sdcli.models.lora import with_loras
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
@@ -40,7 +42,7 @@ ShowMaking = Callable[[str], Callable[[Progress], None]]
 def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
     image = read_init_of(asked, tell)
-    model = find_model(asked.model, tell, show_making, debug)
+    model = find_model(asked.model, tell, show_making, debug, loras_of(asked))
     return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
 
 
@@ -56,8 +58,11 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     return image
 
 
-def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
-    """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
+def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool = False, loras: Loras = ()) -> Model:
+    """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet.
+
+    Files of LoRA change it, each so much.
+    """
     if ref is None:
         ref = DEMO
         tell(Note(NO_MODEL))
@@ -65,10 +70,13 @@ def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
 
-    model = resolve_model(ref, make)
+    model = with_loras(resolve_model(ref, make), loras)
     stamps_of(model)  # as its files are now
     for note in model.notes:
         tell(Note(note))
+    for lora in model.loras:
+        count = sum(lora.file in part.adapter_files and len(part.adapters) for part in model.parts.values())
+        tell(Note(f"LoRA {echo(lora.name)}, {lora.weight:g} of it: {count} weights are changed", "detail"))
     return model
 
 
@@ -80,7 +88,7 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         width = width if asked.width is None else asked.width
         height = height if asked.height is None else asked.height
     request = Request(
-        prompt=asked.prompt,
+        prompt=without_tags(asked.prompt),
         negative=asked.negative,
         width=width,
         height=height,
@@ -92,6 +100,8 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         guidance_is_input=geometry.takes_guidance,
     )
     _require_possible(request, model)
+    if has_tags(request.negative):
+        tell(Note("a <lora:…> in --negative is read as words: LoRAs are asked for in the prompt", "warning"))
     if request.negative.strip() and request.guidance_is_input:
         what = "--negative has no effect with this model: its guidance is an input of the denoiser"
         tell(Note(what, "warning"))
@@ -122,7 +132,7 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug)
+    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug, asked.prompt)
 
 
 def _require_possible(request: Request, model: Model) -> None:

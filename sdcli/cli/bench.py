@@ -16,12 +16,13 @@ from filelock import FileLock, Timeout
 
 from sdcli import machine, settings
 from sdcli.app.asked import Asked
+from sdcli.app.loras import loras_of
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import find_model, request_of, task_of
 from sdcli.cli import types
-from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options
+from sdcli.cli.options import JOB, LORA, MACHINE, PROMPT, TALK, Command, model_option, options
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
@@ -66,7 +67,7 @@ class Limits(types.Limit):
     envvar="SDCLI_MEM_LIMIT",
     help="Ceilings, repeated or with commas.  [default: auto]",
 )
-@options(PROMPT, model_option(DEFAULT_MODEL), JOB, MACHINE)
+@options(PROMPT, model_option(DEFAULT_MODEL), LORA, JOB, MACHINE)
 @click.option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of a table.")
 @click.option(
     "--warmup/--no-warmup",
@@ -83,7 +84,7 @@ def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **
     result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
     """
     asked, voice = _asked(params), voice_of(params)
-    model = find_model(asked.model, voice.tell, making_lines(voice), voice.debug)
+    model = find_model(asked.model, voice.tell, making_lines(voice), voice.debug, loras_of(asked))
     click.get_current_context().with_resource(_alone(voice))
     request = request_of(asked, model, None, voice.tell)
     ceilings = [limit for group in limits for limit in group] or ["auto"]

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 SCHEMA = "sdcli.image/1"
 HASH_CHARACTERS = 10
 """Of the model's sha256, as A1111 shows it."""
+
+LORA_CHARACTERS = 12
+"""The same of a LoRA's."""
 
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = """\
@@ -49,6 +53,8 @@ class Provenance:
     sdcli_version: str
     torch_version: str
     init_sha256: str | None
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -65,6 +71,7 @@ def parameters_text(p: Provenance) -> str:
         "Size": f"{p.width}x{p.height}",
         "Model hash": p.model_sha256[:HASH_CHARACTERS] if p.model_sha256 else None,
         "Model": p.model,
+        "Lora hashes": ", ".join(f"{one['name']}: {one['sha256'][:LORA_CHARACTERS]}" for one in p.loras) or None,
         "Denoising strength": None if p.strength is None else _number(p.strength),
         # The noise is drawn on the CPU whatever the device.
         "RNG": "CPU",

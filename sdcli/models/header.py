@@ -141,6 +141,22 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_bytes: int) -
         raise SdcliError(f"{echo(path)} is {kind}: expected {at} bytes of tensors, it has {data_bytes}; fetch it again")
 
 
+def data_sha256(file: WeightFile) -> str:
+    """The digest of a file's tensors without its header, by which other programs look a LoRA up.
+
+    As A1111's modules/hashes.py, addnet_hash_safetensors. Raises SdcliError where it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.path.open("rb") as opened:
+            opened.seek(file.size_bytes - max((info.end for info in file.tensors.values()), default=0))
+            while some := opened.read(MIB):
+                digest.update(some)
+    except OSError as error:
+        raise SdcliError(f"cannot read {echo(file.path)}: {error.strerror}; check its permissions") from error
+    return digest.hexdigest()
+
+
 def sample_sha256(path: Path, blocks: int = 64, block_bytes: int = 4 * KIB) -> str:
     """A digest of blocks spread evenly over a file: finds a truncated, emptied or replaced file in milliseconds.
 

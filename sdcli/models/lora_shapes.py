@@ -134,7 +134,7 @@ class _Checked:
     def _fits(self, sides: tuple[int, ...], matrix: bool) -> None:
         whole = self._out, self._into, self._kernel
         if not matrix or sides != (whole if len(sides) == 3 else (self._out, self._into * self._kernel)):
-            self._misfit(f"is for a weight of {sides}")
+            self._misfit(f"is for a weight of {sides[:2] if sides[2:] == (1,) else sides}")
 
     def _misfit(self, what: str) -> NoReturn:
         raise SdcliError(f"{self._where} {what}, and the model's {echo(self._name)} has {self._shape}: {self._remedy}")
