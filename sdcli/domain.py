@@ -158,6 +158,8 @@ class WeightFile:
     header_sha256: str
     stamp: str
     """As of when the header was read."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What its program has noted in the header, as far as that is short."""
 
 
 @dataclass(frozen=True, slots=True)

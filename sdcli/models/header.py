@@ -22,6 +22,9 @@ from sdcli.units import KIB, MIB, format_size
 HEADER_LIMIT_BYTES = 4 * MIB
 """Stable Diffusion 1.5's largest header is 0.1 MiB; parsing JSON costs some fifteen times its size."""
 
+NOTE_LIMIT = 64 * KIB
+"""Characters of a note: what a LoRA was trained on may be megabytes, and nobody asks for that."""
+
 _DOWNLOADED = {"HTML": "an HTML page", "XML": "an XML page", "JSON": "a JSON message", "text": "plain text"}
 """What a server sends in place of a file that it does not give."""
 
@@ -89,7 +92,8 @@ def read_header(path: Path) -> WeightFile:
         raise SdcliError(f"{echo(path)} has a malformed header: its notes are not text; fetch it again")
     tensors = {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
     _check_layout(path, tensors, size_bytes - 8 - length)
-    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp)
+    short = {key: note for key, note in notes.items() if len(note) <= NOTE_LIMIT}
+    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp, short)
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:

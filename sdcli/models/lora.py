@@ -16,6 +16,7 @@ from sdcli.errors import SdcliError, echo
 from sdcli.families.kinds import foreign_lora, likely_kind, lora_kind
 from sdcli.families.registry import family_of
 from sdcli.models.header import read_header
+from sdcli.models.lora_alpha import Alphas
 from sdcli.models.lora_keys import ALPHA, parse_key, refused_kind
 from sdcli.models.lora_shapes import check_shapes
 from sdcli.models.numbers import read_number
@@ -88,10 +89,11 @@ def _adapters(
     if not matched:
         _refuse_what_is_none(file, groups, shapes, label)
     found: dict[Weight, Adapter] = {}
+    alphas = Alphas(file)
     for module, of in matched.items():
         if of in found:
             raise SdcliError(f"{echo(file.path)} changes {echo(of[1])} twice, under two names: fetch it again")
-        found[of] = _adapter(model.parts[of[0]], of[1], file, module, groups[module], weight)
+        found[of] = _adapter(model.parts[of[0]], of[1], file, module, groups[module], weight, alphas)
     other = next((module for module in groups if module not in matched), None)
     if other is None:
         return found, ""
@@ -141,7 +143,9 @@ def _refuse_what_is_none(
     )
 
 
-def _adapter(part: Component, name: str, file: WeightFile, module: str, group: _Group, weight: float) -> Adapter:
+def _adapter(
+    part: Component, name: str, file: WeightFile, module: str, group: _Group, weight: float, alphas: Alphas
+) -> Adapter:
     where = f"{echo(file.path)}: {echo(module)}"
     if len(group.kinds) != 1:
         raise SdcliError(f"{where} is {'of two kinds' if group.kinds else 'without its matrices'}: fetch it again")
@@ -150,7 +154,9 @@ def _adapter(part: Component, name: str, file: WeightFile, module: str, group: _
     tensors = {role: Origin(file.path, stored, file.tensors[stored]) for role, stored in group.tensors.items()}
     tensors, rank = check_shapes(where, kind, tensors, name, part.weights()[name].shape, _meant_for(file))
     scale = 1.0
-    if alpha is not None and rank is not None:
+    if rank is not None and alpha is None:
+        scale = alphas.scale(part.name, name.removesuffix(".weight"), rank)
+    elif rank is not None and alpha is not None:
         scale = read_number(file, alpha) / rank
         if not math.isfinite(scale):
             raise SdcliError(f"{where} has an alpha of {scale * rank}: fetch it again")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -29,7 +31,7 @@ Read = Callable[[Origin, torch.device, torch.dtype], torch.Tensor]
 """A tensor of an adapter on a device in a type."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
     """An adapter's tensors in FP32, as matrices: sides (rows, columns), and the numbers of a kernel last of all."""
 
@@ -48,7 +50,7 @@ class Loaded:
             delta = self._kronecker(begin, end)
         return delta.mul_(self.adapter.scale)
 
-    @property
+    @cached_property
     def down(self) -> torch.Tensor:
         """Of a LoRA, (rank, in x kernel): with the kernel between the two, its product with that."""
         down, mid = self.tensors["down"], self.tensors.get("mid")
@@ -63,7 +65,7 @@ class Loaded:
             return a.flatten(1)[begin:end] @ b.flatten(1)
         return _with_kernel(t, a.flatten(1)[:, begin:end], b.flatten(1))
 
-    @property
+    @cached_property
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of a LoKr, w1 (a, b) and w2 (c, d, kernel)."""
         some = self.tensors
@@ -127,9 +129,13 @@ class Changes:
 
 def changes_of(component: Component, source: Source) -> dict[str, Changes]:
     """What changes which of a component's weights, from its open files."""
+    opened: dict[tuple[Path, str], Stored] = {}
 
     def read(origin: Origin, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        return source.open(origin).cast(device, dtype)
+        key = origin.path, origin.stored
+        if key not in opened:
+            opened[key] = source.open(origin)
+        return opened[key].cast(device, dtype)
 
     return {name: Changes(adapters, read) for name, adapters in component.adapters.items()}
 

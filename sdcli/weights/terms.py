@@ -57,8 +57,10 @@ def term_of(part: Part, out: int, into: int) -> Term:
     pair = _low_rank(part.loaded, out, into)
     if pair is not None:
         return _LowRank(part, *pair)
-    if part.loaded.adapter.kind == "lokr" and (part.first, part.last) == (0, out):
-        return _Kronecker(part)
+    if part.loaded.adapter.kind == "lokr":
+        second = len(part.loaded.factors[1])
+        if part.first % second == 0 == part.last % second:
+            return _Kronecker(part, slice(part.first // second, part.last // second))
     return _ByRows(part, into)
 
 
@@ -98,9 +100,9 @@ class _LowRank:
 class _Kronecker:
     """x (w1 ⊗ w2): inputs as (b, d), times w2 over d, times w1 over b."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, rows: slice) -> None:
         one, two = part.loaded.factors
-        self._one, self._two = (one * part.scale).to(part.dtype), two.flatten(1).to(part.dtype)
+        self._one, self._two = (one[rows] * part.scale).to(part.dtype), two.flatten(1).to(part.dtype)
         self._gain = None if part.gain is None else part.gain[:, 0].to(part.dtype)
         self._convolve = part.convolve
 

@@ -53,7 +53,7 @@ def test_every_naming_is_understood(tiny: Path, tmp_path: Path, naming: str) -> 
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0)), expected) <= 1
 
 
-@pytest.mark.parametrize(("kind", "magnitudes"), zip(KINDS, cycle(MAGNITUDES), strict=False))
+@pytest.mark.parametrize(("kind", "magnitudes"), [*zip(KINDS, cycle(MAGNITUDES), strict=False)])
 def test_the_picture_is_the_same_under_every_ceiling(tiny: Path, tmp_path: Path, kind: str, magnitudes: str) -> None:
     write_lora(tiny, tmp_path / "x.safetensors", kind, magnitudes=magnitudes)
     lora, copy = (tmp_path / "x.safetensors", 0.8), str(tmp_path / "copy")

@@ -195,6 +195,49 @@ def test_without_alpha_the_scale_is_1_and_alpha_has_no_say_over_a_whole_kronecke
     assert adapter(apply(whole)).scale == 1
 
 
+@pytest.mark.parametrize(
+    ("table", "scale"),
+    [
+        ({"unet.lora_alpha": 8, "unet.r": 4}, 2.0),
+        ({"unet.lora_alpha": 8, "unet.use_rslora": True}, 4.0),
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 2, "attn1.to_k": 16}}, 0.5),
+        ({"text_encoder.lora_alpha": 8}, 1.0),
+        ({"unet.lora_alpha": True}, 1.0),
+        ({"unet.lora_alpha": "8"}, 1.0),
+        ({}, 1.0),
+        ([], 1.0),
+    ],
+)
+def test_alpha_may_be_a_note_of_diffusers_or_lie_beside_a_file_of_peft(
+    model: Model, tmp_path: Path, write_raw: Callable[[Path, bytes, int], Path], table: object, scale: float
+) -> None:
+    entries = {
+        f"base_model.model.{QUERY}.lora_A.weight": {"dtype": "F16", "shape": [4, 32], "data_offsets": [0, 256]},
+        f"base_model.model.{QUERY}.lora_B.weight": {"dtype": "F16", "shape": [32, 4], "data_offsets": [256, 512]},
+    }
+    noted = {"__metadata__": {"lora_adapter_metadata": json.dumps(table)}, **entries}
+    file = write_raw(tmp_path / "x.safetensors", json.dumps(noted).encode(), 512)
+    assert adapter(with_loras(model, [(str(file), 1.0)])).scale == scale
+    if isinstance(table, dict):
+        own = {key.removeprefix("unet."): value for key, value in table.items()}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(own))
+        file = write_raw(tmp_path / "adapter_model.safetensors", json.dumps(entries).encode(), 512)
+        assert adapter(with_loras(model, [(str(file), 1.0)])).scale == scale
+
+
+def test_a_damaged_note_or_config_says_nothing(
+    model: Model, tmp_path: Path, write_raw: Callable[[Path, bytes, int], Path]
+) -> None:
+    entries = {
+        f"unet.{QUERY}.lora_A.weight": {"dtype": "F16", "shape": [4, 32], "data_offsets": [0, 256]},
+        f"unet.{QUERY}.lora_B.weight": {"dtype": "F16", "shape": [32, 4], "data_offsets": [256, 512]},
+    }
+    noted = {"__metadata__": {"lora_adapter_metadata": "[" * 50_000}, **entries}
+    (tmp_path / "adapter_config.json").write_text("{")
+    file = write_raw(tmp_path / "adapter_model.safetensors", json.dumps(noted).encode(), 512)
+    assert adapter(with_loras(model, [(str(file), 1.0)])).scale == 1
+
+
 def test_a_weight_of_0_changes_nothing(apply: Callable[..., Model], model: Model) -> None:
     same = apply(pair(), 0.0)
     assert same.loras == () and same.digest == model.digest
