@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sdcli.weights.adapters import Changes, Loaded, input_norms, output_norms
 from sdcli.weights.source import Stored
-from sdcli.weights.terms import Part, Term, term_of
+from sdcli.weights.terms import POINTWISE, Geometry, Part, Term, term_of
 
 Run = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 """A layer, of states, its bias and a residual."""
@@ -104,15 +103,9 @@ class Beside:
     def _term(self, index: int, dtype: torch.dtype, rows: slice) -> Term:
         first, last, _ = rows.indices(self._shape[0])
         gain = self._gains[index].outputs
-        convolve = self._convolved if self._is_convolution and not self._is_pointwise else None
-        part = Part(self._loaded(index), first, last, None if gain is None else gain[first:last, None], dtype, convolve)
+        some = None if gain is None else gain[first:last, None]
+        part = Part(self._loaded(index), first, last, some, dtype, self._geometry)
         return term_of(part, self._shape[0], self._shape[1:].numel())
-
-    def _convolved(self, states: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        """(n, in, h, w) by the numbers of (out, in, kernel), as the layer goes about it."""
-        layer = self._layer
-        sides = kernel.view(len(kernel), -1, *layer.kernel_size)
-        return F.conv2d(states, sides, None, layer.stride, layer.padding, layer.dilation)
 
     def _aligned(self, each: torch.Tensor) -> torch.Tensor:
         """A number for each channel, where a layer of this kind has its channels."""
@@ -123,8 +116,13 @@ class Beside:
         return len(self._shape) == 4
 
     @property
-    def _is_pointwise(self) -> bool:
-        return self._shape[2:] == (1, 1) and {*self._layer.stride} == {1} and {*self._layer.padding} == {0}
+    def _geometry(self) -> Geometry | None:
+        """Of a convolution; None for a matrix, and for what is one."""
+        if not self._is_convolution:
+            return None
+        layer = self._layer
+        geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        return None if geometry == POINTWISE else geometry
 
 
 def _sum_of(gains: list[torch.Tensor | None], weights: list[float]) -> torch.Tensor | None:

@@ -5,11 +5,12 @@ States are (tokens, in) or a map, (in, h, w), and the output alike, a map's in c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from sdcli.units import MIB
 from sdcli.weights.adapters import Loaded, rows_at_a_time
@@ -20,8 +21,25 @@ TOKENS = 256
 ROOM_BYTES = 2 * MIB
 """For what some rows of a difference add."""
 
-Convolve = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(n, in, h, w) and the numbers of a kernel, (out, in x kernel), to (n, out, h', w')."""
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a convolution goes over a map: its kernel, steps, padding and spread, each along height and width."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def after(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of what it makes of a map."""
+        sides = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        down, across = ((s + 2 * pad - apart * (k - 1) - 1) // step + 1 for s, k, step, pad, apart in sides)
+        return down, across
+
+
+POINTWISE = Geometry((1, 1), (1, 1), (0, 0), (1, 1))
+"""Of a convolution that is a product of matrices."""
 
 
 class Term(Protocol):
@@ -36,7 +54,7 @@ class Term(Protocol):
 class Part:
     """Which outputs of an adapter are wanted, what each is multiplied by, (outputs, 1), and the arithmetic's type.
 
-    `convolve` is of a convolution over more than one place.
+    `geometry` is of a convolution over more than one place.
     """
 
     loaded: Loaded
@@ -44,7 +62,7 @@ class Part:
     last: int
     gain: torch.Tensor | None
     dtype: torch.dtype
-    convolve: Convolve | None
+    geometry: Geometry | None
 
     @property
     def scale(self) -> float:
@@ -85,16 +103,52 @@ class _LowRank:
 
     def __init__(self, part: Part, down: torch.Tensor, up: torch.Tensor) -> None:
         up = up[part.first : part.last] * part.scale
-        self._down = down.to(part.dtype)
         self._up = (up if part.gain is None else up * part.gain).to(part.dtype).T
-        self._convolve = part.convolve
+        self._geometry = part.geometry
+        if part.geometry is not None:  # (rank, in x kernel) → (kernel x rank, in)
+            down = down.unflatten(1, (-1, math.prod(part.geometry.kernel))).permute(2, 0, 1).flatten(0, 1)
+        self._down = down.to(part.dtype).T
 
     def __call__(self, states: torch.Tensor, into: torch.Tensor) -> None:
         output = _tokens(into)
-        tokens = _tokens(self._convolve(states[None], self._down)[0] if self._convolve else states)
+        if self._geometry is not None:
+            between = _convolved_down(states, self._down, self._geometry).flatten(0, 1)
+            for begin in range(0, len(output), TOKENS):
+                output[begin : begin + TOKENS].addmm_(between[begin : begin + TOKENS], self._up)
+            return
+        tokens = _tokens(states)
         for begin in range(0, len(output), TOKENS):
-            some = slice(begin, begin + TOKENS)
-            output[some].addmm_(tokens[some] if self._convolve else tokens[some] @ self._down.T, self._up)
+            output[begin : begin + TOKENS].addmm_(tokens[begin : begin + TOKENS] @ self._down, self._up)
+
+
+def _convolved_down(states: torch.Tensor, down: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """(in, h, w) by a kernel of few outputs, (in, kernel x rank), to (h', w', rank).
+
+    A few rows of the map at a time are multiplied by all places of the kernel at once, and each product is added where
+    it belongs: no library's kernel is compiled for it, and none lays out weights anew.
+    """
+    _, height, width = states.shape
+    places = [(y, x) for y in range(geometry.kernel[0]) for x in range(geometry.kernel[1])]
+    summed = states.new_zeros(*geometry.after(height, width), down.shape[1] // len(places))
+    rows = max(1, TOKENS // width)
+    for begin in range(0, height, rows):
+        some = _tokens(states[:, begin : begin + rows])
+        products = (some @ down).view(-1, width, len(places), summed.shape[2])
+        for index, (y, x) in enumerate(places):
+            to_rows, from_rows = _pairs(0, y, begin, begin + len(products), len(summed), geometry)
+            to_columns, from_columns = _pairs(1, x, 0, width, summed.shape[1], geometry)
+            summed[to_rows, to_columns] += products[from_rows, from_columns, index]
+    return summed
+
+
+def _pairs(side: int, place: int, begin: int, end: int, after: int, geometry: Geometry) -> tuple[slice, slice]:
+    """Along a side, which of `after` outputs see one of the inputs `begin` to `end` at this place of the kernel, and
+    which of these they see: input = output x stride + shift."""
+    stride, shift = geometry.stride[side], place * geometry.dilation[side] - geometry.padding[side]
+    first = max(0, -(-(begin - shift) // stride))
+    count = max(0, min(after, (end - 1 - shift) // stride + 1) - first)
+    at = first * stride + shift - begin
+    return slice(first, first + count), slice(at, at + count * stride if count else at, stride)
 
 
 class _Kronecker:
@@ -104,13 +158,12 @@ class _Kronecker:
         one, two = part.loaded.factors
         self._one, self._two = (one[rows] * part.scale).to(part.dtype), two.flatten(1).to(part.dtype)
         self._gain = None if part.gain is None else part.gain[:, 0].to(part.dtype)
-        self._convolve = part.convolve
+        self._geometry = part.geometry
 
     def __call__(self, states: torch.Tensor, into: torch.Tensor) -> None:
         first, second = self._one.shape[1], len(self._two)
-        if self._convolve:
-            given = states.unflatten(0, (first, -1))
-            between = self._convolve(given, self._two)
+        if self._geometry is not None:
+            between = _convolved(states.unflatten(0, (first, -1)), self._two, self._geometry)
             added = (self._one @ between.flatten(1)).view(-1, *between.shape[2:])
             into += added if self._gain is None else added * self._gain[:, None, None]
             return
@@ -136,10 +189,16 @@ class _ByRows:
             delta = part.loaded.difference(first, last).mul_(part.loaded.adapter.weight)
             at = slice(first - part.first, last - part.first)
             delta = (delta if part.gain is None else delta.mul_(part.gain[at])).to(part.dtype)
-            if part.convolve:
-                into[at] += part.convolve(states[None], delta)[0]
+            if part.geometry is not None:
+                into[at] += _convolved(states[None], delta, part.geometry)[0]
             else:
                 output[:, at] += _tokens(states) @ delta.T
+
+
+def _convolved(states: torch.Tensor, kernel: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """(n, in, h, w) and the numbers of a kernel, (out, in x kernel), to (n, out, h', w')."""
+    sides = kernel.view(len(kernel), -1, *geometry.kernel)
+    return F.conv2d(states, sides, None, geometry.stride, geometry.padding, geometry.dilation)
 
 
 def _tokens(states: torch.Tensor) -> torch.Tensor:

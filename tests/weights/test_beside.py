@@ -33,6 +33,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "pointwise": lambda: nn.Conv2d(32, 48, 1),
     "convolution": lambda: nn.Conv2d(32, 48, 3, padding=1),
     "strided": lambda: nn.Conv2d(32, 48, 3, stride=2, padding=1),
+    "uneven": lambda: nn.Conv2d(32, 48, (3, 5), stride=(2, 3), padding=(0, 2), dilation=(2, 1)),
     "wide": lambda: nn.Conv2d(64, 64, 3, padding=1),
     "gate": lambda: GEGLU(32, 24),
 }
@@ -40,7 +41,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
 
 def states_for(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     if isinstance(layer, nn.Conv2d):
-        some = numbers(2, layer.in_channels, 20, 20, dtype=dtype)
+        some = numbers(2, layer.in_channels, 20, 23, dtype=dtype)
         return some.contiguous(memory_format=torch.channels_last)
     return numbers(2, 300, 32, dtype=dtype)
 
@@ -82,7 +83,7 @@ def computed(layer: Any, weight: torch.Tensor, states: torch.Tensor) -> torch.Te
     home = layer.proj if isinstance(layer, GEGLU) else layer
     bias = None if home.bias is None else home.bias.double()
     if isinstance(layer, nn.Conv2d):
-        return F.conv2d(states.double(), weight, bias, layer.stride, layer.padding)
+        return F.conv2d(states.double(), weight, bias, layer.stride, layer.padding, layer.dilation)
     output = F.linear(states.double(), weight, bias)
     if isinstance(layer, GEGLU):
         value, gate = output.chunk(2, dim=-1)
@@ -96,7 +97,7 @@ def packed_with(layer: Any, changes: Changes, dtype: torch.dtype) -> Any:
     weight = home.weight.detach()
     kind = packing_of(layer, CpuDevice(), dtype)
     assert kind is not None
-    packed = kind.pack(layer, weight, (1, 20, 20))
+    packed = kind.pack(layer, weight, (1, 20, 23))
     forward = kind(layer, lambda: packed)
     forward.beside = Beside(home, changes, Stored(weight), CPU)
     return forward
@@ -143,7 +144,7 @@ def test_in_half_precision_it_is_as_near_as_that_allows(name: str, kind: str) ->
 def test_a_residual_and_a_shift_are_added_as_without(magnitudes: str) -> None:
     layer = nn.Conv2d(32, 48, 3, padding=1)
     changes, weight = changes_for(layer.weight.detach(), ("lora", magnitudes, 0.8))
-    states, residual, shift = states_for(layer, torch.float32), numbers(2, 48, 20, 20), numbers(48, seed=3)
+    states, residual, shift = states_for(layer, torch.float32), numbers(2, 48, 20, 23), numbers(48, seed=3)
     residual = residual.contiguous(memory_format=torch.channels_last)
     before = states.clone(), residual.clone()
     expected = computed(layer, weight, states)
