@@ -218,6 +218,8 @@ class Lora:
 
     file: WeightFile
     weight: float
+    changes: int
+    """How many of the model's weights it changes."""
 
     @property
     def name(self) -> str:

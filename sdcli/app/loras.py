@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -83,6 +82,8 @@ def _found(name: str, named: dict[str, list[Path]], folder: str | None) -> Path:
         raise BadRequest(f"there are {len(paths)} LoRAs {echo(name)} in {echo(folder)}: write {_with_folder(paths)}")
     if paths:
         return paths[0]
+    import difflib  # here, because it is seldom needed
+
     nearest = difflib.get_close_matches(name, named, 1, 0.5)
     hint = f"the nearest is {echo(nearest[0])}" if nearest else _some(named)
     raise BadRequest(f"no LoRA {echo(name)} in {echo(folder)}: {hint}")

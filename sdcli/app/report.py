@@ -65,7 +65,7 @@ def job_table(task: Task, planned: Planned) -> dict[str, Any]:
         "schema": RUN_SCHEMA,
         "request": dataclasses.asdict(task.request),
         "model": {"ref": task.model.ref, "folder": str(task.model.folder), "digest": task.model.digest},
-        "loras": task.model.lora_files,
+        "loras": [[str(lora.file.path.resolve()), lora.weight] for lora in task.model.loras],
         "device": task.device,
         "dtype": task.dtype,
         "limit_bytes": task.ceiling.limit_bytes,

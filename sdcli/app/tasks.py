@@ -75,8 +75,7 @@ def find_model(ref: str | None, tell: Tell, show_making: ShowMaking, debug: bool
     for note in model.notes:
         tell(Note(note))
     for lora in model.loras:
-        count = sum(lora.file in part.adapter_files and len(part.adapters) for part in model.parts.values())
-        tell(Note(f"LoRA {echo(lora.name)}, {lora.weight:g} of it: {count} weights are changed", "detail"))
+        tell(Note(f"LoRA {echo(lora.name)}, {lora.weight:g} of it: {lora.changes} weights are changed", "detail"))
     return model
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,17 +36,17 @@ class _Group:
     tensors: dict[str, str] = field(default_factory=dict)
 
 
-def with_loras(model: Model, loras: Iterable[tuple[str, float]]) -> Model:
+def with_loras(model: Model, loras: Sequence[tuple[str, float]]) -> Model:
     """The model with files of LoRA, each so much of it. A weight of 0 leaves it as it is.
 
     Raises SdcliError for what is no such file, is for another model, or is of a kind that is not supported.
     """
-    names = _names_of_modules(model)
+    names = _names_of_modules(model) if loras else {}
     for path, weight in loras:
         file = read_header(Path(path))
         found, note = _adapters(model, file, weight, names)
         if weight != 0:
-            model = _with(model, Lora(file, weight), found)
+            model = _with(model, Lora(file, weight, len(found)), found)
         if note:
             model = replace(model, notes=(*model.notes, note))
     return model

@@ -39,7 +39,7 @@ class Beside:
         self._layer: Any = layer
         self._changes, self._device = changes, device
         self._shape = layer.get_parameter("weight").shape if base is None else base.tensor.shape
-        self._gains = [self._gain(loaded, base) for loaded in map(self._loaded, range(len(changes.adapters)))]
+        self._gains = [self._gain(index, base) for index in range(len(changes.adapters))]
         weights = [adapter.weight for adapter in changes.adapters]
         self._before = _sum_of([gain.inputs for gain in self._gains], weights)
         self._after = _sum_of([gain.outputs for gain in self._gains], weights)
@@ -47,9 +47,10 @@ class Beside:
     def _loaded(self, index: int) -> Loaded:
         return self._changes.loaded(self._changes.adapters[index], self._device, self._shape)
 
-    def _gain(self, loaded: Loaded, base: Stored | None) -> _Gain:
+    def _gain(self, index: int, base: Stored | None) -> _Gain:
         for role, norms_of in (("input_magnitude", input_norms), ("magnitude", output_norms)):
-            if role in loaded.tensors:
+            if role in self._changes.adapters[index].tensors:
+                loaded = self._loaded(index)
                 magnitude = loaded.tensors[role].flatten()
                 gain = magnitude if base is None else magnitude / norms_of(base, loaded, self._device)
                 return _Gain(inputs=gain) if role == "input_magnitude" else _Gain(outputs=gain)
@@ -85,7 +86,7 @@ class Beside:
         if self._is_convolution:
             output = output.contiguous(memory_format=torch.channels_last)
         for index, gain in enumerate(self._gains):
-            term = self._term(index, output.dtype, rows)
+            term = self._term(index, rows)
             for some, into in self._samples(states, output):
                 term(some if gain.inputs is None else some * self._aligned(gain.inputs.to(some)), into)
         return output
@@ -100,11 +101,11 @@ class Beside:
         else:
             yield states, output
 
-    def _term(self, index: int, dtype: torch.dtype, rows: slice) -> Term:
+    def _term(self, index: int, rows: slice) -> Term:
         first, last, _ = rows.indices(self._shape[0])
         gain = self._gains[index].outputs
         some = None if gain is None else gain[first:last, None]
-        part = Part(self._loaded(index), first, last, some, dtype, self._geometry)
+        part = Part(self._loaded(index), first, last, some, self._geometry)
         return term_of(part, self._shape[0], self._shape[1:].numel())
 
     def _aligned(self, each: torch.Tensor) -> torch.Tensor:
