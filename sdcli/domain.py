@@ -204,6 +204,43 @@ class Word:
     """Of the file, as of when its header was read."""
 
 
+AdapterKind = Literal["lora", "loha", "lokr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a LoRA or one of its kin changes of one weight: a difference made of small tensors (models/lora.py).
+
+    Its tensors by role. Of a `lora`, up x down (Hu et al. 2021, https://arxiv.org/abs/2106.09685), with a `mid` of a
+    kernel's size between them; of a `loha`, (w1_a w1_b) ∘ (w2_a w2_b), each with a kernel t1, t2; of a `lokr`, the
+    Kronecker product of w1 and w2, each of them w_a w_b or with t2 (https://arxiv.org/abs/2309.14859). With a
+    `magnitude` for each output, or an `input_magnitude` for each input, the changed weight has these norms (DoRA, Liu
+    et al. 2024, https://arxiv.org/abs/2402.09353).
+    """
+
+    kind: AdapterKind
+    scale: float
+    """Times the difference: the file's alpha / rank."""
+    weight: float
+    """How much of the change there is to be: 0 none, 1 all."""
+    tensors: Mapping[str, Origin]
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A file of adapters that a model is changed by, and how much."""
+
+    file: WeightFile
+    weight: float
+    changes: int
+    """How many of the model's weights it changes."""
+
+    @property
+    def name(self) -> str:
+        """As people call it: the file's name without its suffix."""
+        return self.file.path.stem
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Component:
     """One of the parts of a model: the class to build, its settings, and its tensors by today's names.
@@ -225,6 +262,10 @@ class Component:
     """That are not in its own table."""
     schema: type[Any] | None = None
     """The dataclass of its settings, as its part has it."""
+    adapters: Mapping[str, tuple[Adapter, ...]] = field(default_factory=dict)
+    """What is added to which of its weights, by their names."""
+    adapter_files: tuple[WeightFile, ...] = ()
+    """Where that comes from."""
 
     @property
     def config_file(self) -> Path:
@@ -256,6 +297,8 @@ class Sources:
     """What the denoiser predicts; None is what the model says."""
     embeddings: tuple[str, ...] = ()
     """Files of textual inversion, whose words may be in the prompt."""
+    loras: tuple[tuple[str, float], ...] = ()
+    """Files of LoRA that the model is changed by, and how much of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,6 +313,8 @@ class Model:
     """By name, in the order of use."""
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    """What it is changed by."""
 
     @property
     def path(self) -> Path:
@@ -283,4 +328,5 @@ class Model:
             (part.name, part.class_name, part.config, [(file.path.name, file.header_sha256) for file in part.files])
             for part in self.parts.values()
         ]
-        return hashlib.sha256(json.dumps([self.family, facts], sort_keys=True).encode()).hexdigest()
+        changed = [sorted(lora.file.header_sha256 for lora in self.loras)] if self.loras else []
+        return hashlib.sha256(json.dumps([self.family, facts, *changed], sort_keys=True).encode()).hexdigest()

@@ -231,7 +231,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
     fields = head["fields"]
     if "model" in fields:
         table = fields["model"]
-        fields["model"] = Sources(**{**table, "embeddings": tuple(table["embeddings"])})
+        loras = tuple((path, weight) for path, weight in table["loras"])
+        fields["model"] = Sources(**{**table, "embeddings": tuple(table["embeddings"]), "loras": loras})
     if head["type"] == "Job":
         fields["request"] = Request(**fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})

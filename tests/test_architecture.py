@@ -48,18 +48,12 @@ FLOORS = {
     "spool": 0,
 }
 
-FAMILIES = {
-    "contract",
-    "registry",
-    "rules",
-    "kinds",
-    "family",
-    "parts",
-    "schema",
+FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"} | {
     "single",
     "original",
     "embeddings",
-    "vocabulary",
+    "ldm_names",
+    "spellings",
 }
 """Modules of families/ that the host may load: models are checked by them. All others there are networks, which compute
 with what lies on the floors between, and are a room of their own."""

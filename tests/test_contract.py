@@ -14,6 +14,8 @@ DRAWING = {
     "--prompt": ("-p", "TEXT", None),
     "--prompt-file": (None, "FILE", None),
     "--model": ("-m", "TEXT", "demo"),
+    "--lora": (None, "FILE[:WEIGHT]", None),
+    "--lora-dir": (None, "FOLDER", None),
     "--negative": ("-n", "TEXT", None),
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),

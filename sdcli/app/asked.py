@@ -41,6 +41,14 @@ class Asked:
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"
+    embeddings: tuple[str, ...] = ()
+    """Files of textual inversion."""
+    embedding_dir: str | None = None
+    """Where those lie whose names are in a prompt."""
+    loras: tuple[tuple[str, float], ...] = ()
+    """Files of LoRA, and how much of each."""
+    lora_dir: str | None = None
+    """Where those lie that the prompt names."""
 
 
 @dataclass(frozen=True, slots=True)

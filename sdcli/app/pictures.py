@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__
 from sdcli.app.hashes import FileHash
 from sdcli.app.keeping import Save
 from sdcli.app.record import RunRecord, Task
+from sdcli.domain import Lora
 from sdcli.images.metadata import Provenance
 from sdcli.messages import PictureDone
+from sdcli.models.header import data_sha256
 
 if TYPE_CHECKING:
     from sdcli.images.write import Destination
@@ -22,6 +24,7 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
 
     sha256 = FileHash(task.model)
     init_sha256 = hashlib.sha256(task.pixels).hexdigest() if task.request.strength is not None else None
+    loras = [_told(lora) for lora in task.model.loras] if keep_text else []
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
         data = encode_picture(
@@ -29,7 +32,7 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
             picture.width,
             picture.height,
             destination.suffix,
-            provenance(record, picture, init_sha256, sha256()),
+            provenance(record, picture, init_sha256, sha256(), loras),
             edited=task.request.strength is not None,
             keep_text=keep_text,
         )
@@ -38,13 +41,21 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
     return save
 
 
+def _told(lora: Lora) -> dict[str, Any]:
+    return {"name": lora.name, "weight": lora.weight, "sha256": data_sha256(lora.file)}
+
+
 def provenance(
-    record: RunRecord, picture: PictureDone, init_sha256: str | None, model_sha256: str | None
+    record: RunRecord,
+    picture: PictureDone,
+    init_sha256: str | None,
+    model_sha256: str | None,
+    loras: list[dict[str, Any]] | None = None,
 ) -> Provenance:
     """Everything needed for the same picture again."""
     task, request = record.task, record.task.request
     return Provenance(
-        prompt=request.prompt,
+        prompt=request.prompt if task.written is None else task.written,
         negative=request.negative,
         steps=request.steps,
         sampler=task.model.parts["scheduler"].class_name,
@@ -56,6 +67,7 @@ def provenance(
         model_sha256=model_sha256,
         model_digest=task.model.digest,
         parts=task.model.sources.parts,
+        embeddings=task.model.sources.embeddings,
         prediction=task.model.sources.prediction,
         clip_skip=request.clip_skip,
         strength=request.strength,
@@ -64,4 +76,5 @@ def provenance(
         dtype=record.denoised_in.get(picture.image, task.dtype),
         sdcli_version=__version__,
         torch_version=record.torch_version,
+        loras=loras or [],
     )

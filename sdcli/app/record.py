@@ -27,6 +27,8 @@ class Task:
     ceiling: Ceiling
     pixels: bytes = b""
     debug: bool = False
+    written: str | None = None
+    """The prompt as it was written, with what is no words in it."""
 
 
 @dataclass(slots=True)

@@ -54,7 +54,9 @@ def report(record: RunRecord) -> dict[str, Any]:
 
 def model_table(model: Model) -> dict[str, Any]:
     """What is drawn with."""
-    return {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
+    table = {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
+    loras = [{"file": file, "weight": weight} for file, weight in model.sources.loras]
+    return table | ({"loras": loras} if loras else {})
 
 
 def job_table(task: Task, planned: Planned) -> dict[str, Any]:

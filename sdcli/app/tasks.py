@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
+from sdcli.app.embeddings import embeddings_of, idle
+from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
@@ -65,10 +67,18 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
 
-    model = resolve_model(ref, make, Sources("", asked.parts, asked.prediction))
+    sources = Sources("", asked.parts, asked.prediction, embeddings_of(asked), loras_of(asked))
+    model = resolve_model(ref, make, sources)
     stamps_of(model)  # as its files are now
     for note in model.notes:
         tell(Note(note))
+    for file in asked.embeddings:
+        own = [w.name for part in model.parts.values() for w in part.words if w.origin.path == Path(file).resolve()]
+        if idle(own, asked):
+            what = f"--embedding {echo(file)} has no effect: neither prompt has its word {' or '.join(map(echo, own))}"
+            tell(Note(what, "warning"))
+    for lora in model.loras:
+        tell(Note(f"LoRA {echo(lora.name)}, {lora.weight:g} of it: {lora.changes} weights are changed", "detail"))
     return model
 
 
@@ -80,7 +90,7 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         width = width if asked.width is None else asked.width
         height = height if asked.height is None else asked.height
     request = Request(
-        prompt=asked.prompt,
+        prompt=without_tags(asked.prompt),
         negative=asked.negative,
         width=width,
         height=height,
@@ -93,6 +103,8 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         guidance_is_input=geometry.takes_guidance,
     )
     _require_possible(request, model)
+    if has_tags(request.negative):
+        tell(Note("a <lora:…> in --negative is read as words: LoRAs are asked for in the prompt", "warning"))
     if request.negative.strip() and request.guidance_is_input:
         what = "--negative has no effect with this model: its guidance is an input of the denoiser"
         tell(Note(what, "warning"))
@@ -134,7 +146,7 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug)
+    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug, asked.prompt)
 
 
 def _require_possible(request: Request, model: Model) -> None:

@@ -21,7 +21,7 @@ from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import find_model, request_of, task_of
 from sdcli.cli import types
-from sdcli.cli.options import JOB, MACHINE, PROMPT, TALK, Command, model_option, options
+from sdcli.cli.options import ADDED, JOB, MACHINE, PROMPT, TALK, Command, model_option, options
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
@@ -66,7 +66,7 @@ class Limits(types.Limit):
     envvar="SDCLI_MEM_LIMIT",
     help="Ceilings, repeated or with commas.  [default: auto]",
 )
-@options(PROMPT, model_option(DEFAULT_MODEL), JOB, MACHINE)
+@options(PROMPT, model_option(DEFAULT_MODEL), ADDED, JOB, MACHINE)
 @click.option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of a table.")
 @click.option(
     "--warmup/--no-warmup",

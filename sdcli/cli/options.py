@@ -55,6 +55,29 @@ def model_option(default: str) -> tuple[Decorator, ...]:
     )
 
 
+ADDED = (
+    _option(
+        "--embedding",
+        "embeddings",
+        type=types.FilePath(),
+        multiple=True,
+        help="A file of textual inversion: its name is a word of the prompt. May be repeated.",
+        show_default=False,
+    ),
+    _option("--embedding-dir", type=types.FilePath("folder"), help="Where those lie whose names are in the prompt."),
+    _option(
+        "--lora",
+        "loras",
+        type=types.LoraFile(),
+        multiple=True,
+        help="A file of LoRA that changes the model, and how much: FILE:0.8, else 1. May be repeated.",
+        show_default=False,
+    ),
+    _option(
+        "--lora-dir", type=types.FilePath("folder"), help="Where those lie that <lora:name:0.8> in the prompt names."
+    ),
+)
+
 JOB = (
     _option(
         "-n",
@@ -143,7 +166,7 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(PROMPT, init, model_option("demo"), JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+    return options(PROMPT, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
@@ -256,6 +279,19 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
-    | {"size", "device", "dtype", "mem_limit", "profile", "on_limit", "json", "no_metadata"}
+    | {
+        "lora",
+        "lora_dir",
+        "embedding",
+        "embedding_dir",
+        "size",
+        "device",
+        "dtype",
+        "mem_limit",
+        "profile",
+        "on_limit",
+        "json",
+        "no_metadata",
+    }
 )
 """Keys of the config file. A command takes those that it has options for."""

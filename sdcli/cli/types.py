@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from sdcli.app.asked import SEED_END
+from sdcli.app.loras import weight_of
 from sdcli.errors import SdcliError, echo, printable
 from sdcli.settings import at_home
 from sdcli.units import parse_size
@@ -141,6 +142,22 @@ class FilePath(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return at_home(str(value))
+
+
+class LoraFile(click.ParamType):
+    """A file of LoRA and how much of it, FILE or FILE:WEIGHT: the last colon counts if a number follows it."""
+
+    name = "file[:weight]"
+    envvar_list_splitter = ";"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        path, _, after = str(value).rpartition(":")
+        weight = weight_of(after) if path else None
+        if not str(value).strip():
+            self.fail("an empty name is no file", param, ctx)
+        return (at_home(str(value)), 1.0) if weight is None else (at_home(path), weight)
 
 
 class PromptFile(click.ParamType):

@@ -21,11 +21,15 @@ from sdcli.models.opened import open_model
 from sdcli.plan.counts import Counts, StageCount, WayCount, counts_to_json
 from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.weights.borrow import Borrow, Note
+from sdcli.weights.dry_adapters import add_dry
 from sdcli.weights.match import require_match
 
 
-def _noted_by(run: DryRun, dtype: torch.dtype) -> Note:
-    """Has a dry run know the weights that a stage borrows. Raises SdcliError where the model's files lack some."""
+def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> Note:
+    """Has a dry run know the weights that a stage borrows. Raises SdcliError where the model's files lack some.
+
+    What changes a weight goes beside its layer, where that computes with `packed` weights on the device.
+    """
 
     def note(module: nn.Module, component: Component, parts: tuple[str, ...], fetched: type[nn.Module] | None) -> None:
         shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
@@ -35,6 +39,9 @@ def _noted_by(run: DryRun, dtype: torch.dtype) -> Note:
         for name, layer in module.named_modules():
             if fetched is not None and isinstance(layer, fetched) and f"{name}.".startswith(parts):
                 run.copies(component.name, f"{name}.weight", layer)
+        for name, adapters in component.adapters.items():
+            if name.startswith(parts):
+                add_dry(module.get_submodule(name.rpartition(".")[0]), adapters, device, dtype, packed)
 
     return note
 
@@ -50,7 +57,7 @@ def count_all(asked: Count, device: Device) -> Iterator[Message]:
 
 def count(model: Model, request: Request, device: Device, dtype: torch.dtype) -> Counts:
     """Counts of every stage that the request takes. Raises SdcliError where the files do not match the network."""
-    counting = _Counting(model, request, DryDevice(device), dtype)
+    counting = _Counting(model, request, device, dtype)
     return {stage.name: counting.stage(stage) for stage in family_of(model).stages(model, request)}
 
 
@@ -58,7 +65,8 @@ class _Counting:
     """One after another, since a stage takes what the ones before it gave."""
 
     def __init__(self, model: Model, request: Request, device: Device, dtype: torch.dtype) -> None:
-        self._model, self._request, self._device, self._dtype = model, request, device, dtype
+        self._model, self._request, self._device, self._dtype = model, request, DryDevice(device), dtype
+        self._real = device
         self._network = import_module(family_of(model).network)
         pixels = torch.empty(1, 3, request.height, request.width, device="meta")
         self._state: dict[str, dict[str, torch.Tensor]] = {"pixels": {"rgb": pixels}}
@@ -99,7 +107,7 @@ class _Counting:
 
     @contextmanager
     def _entered(self, stage: Stage, run: DryRun, way: str, scratch_bytes: int = 0) -> Iterator[Any]:
-        note = _noted_by(run, self._dtype)
+        note = _noted_by(run, self._real, self._dtype, stage.times == "steps")
         borrow = Borrow(self._device, self._dtype, way=way, scratch_bytes=scratch_bytes, dry=note)
         with getattr(self._network, stage.name)(self._model, self._request, borrow) as work, run:
             yield work

@@ -106,7 +106,7 @@ class DryRun:
             self.flops += 2 * outputs.numel() * args[1][0].numel()
             self._used(weight, "matrix", (args[0].shape[2], args[0].shape[3]), outputs.numel() // outputs.shape[1])
             self.kernels.add((name, args[0].shape, args[1].shape))
-        elif name in ("mm", "addmm", "bmm", "baddbmm"):
+        elif name in ("mm", "addmm", "addmm_", "bmm", "baddbmm"):
             one, other = others[-2:] if weight is None else (others[-1], weight)
             self.flops += 2 * outputs.numel() * one.shape[-1]
             rows = outputs.numel() // outputs.shape[-1]

@@ -98,6 +98,10 @@ class Part:
     """Types that weights may be stored in."""
     check: Callable[[Component], None] = lambda component: None
     """Raises SdcliError where its weights are not those that its settings describe."""
+    lora_prefixes: tuple[str, ...] = ()
+    """What names of its modules begin with in files of LoRA: before dots, or before underscores in their place."""
+    spellings: Callable[[Component, str], Collection[str]] = lambda component, module: (module,)
+    """Names that such files have for one of its modules, with dots; none for one that no LoRA changes."""
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 CHECKPOINT = "a single-file checkpoint"
 
@@ -51,4 +52,39 @@ def likely_kind(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         if any(part in name for name in shapes):
             return kind
     widths = [shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2]
+    return _CONTEXTS.get(widths[0]) if widths else None
+
+
+_FOREIGN_LORAS = (
+    (r"lora_te2_|text_encoder_2\.|add_embedding", "Stable Diffusion XL"),
+    (r"(?:input_blocks|output_blocks)[._]\d+[._]1[._]transformer_blocks[._][1-9]", "Stable Diffusion XL"),
+    (r"(?:down|up)_blocks[._]\d[._]attentions[._]\d[._]transformer_blocks[._][1-9]", "Stable Diffusion XL"),
+    (r"(?:double|single)_blocks[._]\d|single_transformer_blocks[._]\d", "Flux"),
+    (r"joint_blocks[._]\d|transformer_blocks[._]\d+[._]attn[._]add_[qkv]_proj", "Stable Diffusion 3 or Flux"),
+    (r"lora_prior_|lora_te3_", "another family"),
+    (r"motion_modules[._]", "AnimateDiff"),
+    (r"(?:diffusion_model\.|lora_unet_)(?:blocks|layers)[._]\d", "a diffusion transformer, such as Wan's or Lumina's"),
+    (r"transformer\.|lora_transformer_", "a diffusion transformer"),
+)
+"""Names, from their beginning or within, that only files of LoRA for these have."""
+
+_KEYS_OF_PROMPT = re.compile(
+    r".*attn2[._](?:processor\.)?to_k[._](?:lora_down|lora_A|lora\.down|hada_w1_b)\b.*", re.ASCII
+)
+"""The matrix of a LoRA that takes the prompt's tokens: (rank, numbers for each)."""
+
+
+def foreign_lora(names: Iterable[str]) -> str | None:
+    """The family that a file of LoRA is for, if names that no model here has tell so."""
+    every = [*names]
+    for pattern, kind in _FOREIGN_LORAS:
+        found = re.compile(rf"(?:.*[._])?(?:{pattern})", re.ASCII)
+        if any(found.match(name) for name in every):
+            return kind
+    return None
+
+
+def lora_kind(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The family that it is for, told by what it takes of the prompt; None if nothing tells."""
+    widths = [shape[1] for name, shape in shapes.items() if len(shape) > 1 and _KEYS_OF_PROMPT.match(name)]
     return _CONTEXTS.get(widths[0]) if widths else None

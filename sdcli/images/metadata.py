@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 SCHEMA = "sdcli.image/1"
 HASH_CHARACTERS = 10
 """Of the model's sha256, as A1111 shows it."""
+
+LORA_CHARACTERS = 12
+"""The same of a LoRA's."""
 
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = """\
@@ -47,6 +51,7 @@ class Provenance:
     model_sha256: str | None
     model_digest: str
     parts: Mapping[str, str]
+    embeddings: Sequence[str]
     prediction: str | None
     clip_skip: int | None
     strength: float | None
@@ -55,6 +60,8 @@ class Provenance:
     sdcli_version: str
     torch_version: str
     init_sha256: str | None
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -72,6 +79,7 @@ def parameters_text(p: Provenance) -> str:
         "Model hash": p.model_sha256[:HASH_CHARACTERS] if p.model_sha256 else None,
         "Model": p.model,
         "Clip skip": None if p.clip_skip is None else str(p.clip_skip),
+        "Lora hashes": ", ".join(f"{one['name']}: {one['sha256'][:LORA_CHARACTERS]}" for one in p.loras) or None,
         "Denoising strength": None if p.strength is None else _number(p.strength),
         # The noise is drawn on the CPU whatever the device.
         "RNG": "CPU",

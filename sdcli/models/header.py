@@ -22,6 +22,9 @@ from sdcli.units import KIB, MIB, format_size
 HEADER_LIMIT_BYTES = 4 * MIB
 """Stable Diffusion 1.5's largest header is 0.1 MiB; parsing JSON costs some fifteen times its size."""
 
+NOTE_LIMIT = 64 * KIB
+"""Characters of a note: what a LoRA was trained on may be megabytes, and nobody asks for that."""
+
 _DOWNLOADED = {"HTML": "an HTML page", "XML": "an XML page", "JSON": "a JSON message", "text": "plain text"}
 """What a server sends in place of a file that it does not give."""
 
@@ -89,7 +92,8 @@ def read_header(path: Path) -> WeightFile:
         raise SdcliError(f"{echo(path)} has a malformed header: its notes are not text; fetch it again")
     tensors = {name: _tensor_info(path, name, entry) for name, entry in entries.items()}
     _check_layout(path, tensors, size_bytes - 8 - length)
-    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp, notes)
+    short = {key: note for key, note in notes.items() if len(note) <= NOTE_LIMIT}
+    return WeightFile(path, size_bytes, tensors, hashlib.sha256(raw).hexdigest(), stamp, short)
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
@@ -139,6 +143,22 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_bytes: int) -
     if at != data_bytes:
         kind = "truncated" if at > data_bytes else "longer than its header says"
         raise SdcliError(f"{echo(path)} is {kind}: expected {at} bytes of tensors, it has {data_bytes}; fetch it again")
+
+
+def data_sha256(file: WeightFile) -> str:
+    """The digest of a file's tensors without its header, by which other programs look a LoRA up.
+
+    As A1111's modules/hashes.py, addnet_hash_safetensors. Raises SdcliError where it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.path.open("rb") as opened:
+            opened.seek(file.size_bytes - max((info.end for info in file.tensors.values()), default=0))
+            while some := opened.read(MIB):
+                digest.update(some)
+    except OSError as error:
+        raise SdcliError(f"cannot read {echo(file.path)}: {error.strerror}; check its permissions") from error
+    return digest.hexdigest()
 
 
 def sample_sha256(path: Path, blocks: int = 64, block_bytes: int = 4 * KIB) -> str:

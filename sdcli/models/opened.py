@@ -8,9 +8,10 @@ from pathlib import Path
 from sdcli.domain import Component, Model, Sources
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import SCHEDULER, Family, Found, Part
-from sdcli.families.registry import family_of, words_in
+from sdcli.families.registry import words_in
 from sdcli.models.folder import component_in, parts_in_folder
 from sdcli.models.header import read_header
+from sdcli.models.lora import with_loras
 from sdcli.models.single import parts_in_file
 
 
@@ -30,13 +31,14 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     for where in sources.embeddings:
-        name, words = words_in(family, read_header(Path(where)), parts)
+        name, words = words_in(family, read_header(Path(where).resolve()), parts)
         parts[name] = replace(parts[name], words=(*parts[name].words, *words))
     model = Model(
         ref=ref,
         sources=replace(
             sources,
             path=str(path.resolve()),
+            loras=tuple((str(Path(where).resolve()), weight) for where, weight in sources.loras),
             embeddings=tuple(str(Path(where).resolve()) for where in sources.embeddings),
             parts={name: str(Path(where).resolve()) for name, where in sources.parts.items()},
         ),
@@ -45,8 +47,8 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         sha256=sha256,
         notes=found.notes,
     )
-    family_of(model).require_fit(ref, model)
-    return model
+    family.require_fit(ref, model)
+    return with_loras(model, sources.loras)
 
 
 def _part(family: Family, name: str, where: str) -> Component:

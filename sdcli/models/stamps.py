@@ -26,7 +26,7 @@ def stamps_of(model: Model) -> Stamps:
     stamps: dict[str, str] = {}
     for part in model.parts.values():
         stamps |= _now(part) | {f"{part.name}/{file.path.name}": file.stamp for file in part.files}
-        stamps |= {f"{part.name}/{word.origin.path.name}": word.stamp for word in part.words}
+        stamps |= {name: stamp for name, (_, stamp) in _added(part).items()}
     return stamps
 
 
@@ -51,8 +51,16 @@ def _now(part: Component) -> dict[str, str]:
             paths |= {path for path in part.folder.iterdir() if path.suffix in (".json", ".txt")}
     except OSError:
         return {f"{part.name}/": GONE}
-    words = {f"{part.name}/{word.origin.path.name}": _stamp(word.origin.path) for word in part.words}
-    return {f"{part.name}/{path.name}": _stamp(path) for path in paths} | words
+    stamps = {f"{part.name}/{path.name}": _stamp(path) for path in paths}
+    return stamps | {name: _stamp(path) for name, (path, _) in _added(part).items()}
+
+
+def _added(part: Component) -> dict[str, tuple[Path, str]]:
+    """Its files of adapters and of words, which may lie anywhere, by names of their own: where, and as they were."""
+    loras = [("lora", file.path, file.stamp) for file in part.adapter_files]
+    words = [("embedding", word.origin.path, word.stamp) for word in part.words]
+    added = enumerate([*loras, *words], 1)
+    return {f"{part.name}/{kind} {index}/{path.name}": (path, stamp) for index, (kind, path, stamp) in added}
 
 
 def _stamp(path: Path) -> str:

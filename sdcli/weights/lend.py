@@ -19,11 +19,13 @@ from torch import nn
 from sdcli.devices.base import Device
 from sdcli.domain import Component, WeightRow
 from sdcli.units import MIB
+from sdcli.weights.adapters import Changes, Merged, changes_of
 from sdcli.weights.arena import Arena
+from sdcli.weights.beside import Beside
 from sdcli.weights.lent import Lent, Packing, set_weight
 from sdcli.weights.match import require_match
 from sdcli.weights.opaque import moved
-from sdcli.weights.packed import can_map, packing_of
+from sdcli.weights.packed import Packed, can_map, packing_of
 from sdcli.weights.prepared import PreparedCopy
 from sdcli.weights.read_ahead import Place
 from sdcli.weights.source import Source, Stored
@@ -66,11 +68,15 @@ def lend_weights(
             copied = [name for name, row in rows.items() if row.use == "copied"]
             streamed = [name for name, row in rows.items() if row.use == "matrix" and not row.stays]
             packings = packings_of(module, rows.values(), device, dtype) if packed else {}
+            changes = {name: some for name, some in changes_of(component, source).items() if name in rows}
+            stored |= {name: Merged(stored[name], changes[name]) for name in changes.keys() - packings.keys()}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
             kept = sorted(set(rows) - {*tables, *copied, *streamed, *packings}, key=source.place)
             lent.keep([(homes[n], n.rpartition(".")[2], stored[n]) for n in kept])
             _stream_packed(lent, {n: packings[n] for n in packings if n in streamed}, stored, prepared)
+            for name in changes.keys() & packings.keys():
+                _add_beside(packings[name][0], homes[name], changes[name], stored[name])
             for name in copied:
                 lent.fetch(homes[name], stored[name])
             _stream_plain(lent, module, [name for name in streamed if name not in packings], homes, stored)
@@ -117,6 +123,12 @@ def packer(
 
         yield [row.name for row in rows if row.name in packings], pack
         lent.return_all()
+
+
+def _add_beside(layer: nn.Module, home: nn.Module, changes: Changes, base: Stored) -> None:
+    """Have a layer that computes with packed weights add what changes its weight, which is that of `home`."""
+    forward: Packed = layer.__dict__["forward"]
+    forward.beside = Beside(home, changes, base, torch.device("cpu"))
 
 
 def _homes(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:

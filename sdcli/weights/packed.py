@@ -25,6 +25,7 @@ from sdcli.devices.base import Device
 from sdcli.domain import MapShape
 from sdcli.machine import ANY_SIZE, cpu_gains_by_winograd
 from sdcli.weights import winograd
+from sdcli.weights.beside import Beside
 from sdcli.weights.opaque import description, opaque, raw_bytes
 
 SOME_MAP: MapShape = ANY_SIZE
@@ -41,6 +42,8 @@ class Packed(ABC):
     def __init__(self, layer: nn.Module, weights: Callable[[], list[torch.Tensor]]) -> None:
         self._layer: Any = layer
         self._weights = weights
+        self.beside: Beside | None = None
+        """What is added to the layer's output, since its weight is used as it lies."""
 
     @staticmethod
     @abstractmethod
@@ -81,8 +84,14 @@ class PackedConvolution(Packed):
     ) -> torch.Tensor:
         """(batch, in, h, w) → (batch, out, h, w). `shift`, (out,), is added to every pixel, as the bias is."""
         (weight,) = self._weights()
-        run, geometry = torch.ops.mkldnn._convolution_pointwise, self._geometry
         bias = self._layer.bias if shift is None else self._layer.bias + shift
+        run = functools.partial(self._run, weight)
+        return run(states, bias, residual) if self.beside is None else self.beside(states, bias, residual, run)
+
+    def _run(
+        self, weight: torch.Tensor, states: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        run, geometry = torch.ops.mkldnn._convolution_pointwise, self._geometry
         output: torch.Tensor
         if weight.ndim == 2:
             plain = torch.frombuffer(raw_bytes(weight), dtype=states.dtype).view(weight.shape)
@@ -105,9 +114,8 @@ class PackedLinear(Packed):
     def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(…, in) → (…, out)."""
         (weight,) = self._weights()
-        if residual is None:
-            return _product(states, weight, self._layer.bias)
-        return _product_with(residual, "add", states, weight, self._layer.bias)
+        run, bias = functools.partial(_sum, weight), self._layer.bias
+        return run(states, bias, residual) if self.beside is None else self.beside(states, bias, residual, run)
 
 
 class PackedGate(Packed):
@@ -122,6 +130,11 @@ class PackedGate(Packed):
         """(…, in) → (…, out)."""
         value, gate = self._weights()
         value_bias, gate_bias = self._layer.proj.bias.chunk(2)
+        if self.beside is not None:
+            halves = slice(0, len(value_bias)), slice(len(value_bias), None)
+            gated = self.beside(states, gate_bias, None, functools.partial(_sum, gate), halves[1])
+            gated = torch.ops.aten.gelu_(gated)
+            return gated.mul_(self.beside(states, value_bias, None, functools.partial(_sum, value), halves[0]))
         gated = _product(states, gate, gate_bias, "gelu")
         return _product_with(gated, "mul", states, value, value_bias)
 
@@ -177,6 +190,15 @@ def _laid_out(matrix: torch.Tensor, sees: MapShape) -> torch.Tensor:
         row = [1, matrix.shape[1], 1, height * width]
         packed = _laid_out_kernel(matrix[:, :, None, None], _POINTWISE, row)
     return packed
+
+
+def _sum(
+    weight: torch.Tensor, states: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+) -> torch.Tensor:
+    """states W + bias + residual."""
+    if residual is None:
+        return _product(states, weight, bias)
+    return _product_with(residual, "add", states, weight, bias)
 
 
 def _product(

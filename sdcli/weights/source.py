@@ -46,6 +46,11 @@ class Stored:
         """What its numbers are to be multiplied by, if they have eight bits."""
 
     @property
+    def mapping(self) -> Place | None:
+        """Where its file is mapped, if that counts in the footprint."""
+        return self._mapping
+
+    @property
     def counts(self) -> bool:
         """Whether its mapped pages count in the footprint."""
         return self._mapping is not None
@@ -70,6 +75,13 @@ class Stored:
                 into.copy_(piece)
                 self._let_go(piece)
         return room if self._scale == 1.0 else room.mul_(self._scale)
+
+    def exact(self, begin: int, end: int, device: torch.device) -> torch.Tensor:
+        """Some of its rows on the device in FP32; never to be written to."""
+        piece = self.tensor[begin:end]
+        rows = piece.to(device, torch.float32, copy=self.counts)
+        self._let_go(piece)
+        return rows
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weight on the device in this type: as it is mapped, if it is there and of that type and costs nothing."""
@@ -104,10 +116,12 @@ class Source:
     def __init__(self, component: Component) -> None:
         self._tensors = component.weights()
         self._files: dict[Path, Any] = {}
-        self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in component.files}
+        every = (*component.files, *component.adapter_files)
+        self._ends = {file.path: max((i.end for i in file.tensors.values()), default=0) for file in every}
+        self._added = {file.path for file in component.adapter_files}
 
     def __enter__(self) -> Source:
-        for path in {origin.path for origin in self._tensors.values()}:
+        for path in {origin.path for origin in self._tensors.values()} | self._added:
             with _told_of(path):
                 self._files[path] = safe_open(path, framework="pt", device="cpu")
         return self
@@ -117,7 +131,10 @@ class Source:
 
     def stored(self, name: str, shape: tuple[int, ...]) -> Stored:
         """The weight of this name, in the shape that its layer has it in."""
-        origin = self._tensors[name]
+        return self.open(self._tensors[name], shape)
+
+    def open(self, origin: Origin, shape: tuple[int, ...] | None = None) -> Stored:
+        """What lies there, of a weight or of an adapter."""
         with _told_of(origin.path):
             file = self._files[origin.path]
             tensor: torch.Tensor = file.get_tensor(origin.stored)
@@ -125,7 +142,7 @@ class Source:
         begin = tensor.data_ptr() - origin.info.begin
         mapping = (begin, begin + self._ends[origin.path]) if lies_in_memory(origin.path) else None
         piece = tensor if origin.rows is None else tensor[slice(*origin.rows)]
-        return Stored(piece.view(shape), mapping, scale)
+        return Stored(piece if shape is None else piece.view(shape), mapping, scale)
 
     def place(self, name: str) -> tuple[str, int]:
         """Where the weight lies, to read files from front to back."""

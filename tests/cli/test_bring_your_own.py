@@ -143,3 +143,25 @@ def test_the_picture_names_the_file_by_its_sha256_which_is_worked_out_once(singl
             assert table["model_sha256"] == sha256 and len(table["model_digest"]) == 64
     remembered = json.loads((tmp_path / "cache" / "hashes.json").read_text("utf-8"))
     assert [*remembered.values()] == [sha256]
+
+
+def embedding(path: Path) -> Path:
+    save_file({"emb_params": torch.randn(2, 32, generator=torch.Generator().manual_seed(1))}, path)
+    return path
+
+
+def test_words_of_a_file_or_of_a_folder_s_files_by_their_names(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "words"
+    kept.mkdir()
+    foxy = embedding(kept / "foxy.safetensors")
+    (kept / "old.pt").write_bytes(b"\x80\x04}\x94.")
+    job = ("a foxy cat", *JOB[1:], "-m", folder)
+    run("txt2img", *job, "--embedding", foxy, "-o", tmp_path / "file.png")
+    run("txt2img", *job, "--embedding-dir", kept, "-o", tmp_path / "folder.png")
+    run("txt2img", *job, "-o", tmp_path / "none.png")
+    assert pixels(tmp_path / "file.png") == pixels(tmp_path / "folder.png") != pixels(tmp_path / "none.png")
+    with Image.open(tmp_path / "file.png") as picture:
+        assert json.loads(picture.info["sdcli"])["embeddings"] == [str(foxy)]
+    assert "is a pickle" in run("txt2img", "an old fox", *job[1:], "--embedding-dir", kept, code=1).stderr
+    said = run("txt2img", "a fox", *job[1:], "--embedding", foxy, "-o", tmp_path / "idle.png").stderr
+    assert "has no effect: neither prompt has its word 'foxy'" in said

@@ -32,6 +32,7 @@ def provenance() -> Provenance:
         model_sha256="0123456789abcdef" * 4,
         model_digest="fedcba9876543210" * 4,
         parts={},
+        embeddings=[],
         prediction=None,
         clip_skip=None,
         strength=None,

@@ -19,6 +19,7 @@ from sdcli.families.sd.schema import (
     UNet,
     corrected_unet,
 )
+from sdcli.families.sd.spellings import TEXT_PREFIXES, UNET_PREFIXES, text_spellings, unet_spellings
 from sdcli.units import MIB
 
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -90,6 +91,8 @@ TEXT_ENCODER = Part(
     ),  # the other half of a CLIP
     check=_require_tables,
     option="--text-encoder",
+    lora_prefixes=TEXT_PREFIXES,
+    spellings=text_spellings,
 )
 UNET = Part(
     "unet",
@@ -99,6 +102,8 @@ UNET = Part(
     idle=IDLE,
     corrected=corrected_unet,
     stem="diffusion_pytorch_model",
+    lora_prefixes=UNET_PREFIXES,
+    spellings=unet_spellings,
     tells=True,
 )
 VAE = Part(
