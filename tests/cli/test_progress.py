@@ -98,7 +98,7 @@ def test_verbose_says_that_libraries_were_imported_whole_and_why(capfd: pytest.C
 def test_quiet_says_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     terminal = open_terminal(monkeypatch)
     show_run(None, quiet=True, verbose=True)
-    MakingLine("synthetic:sd15", True)(Progress(1, 2))
+    MakingLine("synthetic:sd15", True).show(Progress(1, 2))
     assert terminal.getvalue() == "" and capfd.readouterr() == ("", "")
 
 
@@ -138,7 +138,7 @@ def test_making_a_model_shows_its_beginning_and_its_end(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    line = MakingLine("synthetic:sd15", False)
+    line = MakingLine("synthetic:sd15", False).show
     for done in (1, 2, 3):
         line(Progress(done * 512 * MIB, 2048 * MIB))
         now[0] += 3
