@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url, hf_raise_for_status
 from huggingface_hub.errors import (
@@ -34,8 +35,8 @@ TransportError: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__ i
 TIMEOUT_S = 20.0
 """So long a server may be silent."""
 
-TRIES = 5
-"""Times that a request is made that brings nothing."""
+TRIES, LIST_TRIES = 5, 3
+"""Times that a request is made that brings nothing: for a file's content, which may be half there, and for the list."""
 
 PAUSE_S, PAUSE_MOST_S = 1.0, 60.0
 
@@ -72,7 +73,14 @@ class Listing:
 
 def endpoint() -> str:
     """The address of the Hub, or of what stands in for it."""
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    named = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    try:
+        parts = urlsplit(named)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
+            return named
+    except ValueError:
+        pass
+    raise ModelMissing(f"HF_ENDPOINT is {echo(named)}, which is no address: unset it, or give one with https://")
 
 
 def list_files(ref: HubRef, tell: Tell) -> Listing:
@@ -84,7 +92,7 @@ def list_files(ref: HubRef, tell: Tell) -> Listing:
             info = api.model_info(ref.repo, revision=ref.revision or "main", files_metadata=True, timeout=TIMEOUT_S)
         return _listing(ref, info)
 
-    return patiently(ask, tell)
+    return _patiently(ask, tell)
 
 
 def _listing(ref: HubRef, info: Any) -> Listing:
@@ -134,16 +142,17 @@ def bytes_of(
             yield 0, int(length) if length.isdecimal() else None, response.iter_bytes()
 
 
-def patiently(ask: Any, tell: Tell) -> Any:
+def _patiently(ask: Callable[[], Listing], tell: Tell) -> Listing:
     """What `ask` gives, asked again a few times where it may be better in a while."""
-    for tries in range(TRIES):
+    for tries in range(LIST_TRIES - 1):
         try:
             return ask()
         except Again as lack:
-            if tries == TRIES - 1:
-                raise lack.why from lack
             pause(lack, tries, tell)
-    raise AssertionError
+    try:
+        return ask()
+    except Again as lack:
+        raise lack.why from lack
 
 
 def pause(lack: Again, tries: int, tell: Tell) -> None:
@@ -185,7 +194,8 @@ def _answered(ref: HubRef, error: HfHubHTTPError) -> Exception:
     """What an answer that is none means."""
     status, asked = error.response.status_code, error.response.headers.get("retry-after", "")
     if status == TOO_MANY:
-        why = ModelMissing("the Hub wants no more requests for a while (429): try again later, or set HF_TOKEN")
+        when = f"in {asked} s" if asked.isdecimal() else "later"
+        why = ModelMissing(f"the Hub wants no more requests for a while (429): try again {when}, or set HF_TOKEN")
     elif status in NOT_ALLOWED:
         return ModelMissing(f"the Hub does not give {ref.repo} to this user ({status}): set HF_TOKEN")
     else:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 NO_MODEL = (
     "no --model given: this is the built-in demo, emoji on plain backgrounds; for Stable Diffusion 1.5 (2.1 GB):"
-    " hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir sd15 --exclude 'safety_checker/*'"
-    " --include '*.json' --include '*.txt' --include '*.fp16.safetensors', then --model sd15"
+    " sdcli models pull stable-diffusion-v1-5/stable-diffusion-v1-5,"
+    " then --model stable-diffusion-v1-5/stable-diffusion-v1-5"
 )
 
 KEYS_SHOWN = 12

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sdcli.app.asked import Note
 from sdcli.app.on_disk import Entry, models_on_disk
 from sdcli.app.pull import pull
 from sdcli.app.show import Shown, bytes_of, dtypes_of, model_report, show
@@ -76,7 +77,16 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
     of single .safetensors files FILE says which. A pull that was cut goes on where it was.
     """
     voice = voice_of(params)
-    done = pull(repo, file, voice.tell, AmountLine("fetching", voice.quiet))
+    line = AmountLine("fetching", voice.quiet)
+
+    def tell(note: Note) -> None:
+        line.clear()
+        voice.tell(note)
+
+    try:
+        done = pull(repo, file, tell, line)
+    finally:
+        line.clear()
     voice.say(f"fetched {format_size(done.fetched_bytes)}, all of it checked: draw with --model {done.ref}")
     hand_out(str(done.path))
 
@@ -124,7 +134,11 @@ def _verify(model: str, **params: Any) -> None:
     Of any other the headers, sizes and configs are looked at.
     """
     voice = voice_of(params)
-    checked = verify(model, AmountLine("reading", voice.quiet))
+    line = AmountLine("reading", voice.quiet)
+    try:
+        checked = verify(model, line)
+    finally:
+        line.clear()
     if checked.wrong:
         more = f" and {len(checked.wrong) - 1} more" if len(checked.wrong) > 1 else ""
         what = f"{echo(model)} is damaged: {echo(checked.wrong[0])}{more}"

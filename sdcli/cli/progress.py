@@ -117,28 +117,41 @@ class ProgressLines:
 class AmountLine:
     """Progress of bytes that take a while: a bar on a terminal, else a line every few seconds."""
 
+    _waits = True
+    """Whether the first line comes after these seconds, so that what is quick says nothing."""
+
     def __init__(self, what: str, quiet: bool) -> None:
         self._what, self._quiet, self._moving = what, quiet, is_terminal()
-        self._said_at = 0.0
-        self._ended = False
+        self._said_at = time.monotonic() if self._waits and not self._moving else 0.0
+        self._said, self._drawn = not self._waits, 0
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
         """Show how far it is."""
         done = done_bytes == total_bytes
-        if self._quiet or (done and self._ended):
+        if self._quiet or (done and not (self._moving or self._said)):
             return
         if time.monotonic() - self._said_at < (0.1 if self._moving else 5.0) and not done:
             return
-        self._said_at, self._ended = time.monotonic(), done
+        self._said_at, self._said = time.monotonic(), not done
         amount = f"{format_size(done_bytes)} of {format_size(total_bytes)}"
         if self._moving:
-            say(f"\r{self._what}  {_bar(done_bytes, total_bytes)} {amount}", end="\n" if done else "")
+            line = f"{self._what}  {_bar(done_bytes, total_bytes)} {amount}"
+            say(f"\r{line:<{self._drawn}}", end="\n" if done else "")
+            self._drawn = 0 if done else len(line)
         else:
             say(f"{self._what}: {amount}")
 
+    def clear(self) -> None:
+        """Leave no half-drawn line behind."""
+        if self._drawn:
+            say("\r" + " " * self._drawn + "\r", end="")
+            self._drawn = 0
+
 
 class MakingLine(AmountLine):
-    """Progress of making a synthetic model."""
+    """Progress of making a synthetic model, from its beginning."""
+
+    _waits = False
 
     def __init__(self, name: str, quiet: bool) -> None:
         super().__init__(f"making {name}, once", quiet)

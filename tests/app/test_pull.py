@@ -215,7 +215,7 @@ def test_a_busy_hub_is_asked_again_and_given_up_in_the_end(hub: Hub, fault: str)
     hub.faults["list"] = [fault] * 9
     with pytest.raises(ModelMissing, match=fault):
         pulled()
-    assert len(hub.faults["list"]) == 9 - hub_module.TRIES
+    assert len(hub.faults["list"]) == 9 - hub_module.LIST_TRIES
 
 
 def test_a_name_that_is_not_there_and_a_revision_that_is_not_are_told(hub: Hub) -> None:
@@ -232,6 +232,10 @@ def test_without_a_network_the_line_says_so(hub: Hub, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(ModelMissing, match=r"the connection to http://127.0.0.1:1 fails"):
         pulled()
+    for wrong in ("nowhere", "ftp://x", "http://", "http://[::1", "http://x:99999"):
+        monkeypatch.setenv("HF_ENDPOINT", wrong)
+        with pytest.raises(ModelMissing, match=r"HF_ENDPOINT is .*, which is no address"):
+            pulled()
     monkeypatch.setattr(hub_module.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelMissing, match="HF_HUB_OFFLINE"):
         pulled()
