@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdcli.app.asked import Note, Tell
+from sdcli.app.hub_lock import the_only_one
 from sdcli.errors import BadRequest, Interrupted, SdcliError, echo
 from sdcli.families.registry import recognise
 from sdcli.models.blobs import is_whole
@@ -26,8 +26,6 @@ from sdcli.units import MIB, format_size
 
 if TYPE_CHECKING:
     from sdcli.app.hub import Listing, RemoteFile
-
-LOCK = "sdcli.lock"
 
 ROOM_BYTES = 16 * MIB
 """Left free beside what is fetched."""
@@ -53,39 +51,15 @@ def pull(repo: str, file: str | None, tell: Tell, show: Show) -> Pulled:
         raise BadRequest(f"{echo(repo)} is no model's name on the Hub: give ORG/NAME, or ORG/NAME@COMMIT")
     ref = HubRef(ref.repo, ref.revision, file or ref.file)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else it asks the Hub for more than we do
-    from sdcli.app import hub  # here, because it weighs 20 MiB
+    from sdcli.app import hub, hub_errors  # here, because they weigh 20 MiB
 
-    if hub.is_offline():
-        raise hub.offline(ref)
+    if hub_errors.is_offline():
+        raise hub_errors.offline(ref)
     with the_only_one(ref, tell):
         try:
             return _Pull(ref, hub.list_files(ref, tell), tell, show).run()
         except Interrupted as error:
             raise Interrupted(error.signum, "what came is kept, the same command goes on with it") from error
-
-
-@contextmanager
-def the_only_one(ref: HubRef, tell: Tell | None) -> Iterator[None]:
-    """Inside, no other process of sdcli changes this model in the cache. Without `tell` nobody waits for another."""
-    from filelock import FileLock, Timeout  # here, because it costs 2 MiB and is seldom needed
-
-    try:
-        ref.locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(ref.locks / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            if tell is None:
-                raise SdcliError(f"{ref.repo} is being pulled just now: wait for that, or end it") from error
-            tell(Note(f"another process is at {ref.repo}: waiting for it"))
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        what = f"cannot lock {echo(hub_cache())}: {getattr(error, 'strerror', None) or echo(error)}"
-        raise SdcliError(f"{what}; set HF_HUB_CACHE to a folder that can be written") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Pull:
@@ -150,7 +124,8 @@ class _Pull:
 
     def _require_room(self, count: int, fetch_bytes: int) -> None:
         here_bytes = self._total - fetch_bytes - self._fetched_bytes
-        there = f", {format_size(here_bytes)} of it here already" if here_bytes else ""
+        here = "all" if here_bytes == self._total else format_size(here_bytes)
+        there = f", {here} of it here already" if here_bytes else ""
         files = "1 file" if count == 1 else f"{count} files"
         self._tell(Note(f"{self._ref.repo} at {self._commit[:8]}: {files}, {format_size(self._total)}{there}"))
         free_bytes = shutil.disk_usage(hub_cache()).free

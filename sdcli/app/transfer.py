@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sdcli.app import hub
 from sdcli.app.asked import Tell
+from sdcli.app.hub import RemoteFile, bytes_of
+from sdcli.app.hub_errors import TRIES, Again, pause
 from sdcli.errors import SdcliError, echo
 from sdcli.models.blobs import PIECE_BYTES, Digest, Moved, digest_for
 from sdcli.models.hub_ids import HubRef
@@ -31,7 +32,7 @@ class Wrong(Exception):
 class Transfer:
     """Of one file to `blob`. `moved` hears of every byte, and of those that come to nothing as fewer."""
 
-    def __init__(self, ref: HubRef, commit: str, file: hub.RemoteFile, blob: Path, tell: Tell, moved: Moved) -> None:
+    def __init__(self, ref: HubRef, commit: str, file: RemoteFile, blob: Path, tell: Tell, moved: Moved) -> None:
         self._ref, self._commit, self._file, self._tell, self._moved = ref, commit, file, tell, moved
         self._blob, self._partial = blob, blob.with_name(blob.name + INCOMPLETE)
         self._have = 0
@@ -87,14 +88,14 @@ class Transfer:
             had = self._have
             try:
                 self._ask(partial)
-            except hub.Again as lack:
+            except Again as lack:
                 tries = 1 if self._have > had else tries + 1
-                if tries >= hub.TRIES:
+                if tries >= TRIES:
                     raise lack.why from lack
-                hub.pause(lack, tries - 1, self._tell)
+                pause(lack, tries - 1, self._tell)
 
     def _ask(self, partial: BinaryIO) -> None:
-        with hub.bytes_of(self._ref, self._commit, self._file, self._have) as (begin, whole, pieces):
+        with bytes_of(self._ref, self._commit, self._file, self._have) as (begin, whole, pieces):
             if whole is not None and whole != self._file.size_bytes:
                 raise Wrong(f"as {format_size(whole)} where the Hub lists {format_size(self._file.size_bytes)}")
             if begin not in (0, self._have):

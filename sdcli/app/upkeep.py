@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli.app.hub_lock import the_only_one
 from sdcli.app.on_disk import size_of
-from sdcli.app.pull import Show, the_only_one
+from sdcli.app.pull import Show
 from sdcli.app.runs import models_in_use
 from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
 from sdcli.models.blobs import blob_of, is_digest, is_whole
@@ -112,7 +113,7 @@ def removal_of(ref: str) -> Removal:
 def _remove_cached(ref: HubRef, snapshot: Path | None) -> None:
     """Remove a snapshot with the blobs that no other one has, or with the last of them the whole folder."""
     with the_only_one(ref, None):
-        _require_idle(snapshot or ref.top)
+        _require_idle(ref.top)
         others = [path for path in (ref.top / "snapshots").glob("*") if snapshot and path != snapshot]
         if snapshot is None or not others:
             _remove(ref.top)

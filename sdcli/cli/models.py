@@ -20,6 +20,7 @@ from sdcli.cli.plan import table
 from sdcli.cli.progress import AmountLine, making_lines
 from sdcli.cli.say import hand_out
 from sdcli.cli.types import ModelRef
+from sdcli.domain import Component
 from sdcli.errors import BadRequest, SdcliError, echo, printable
 from sdcli.families.registry import family_of
 from sdcli.units import format_size
@@ -77,7 +78,7 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
     of single .safetensors files FILE says which. A pull that was cut goes on where it was.
     """
     voice = voice_of(params)
-    line = AmountLine("fetching", voice.quiet)
+    line = AmountLine(printable(repo), voice.quiet)
 
     def tell(note: Note) -> None:
         line.clear()
@@ -87,7 +88,8 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
         done = pull(repo, file, tell, line)
     finally:
         line.clear()
-    voice.say(f"fetched {format_size(done.fetched_bytes)}, all of it checked: draw with --model {done.ref}")
+    came = f"fetched {format_size(done.fetched_bytes)}, " if done.fetched_bytes else ""
+    voice.say(f"{came}every byte is as the Hub lists it: draw with --model {done.ref}")
     hand_out(str(done.path))
 
 
@@ -107,24 +109,24 @@ def _lines(shown: Shown) -> list[str]:
     model, result = shown.model, shown.forecast
     report = model_report(shown)
     default = report["defaults"]
-    refusal = [] if result.refusal is None else [f"does not fit here: {result.refusal}"]
+    fits = table(result) if result.refusal is None else [f"does not fit here: {result.refusal}"]
     return [
         f"{printable(model.ref)}: {family_of(model).label(model)}, {format_size(report['size_bytes'])} of weights",
         f"  {printable(str(model.path))}",
         f"  digest {model.digest}",
         "",
-        *(
-            f"  {part.name:<14} {part.class_name:<24} {format_size(bytes_of(part)):>9}  {' '.join(dtypes_of(part))}"
-            for part in model.parts.values()
-        ),
+        *(f"  {part.name:<14} {part.class_name:<24} {_weight(part)}".rstrip() for part in model.parts.values()),
         "",
         f"by itself: {default['width']}x{default['height']}, {default['steps']} steps, guidance"
         f" {default['guidance']:g}, {default['scheduler']}",
-        f"the least ceiling: {format_size(result.smallest_limit_bytes)}",
         "",
-        *refusal,
-        *table(result),
+        *fits,
     ]
+
+
+def _weight(part: Component) -> str:
+    """What a part's weights take, and in which types; nothing for a part that has none."""
+    return f"{format_size(bytes_of(part)):>9}  {' '.join(dtypes_of(part))}" if part.files else ""
 
 
 @_subcommand("verify", MODEL)

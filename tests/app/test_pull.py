@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.app import hub as hub_module
-from sdcli.app import transfer
+from sdcli.app import hub_errors, transfer
 from sdcli.app.pull import Pulled, pull
 from sdcli.errors import BadRequest, ModelMissing, SdcliError
 from sdcli.models.reference import resolve_model
@@ -43,10 +42,10 @@ def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hub_module.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hub_module.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_module.constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(hub_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hub_errors.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(hub_errors.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_errors.constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(hub_errors.time, "sleep", lambda seconds: None)
     yield server.hub
     server.hub.go_on.set()
     server.shutdown()
@@ -215,7 +214,7 @@ def test_a_busy_hub_is_asked_again_and_given_up_in_the_end(hub: Hub, fault: str)
     hub.faults["list"] = [fault] * 9
     with pytest.raises(ModelMissing, match=fault):
         pulled()
-    assert len(hub.faults["list"]) == 9 - hub_module.LIST_TRIES
+    assert len(hub.faults["list"]) == 9 - hub_errors.LIST_TRIES
 
 
 def test_a_name_that_is_not_there_and_a_revision_that_is_not_are_told(hub: Hub) -> None:
@@ -236,7 +235,7 @@ def test_without_a_network_the_line_says_so(hub: Hub, monkeypatch: pytest.Monkey
         monkeypatch.setenv("HF_ENDPOINT", wrong)
         with pytest.raises(ModelMissing, match=r"HF_ENDPOINT is .*, which is no address"):
             pulled()
-    monkeypatch.setattr(hub_module.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub_errors.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelMissing, match="HF_HUB_OFFLINE"):
         pulled()
 

@@ -14,7 +14,8 @@ import pytest
 
 from sdcli.app.runs import new_folder, take_lock
 from sdcli.models.blobs import digest_for
-from tests.cli.conftest import Command, clean_environment, shell
+from sdcli.units import MIB
+from tests.cli.conftest import Command, clean_environment
 from tests.conftest import SDCLI
 
 ONE, TWO = "1" * 40, "2" * 40
@@ -208,21 +209,25 @@ def test_remove_asks_on_a_terminal(sdcli: Command, cached: Path, monkeypatch: py
     assert all(text.startswith("Remove ") and "MiB?" in text for text in asked)
 
 
-def test_show_describes_a_model_and_what_it_would_take(work: Path, cached: Path, hub: Path) -> None:
-    environment = {"HF_HOME": str(hub.parent)}
-    done = shell(work, "models", "show", REPO, env=environment)
-    text = done.stdout.decode()
-    assert done.returncode == 0, done.stderr
+def test_show_describes_a_model_and_what_it_would_take(
+    sdcli: Command, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = sdcli("models", "show", REPO)
+    assert outcome.code == 0 and "the snapshot 11111111" in outcome.err
     for words in (f"{REPO}: sd, ", "digest ", "UNet2DConditionModel", "F16", "64x64, 20 steps, guidance 7.5, DDIM"):
-        assert words in text
-    assert "the least ceiling: " in text and "fits: predicted peak" in text and "plan: denoiser resident" in text
-    table = json.loads(shell(work, "models", "show", REPO, "--json", env=environment).stdout)
+        assert words in outcome.out
+    assert "fits: predicted peak" in outcome.out and "plan: denoiser resident" in outcome.out
+    table = json.loads(sdcli("models", "show", REPO, "--json").out)
     assert table["schema"] == "sdcli.model/1" and table["ref"] == REPO and table["family"] == "sd"
     assert [part["name"] for part in table["parts"]] == ["tokenizer", "text_encoder", "scheduler", "unet", "vae"]
     assert table["defaults"]["scheduler"] == "DDIMScheduler" and table["forecast"]["fits"] is True
-    plan = json.loads(shell(work, "plan", "", "-m", REPO, "--seed", "0", "--json", env=environment).stdout)
+    plan = json.loads(sdcli("plan", "", "-m", REPO, "--json").out)
     assert table["forecast"]["smallest_limit_bytes"] == plan["smallest_limit_bytes"]
     assert table["forecast"]["plan"] == plan["plan"]
+    monkeypatch.setattr("sdcli.machine.physical_memory_bytes", lambda: 100 * MIB)
+    outcome = sdcli("models", "show", REPO)
+    assert outcome.code == 0 and "does not fit here: " in outcome.out and "fits: " not in outcome.out
+    sdcli("models", "show", "some/thing").refused(3, "sdcli models pull some/thing")
 
 
 def test_a_pull_that_makes_no_sense_is_wrong_usage(sdcli: Command, hub: Path) -> None:
