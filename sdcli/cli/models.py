@@ -146,9 +146,14 @@ def _verify(model: str, **params: Any) -> None:
         what = f"{echo(model)} is damaged: {echo(checked.wrong[0])}{more}"
         raise SdcliError(f"{what}; sdcli models pull {printable(model)[:96]} fetches that again")
     if checked.by_digest:
-        hand_out(f"{printable(model)}: {checked.files} files, {format_size(checked.size_bytes)}, every byte as listed")
+        amount = f"{_files(checked.files)}, {format_size(checked.size_bytes)}"
+        hand_out(f"{printable(model)}: {amount}, every byte as listed")
     else:
         hand_out(f"{printable(model)}: well-formed; there is no list of digests to compare with")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 @_subcommand("remove", MODEL, click.option("--yes", is_flag=True, help="Do not ask."))

@@ -17,6 +17,8 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
     """Check a model from its headers. Raises SdcliError naming all that is missing, or the first that is wrong."""
     if isinstance(sources, Path):
         sources = Sources(str(sources))
+    places = {name: str(_place(Path(where))) for name, where in sources.parts.items()}
+    sources = replace(sources, path=str(_place(Path(sources.path))), parts=places)
     path = Path(sources.path)
     if path.is_dir():
         family, found = parts_in_folder(ref, path, sources.parts)
@@ -30,11 +32,7 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     model = Model(
         ref=ref,
-        sources=replace(
-            sources,
-            path=str(path.resolve()),
-            parts={name: str(Path(where).resolve()) for name, where in sources.parts.items()},
-        ),
+        sources=sources,
         family=family.name,
         parts={part.name: parts[part.name] for part in family.parts},
         sha256=sha256,
@@ -42,6 +40,11 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
     )
     family_of(model).require_fit(ref, model)
     return model
+
+
+def _place(path: Path) -> Path:
+    """Where it is, from any folder. A file that is a link keeps its name: those in the Hub's cache link to digests."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
 def _part(family: Family, name: str, where: str) -> Component:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from sdcli.app.hashes import FileHash
 from sdcli.app.runs import new_folder, take_lock
 from sdcli.models.blobs import digest_for
+from sdcli.models.opened import open_model
+from sdcli.models.reference import resolve_model
+from sdcli.models.stamps import stamps_of
 from sdcli.units import MIB
 from tests.cli.conftest import Command, clean_environment
 from tests.conftest import SDCLI
@@ -269,3 +274,22 @@ def test_completion_prints_a_script_for_each_shell(sdcli: Command, kind: str, tm
         script.write_text(outcome.out)
         assert subprocess.run([program, "-n", script], capture_output=True, check=False).returncode == 0
     sdcli("completion", "csh").refused(2, "csh")
+
+
+def test_a_single_file_of_the_hub_s_cache_goes_by_the_name_of_its_repository_and_by_its_own(
+    sdcli: Command, hub: Path, tmp_path: Path
+) -> None:
+    from tests.engine.test_single_file import FIRST, made
+    from tests.originals import write_single
+
+    content = write_single(made(tmp_path / "first", FIRST), tmp_path / "one.safetensors").read_bytes()
+    snapshot = put(hub, "somebody/file", {"README.md": b"#", "one.safetensors": content})
+    for ref in ("somebody/file", "somebody/file/one.safetensors"):
+        model = resolve_model(ref, lambda *_: None)
+        assert "of it 'one.safetensors'" in model.notes[0] and model.path.name == "one.safetensors"
+        worker_s = open_model(ref, model.sources)
+        assert stamps_of(worker_s) == stamps_of(model)
+        assert FileHash(model)() == hashlib.sha256(content).hexdigest()
+    (entry,) = [one for one in json.loads(sdcli("models", "list", "--json").out)["models"] if one["ref"] != "demo"]
+    assert (entry["ref"], entry["family"], entry["path"]) == ("somebody/file", "sd", str(snapshot / "one.safetensors"))
+    assert sdcli("models", "verify", "somebody/file").out.startswith("somebody/file: 1 file, ")
