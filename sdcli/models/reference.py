@@ -26,8 +26,9 @@ MakeSynthetic = Callable[[str, Path], None]
 
 
 def resolve_model(ref: str, make: MakeSynthetic, given: Sources | None = None) -> Model:
-    """The checked model behind `ref`: `demo`, which is built in, `synthetic:NAME`, made on first use, a path, or
-    the name of a model on the Hub that is in its cache. A path that exists goes before a name.
+    """The checked model behind `ref`: `demo`, which is built in, `synthetic:NAME`, made on first use, a path or a name.
+
+    A name is that of a model on the Hub that is in its cache; a path that exists goes before it.
 
     What was `given` with it comes in place of what the model says.
 
