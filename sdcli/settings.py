@@ -58,6 +58,11 @@ def cache_dir() -> Path:
     return Path(at_home(named)) if named else _base("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache") / "sdcli"
 
 
+def home_cache() -> Path:
+    """The folder of caches as programs for Unix have it on every system, huggingface_hub among them."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
+
+
 def at_home(path: str) -> str:
     """`path` with a leading ~ or ~user as that home folder; as it is where there is no such user.
 

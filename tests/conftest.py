@@ -95,11 +95,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache and a config of the test's own, and a folder of its own to run in; no SDCLI_ settings from outside."""
+    """Caches and a config of the test's own, and a folder of its own to run in; no SDCLI_ settings from outside."""
     for name in [name for name in os.environ if name.startswith("SDCLI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

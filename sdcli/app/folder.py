@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sdcli.app.runs import new_folder, outlasts, take_lock
+from sdcli.app.runs import JOB, new_folder, outlasts, take_lock
 from sdcli.errors import SdcliError, echo
 
 CHECKPOINT_S = 0.25
@@ -38,7 +38,7 @@ class RunFolder:
 
     def describe(self, job: dict[str, Any], pixels: bytes) -> None:
         """Put down what is to be done, and the init image, if any, as it will be used."""
-        self.write("job.json", json.dumps(job, indent=2).encode() + b"\n")
+        self.write(JOB, json.dumps(job, indent=2).encode() + b"\n")
         if pixels:
             self.write("init.rgb", pixels)
 

@@ -6,6 +6,7 @@ advice: where a file system has none, a folder that was written to in the last d
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +31,9 @@ KEPT_S = 14 * 24 * 3600.0
 RECENT_S = 24 * 3600.0
 
 LOCK = "lock"
+
+JOB = "job.json"
+"""What a run is to do."""
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
@@ -76,6 +81,14 @@ def sweep() -> None:
             total_bytes += _size_bytes(folder)
             if total_bytes > CAP_BYTES or now - _last_use(folder) > KEPT_S:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def models_in_use() -> Iterator[Path]:
+    """Where the models lie that runs are drawing with, as far as their folders tell."""
+    with suppress(OSError, SdcliError):
+        for folder in [path for path in _runs().iterdir() if _ID.fullmatch(path.name) and _in_use(path)]:
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                yield Path(json.loads((folder / JOB).read_bytes())["model"]["path"])
 
 
 def _runs() -> Path:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 NO_MODEL = (
     "no --model given: this is the built-in demo, emoji on plain backgrounds; for Stable Diffusion 1.5 (2.1 GB):"
-    " hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir sd15 --exclude 'safety_checker/*'"
-    " --include '*.json' --include '*.txt' --include '*.fp16.safetensors', then --model sd15"
+    " sdcli models pull stable-diffusion-v1-5/stable-diffusion-v1-5,"
+    " then --model stable-diffusion-v1-5/stable-diffusion-v1-5"
 )
 
 KEYS_SHOWN = 12
@@ -73,7 +73,7 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
     for note in model.notes:
         tell(Note(note))
     for file in asked.embeddings:
-        own = [w.name for part in model.parts.values() for w in part.words if w.origin.path == Path(file).resolve()]
+        own = [w.name for part in model.parts.values() for w in part.words if w.origin.path.name == Path(file).name]
         if idle(own, asked):
             what = f"--embedding {echo(file)} has no effect: neither prompt has its word {' or '.join(map(echo, own))}"
             tell(Note(what, "warning"))

@@ -19,6 +19,8 @@ COMMANDS = {
     "img2img": "Edit a picture with words.",
     "plan": "Say whether a picture fits, how, and why; load no weights.",
     "bench": "Run one job under several memory ceilings and compare.",
+    "models": "List, fetch, describe, check and remove models.",
+    "completion": "Print a script that makes a shell complete commands, options and models.",
 }
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""
 
@@ -27,6 +29,9 @@ USAGE_LIMIT = 200
 """Click echoes arguments whole; ours are cut where they are echoed."""
 
 BROKEN_PIPE_EXIT = 141
+
+COMPLETING = "_SDCLI_COMPLETE"
+"""Set where a shell asks what a command line may go on with, instead of running it."""
 
 
 class LazyGroup(click.Group):
@@ -75,7 +80,9 @@ def run(argv: list[str]) -> int:
     try:
         result: Any = cli.main(_as_text(argv), prog_name="sdcli", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except (BrokenPipeError, SystemExit):  # click turns a broken pipe into an exit
+    except (BrokenPipeError, SystemExit) as end:  # click turns a broken pipe into an exit
+        if isinstance(end, SystemExit) and COMPLETING in os.environ:  # and a shell's question
+            return end.code if isinstance(end.code, int) else 0
         return _quiet_broken_pipe()
     except (Exception, Interrupted) as error:  # the one boundary: a person gets a line, a developer --debug
         if "--debug" in argv:

@@ -39,13 +39,15 @@ PROMPT = (
 
 def model_option(default: str) -> tuple[Decorator, ...]:
     """The option that names the model; `default` is for --help, the commands know theirs."""
-    about = "demo (built in), a .safetensors file, a folder in diffusers layout, or synthetic:sd15."
+    about = (
+        "demo (built in), a .safetensors file, a folder in diffusers layout, ORG/NAME from the Hub, or synthetic:sd15."
+    )
     parts = (
         _option(option, type=types.FilePath(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
         for option in part_options()
     )
     return (
-        _option("-m", "--model", type=types.FilePath("text"), help=f"{about}  [default: {default}]"),
+        _option("-m", "--model", type=types.ModelRef(), help=f"{about}  [default: {default}]"),
         *parts,
         _option(
             "--prediction",

@@ -33,13 +33,14 @@ def command(**params: Any) -> None:
     if params["as_json"]:
         hand_out(json.dumps(forecast_report(task, result)))
     else:
-        for line in _table(result):
+        for line in table(result):
             hand_out(line)
     if result.refusal is not None:
         raise result.refusal
 
 
-def _table(result: Forecast) -> list[str]:
+def table(result: Forecast) -> list[str]:
+    """A forecast for people; nothing where there is no plan."""
     planned, limit = result.planned, result.task.ceiling.limit_bytes
     if planned is None:
         return []

@@ -114,32 +114,56 @@ class ProgressLines:
         self._drawn = len(shown)
 
 
-class MakingLine:
-    """Progress of making a synthetic model: a bar on a terminal, else a line every few seconds."""
+class AmountLine:
+    """Progress of bytes that take a while: a bar on a terminal, else a line every few seconds."""
 
-    def __init__(self, name: str, quiet: bool) -> None:
-        self._name, self._quiet, self._moving = name, quiet, is_terminal()
-        self._said_at, self._said = 0.0, False
+    _waits = True
+    """Whether the first line comes after these seconds, so that what is quick says nothing."""
 
-    def __call__(self, message: Progress) -> None:
+    def __init__(self, what: str, quiet: bool) -> None:
+        self._what, self._quiet, self._moving = what, quiet, is_terminal()
+        self._said_at = time.monotonic() if self._waits and not self._moving else 0.0
+        self._said, self._drawn = not self._waits, 0
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
         """Show how far it is."""
-        if self._quiet:
+        done = done_bytes == total_bytes
+        if self._quiet or (done and not (self._moving or self._said)):
             return
-        done = message.done == message.total
         if time.monotonic() - self._said_at < (0.1 if self._moving else 5.0) and not done:
             return
-        self._said_at = time.monotonic()
-        amount = f"{format_size(message.done)} of {format_size(message.total)}"
+        self._said_at, self._said = time.monotonic(), not done
+        amount = f"{format_size(done_bytes)} of {format_size(total_bytes)}"
         if self._moving:
-            bar = _bar(message.done, message.total)
-            say(f"\rmaking {self._name}, once  {bar} {amount}", end="\n" if done else "")
+            line = f"{self._what}  {_bar(done_bytes, total_bytes)} {amount}"
+            say(f"\r{line:<{self._drawn}}", end="\n" if done else "")
+            self._drawn = 0 if done else len(line)
         else:
-            say(f"making {self._name}, once: {amount}")
+            say(f"{self._what}: {amount}")
+
+    def clear(self) -> None:
+        """Leave no half-drawn line behind."""
+        if self._drawn:
+            say("\r" + " " * self._drawn + "\r", end="")
+            self._drawn = 0
+
+
+class MakingLine(AmountLine):
+    """Progress of making a synthetic model, from its beginning."""
+
+    _waits = False
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        super().__init__(f"making {name}, once", quiet)
+
+    def show(self, message: Progress) -> None:
+        """Show how far it is."""
+        self(message.done, message.total)
 
 
 def making_lines(voice: Voice) -> ShowMaking:
     """Shows the making of a model by its name."""
-    return lambda name: MakingLine(name, voice.quiet)
+    return lambda name: MakingLine(name, voice.quiet).show
 
 
 def _bar(done: int, total: int) -> str:

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from sdcli.app.asked import SEED_END
 from sdcli.app.loras import weight_of
@@ -158,6 +159,19 @@ class LoraFile(click.ParamType):
         if not str(value).strip():
             self.fail("an empty name is no file", param, ctx)
         return (at_home(str(value)), 1.0) if weight is None else (at_home(path), weight)
+
+
+class ModelRef(FilePath):
+    """What names a model; a shell completes those on this disk, and paths."""
+
+    def __init__(self) -> None:
+        super().__init__("text")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from sdcli.app.on_disk import refs_on_disk
+
+        named = [CompletionItem(ref) for ref in refs_on_disk() if ref.startswith(incomplete)]
+        return [*named, CompletionItem(incomplete, type="file")]
 
 
 class PromptFile(click.ParamType):

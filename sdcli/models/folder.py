@@ -18,6 +18,10 @@ from sdcli.models.tokenizer_files import check_tokenizer, is_tokenizer
 from sdcli.models.weight_files import find_weights, note_of_index, what_lies_there
 
 
+class LacksFiles(SdcliError):
+    """A model's folder is not whole: what it has may be good."""
+
+
 def parts_in_folder(ref: str, folder: Path, besides: Collection[str] = ()) -> tuple[Family, Found]:
     """The family of a folder in diffusers layout, and its parts but those `besides`, which come from elsewhere.
 
@@ -56,7 +60,7 @@ def _require_all(ref: str, folder: Path, parts: list[Part]) -> None:
         if inner:
             raise SdcliError(f"{echo(ref)} is not a model's folder, it has some in it: give {inner}")
         hint = next(filter(None, hints), "")
-        raise SdcliError(
+        raise LacksFiles(
             f"the model {echo(ref)} lacks {', '.join(missing)}{'; ' if hint else ''}{hint}: complete the folder"
         )
 

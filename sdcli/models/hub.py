@@ -27,7 +27,7 @@ def snapshot_in(ref: str, folder: Path) -> tuple[Path, str | None]:
         return folder, None
     snapshots = folders_in(home / "snapshots")
     main = home / "refs" / "main"
-    named = _commit(main)
+    named = commit_in(main)
     if named is not None and named in snapshots:
         return home / "snapshots" / named, f"{echo(ref)} is a folder of the Hub's cache: its main snapshot, {named[:8]}"
     if named is None and len(snapshots) == 1:
@@ -52,8 +52,8 @@ def folders_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
-def _commit(main: Path) -> str | None:
-    """What refs/main says, if it says anything that can be a folder's name."""
+def commit_in(main: Path) -> str | None:
+    """The commit that a file of refs/ names, if it says anything that can be a folder's name."""
     if not main.is_file():
         return None
     with main.open("rb") as file:

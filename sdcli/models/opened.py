@@ -19,6 +19,7 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
     """Check a model from its headers. Raises SdcliError naming all that is missing, or the first that is wrong."""
     if isinstance(sources, Path):
         sources = Sources(str(sources))
+    sources = _from_anywhere(sources)
     path = Path(sources.path)
     if path.is_dir():
         family, found = parts_in_folder(ref, path, sources.parts)
@@ -31,17 +32,11 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     for where in sources.embeddings:
-        name, words = words_in(family, read_header(Path(where).resolve()), parts)
+        name, words = words_in(family, read_header(Path(where)), parts)
         parts[name] = replace(parts[name], words=(*parts[name].words, *words))
     model = Model(
         ref=ref,
-        sources=replace(
-            sources,
-            path=str(path.resolve()),
-            loras=tuple((str(Path(where).resolve()), weight) for where, weight in sources.loras),
-            embeddings=tuple(str(Path(where).resolve()) for where in sources.embeddings),
-            parts={name: str(Path(where).resolve()) for name, where in sources.parts.items()},
-        ),
+        sources=sources,
         family=family.name,
         parts={part.name: parts[part.name] for part in family.parts},
         sha256=sha256,
@@ -49,6 +44,23 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
     )
     family.require_fit(ref, model)
     return with_loras(model, sources.loras)
+
+
+def _from_anywhere(sources: Sources) -> Sources:
+    """The same with paths that hold in any folder."""
+    return replace(
+        sources,
+        path=_place(sources.path),
+        parts={name: _place(where) for name, where in sources.parts.items()},
+        embeddings=tuple(map(_place, sources.embeddings)),
+        loras=tuple((_place(where), weight) for where, weight in sources.loras),
+    )
+
+
+def _place(where: str) -> str:
+    """Where it is. A file that is a link keeps its name: those in the Hub's cache link to digests."""
+    path = Path(where)
+    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def _part(family: Family, name: str, where: str) -> Component:

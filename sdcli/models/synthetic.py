@@ -43,11 +43,21 @@ def find_synthetic(ref: str, make: Callable[[str, Path], None]) -> tuple[Path, s
     if name not in settings.config_names("models"):
         known = ", ".join(SYNTHETIC + known for known in settings.config_names("models"))
         raise BadRequest(f"no synthetic model {echo(ref)}: there is {known}")
-    folder = settings.cache_dir() / "synthetic" / f"{name}-{LAYOUT}"
+    folder = made_folder(name)
     digest = _verified(folder)
     if digest is None:
         digest = _make_whole(name, folder, make)
     return folder, digest
+
+
+def made_folder(name: str) -> Path:
+    """Where a synthetic model lies, or will."""
+    return settings.cache_dir() / "synthetic" / f"{name}-{LAYOUT}"
+
+
+def made_names() -> list[str]:
+    """The synthetic models that are there."""
+    return [name for name in settings.config_names("models") if (made_folder(name) / MANIFEST).is_file()]
 
 
 def _make_whole(name: str, folder: Path, make: Callable[[str, Path], None]) -> str:

@@ -13,7 +13,7 @@ from sdcli.units import format_size
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either of these is a tokenizer; the first is taken where both are there."""
 
-_LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
+LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
 
 _OWN_TOKENS = 1000
 """Tokens that somebody may have added to a vocabulary without a merge."""
@@ -42,10 +42,10 @@ def check_tokenizer(home: Path, limits: VocabularyLimits) -> dict[str, Path]:
         lacking = contents["vocab.json"].count(b'":') - merges - limits.unmerged
         if lacking > _OWN_TOKENS:
             raise SdcliError(f"{echo(home / 'merges.txt')} lacks {lacking} merges of its vocabulary: fetch it again")
-    for name in _LEGACY_FILES:
+    for name in LEGACY_FILES:
         if os.path.lexists(home / name):
             read_json(home / name)
-    return {_PARTS[name]: home / name for name in (*names, *_LEGACY_FILES) if (home / name).is_file()}
+    return {_PARTS[name]: home / name for name in (*names, *LEGACY_FILES) if (home / name).is_file()}
 
 
 _PARTS = {

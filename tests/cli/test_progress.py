@@ -12,7 +12,7 @@ import pytest
 
 from sdcli.app.record import RunRecord, StageRecord, Task
 from sdcli.cli import progress, say
-from sdcli.cli.progress import MakingLine, ProgressLines
+from sdcli.cli.progress import AmountLine, MakingLine, ProgressLines
 from sdcli.domain import Plan, Request, StageNeed
 from sdcli.host.watchdog import Peaks, Watchdog
 from sdcli.messages import Finished, Message, Notice, PictureDone, Progress, Ready, StageBegan, StageEnded, StepDone
@@ -98,7 +98,7 @@ def test_verbose_says_that_libraries_were_imported_whole_and_why(capfd: pytest.C
 def test_quiet_says_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     terminal = open_terminal(monkeypatch)
     show_run(None, quiet=True, verbose=True)
-    MakingLine("synthetic:sd15", True)(Progress(1, 2))
+    MakingLine("synthetic:sd15", True).show(Progress(1, 2))
     assert terminal.getvalue() == "" and capfd.readouterr() == ("", "")
 
 
@@ -138,7 +138,7 @@ def test_making_a_model_shows_its_beginning_and_its_end(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    line = MakingLine("synthetic:sd15", False)
+    line = MakingLine("synthetic:sd15", False).show
     for done in (1, 2, 3):
         line(Progress(done * 512 * MIB, 2048 * MIB))
         now[0] += 3
@@ -146,6 +146,34 @@ def test_making_a_model_shows_its_beginning_and_its_end(
     said = capfd.readouterr().err.splitlines()
     assert said[0] == "making synthetic:sd15, once: 512 MiB of 2.00 GiB"
     assert [text.split(": ")[1] for text in said[1:]] == ["1.50 GiB of 2.00 GiB", "2.00 GiB of 2.00 GiB"]
+
+
+def test_bytes_that_are_quick_say_nothing_and_slow_ones_a_line_every_few_seconds(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    quick, slow = AmountLine("a/b", False), AmountLine("a/b", False)
+    quick(MIB, 2 * MIB)
+    quick(2 * MIB, 2 * MIB)
+    for done in (1, 2, 3):
+        now[0] += 3
+        slow(done * MIB, 4 * MIB)
+    slow(4 * MIB, 4 * MIB)
+    slow.clear()
+    assert capfd.readouterr().err.splitlines() == ["a/b: 2 MiB of 4 MiB", "a/b: 4 MiB of 4 MiB"]
+
+
+def test_on_a_terminal_the_line_of_bytes_is_wiped_for_what_is_said_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    line = AmountLine("a/b", False)
+    line(1000 * MIB, 1024 * MIB)
+    line.clear()
+    line.clear()
+    line(1024 * MIB, 1024 * MIB)
+    shown, wiped, last = [*terminal.getvalue().split("\r")[1:3], terminal.getvalue().rpartition("\r")[2]]
+    assert shown == "a/b  [###################-] 1000 MiB of 1.00 GiB" and wiped == " " * len(shown)
+    assert last == "a/b  [####################] 1.00 GiB of 1.00 GiB\n"
 
 
 def test_a_stderr_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

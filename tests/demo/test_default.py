@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import io
-import itertools
 import json
 import subprocess
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from PIL import Image
 
 from sdcli.models import reference
 from sdcli.models.header import read_header
+from sdcli.models.hub_ids import parse_hub_ref
 from sdcli.models.opened import open_model
 from sdcli.settings import read_config
 from sdcli.units import MIB
@@ -73,22 +73,16 @@ def test_without_a_model_one_line_names_the_demo_and_how_to_get_a_real_one(
     assert asked(*argv).task.model.ref == "demo"
     (line,) = said
     assert line.startswith(NOTICE) and line.endswith("\n") and line.count("\n") == 1 and line[:-1].isprintable()
-    for words in ("demo", "Stable Diffusion 1.5", "hf download stable-diffusion-v1-5/", "--local-dir", "--model"):
+    for words in ("demo", "Stable Diffusion 1.5", "sdcli models pull stable-diffusion-v1-5/", "--model"):
         assert words in line
     assert asked(*argv, "-q").task.model.ref == "demo" and len(said) == 1
 
 
-def test_the_line_names_a_command_that_fetches_all_that_a_model_needs_and_no_pickle(
-    asked: Ask, said: list[str]
-) -> None:
+def test_the_line_names_the_command_that_fetches_a_model_and_how_to_draw_with_it(asked: Ask, said: list[str]) -> None:
     asked("txt2img", FOX)
-    command = said[0].partition("hf download ")[2].partition(", then")[0]
-    repository, *options = command.split()
-    assert repository == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    folder = options[options.index("--local-dir") + 1]
-    assert said[0].rstrip().endswith(f"--model {folder}")
-    wanted = {option.strip("'") for flag, option in itertools.pairwise(options) if flag == "--include"}
-    assert wanted == {"*.json", "*.txt", "*.fp16.safetensors"}
+    repository = said[0].partition("sdcli models pull ")[2].partition(", then")[0]
+    assert parse_hub_ref(repository) is not None
+    assert said[0].rstrip().endswith(f"--model {repository}")
 
 
 def test_a_model_of_ones_own_is_taken_without_a_word(
