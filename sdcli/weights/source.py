@@ -81,7 +81,7 @@ class Stored:
         piece = self.tensor[begin:end]
         rows = piece.to(device, torch.float32, copy=self.counts)
         self._let_go(piece)
-        return rows
+        return rows if self._scale == 1.0 else rows * self._scale
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weight on the device in this type: as it is mapped, if it is there and of that type and costs nothing."""

@@ -27,6 +27,7 @@ from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.models.opened import open_model
 from tests.conftest import TINY
 from tests.engine.test_same_picture import reference
+from tests.loras import write_lora
 from tests.originals import PREFIXES, originals, write_single
 from tests.support import ASTRONAUT, draw, largest_difference
 
@@ -209,6 +210,25 @@ def test_eight_bits_are_drawn_as_the_same_values_in_sixteen(
     save_file(narrow, path)
     save_file({name: tensor.half() for name, tensor in wide.items()}, same)
     assert torch.equal(draw(Sources(str(path)), request=REQUEST), draw(Sources(str(same)), request=REQUEST))
+
+
+@pytest.mark.parametrize("folder", ["first"], indirect=True)
+def test_a_lora_changes_eight_bits_as_it_does_sixteen(folder: Path, tmp_path: Path) -> None:
+    path, same = write_single(folder, tmp_path / "m.safetensors"), tmp_path / "same.safetensors"
+    write_lora(folder, tmp_path / "x.safetensors")
+    narrow, wide = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    for name, tensor in load_file(path).items():
+        narrow[name] = tensor.to(torch.float8_e4m3fn)
+        wide[name] = narrow[name].half()
+        if name.endswith(".weight") and tensor.ndim > 1 and name.startswith(PREFIXES["unet"]):
+            narrow[name.removesuffix("weight") + "scale_weight"] = torch.tensor(0.5)
+            wide[name] *= 0.5
+    save_file(narrow, path)
+    save_file(wide, same)
+    loras = ((str(tmp_path / "x.safetensors"), 0.8),)
+    drawn = [draw(Sources(str(one), loras=loras), request=REQUEST) for one in (path, same)]
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0], draw(Sources(str(path)), request=REQUEST))
 
 
 def test_the_vocabulary_is_clip_s() -> None:
