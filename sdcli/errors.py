@@ -3,6 +3,7 @@
     SdcliError                1   a file, model or run-time failure
     ├── BadRequest            2   wrong usage, found before torch is imported
     ├── ModelMissing          3   the model is not on disk and cannot be fetched
+    ├── LacksFiles            1   the model is on disk, and not whole
     ├── WillNotFit            4   said before any weights load
     ├── NotFinite             5   NaN or infinity
     │   └── NotFiniteInHalf   5   of half precision: fp32 is tried before anybody hears of it
@@ -39,6 +40,10 @@ class ModelMissing(SdcliError):
     exit_code = 3
 
 
+class LacksFiles(SdcliError):
+    """A model's folder is not whole: what it has may be good."""
+
+
 class WillNotFit(SdcliError):
     """The request needs more memory than the ceiling allows."""
 
@@ -72,7 +77,16 @@ class Interrupted(BaseException):
 
 BY_NAME: dict[str, type[SdcliError]] = {
     kind.__name__: kind
-    for kind in (SdcliError, BadRequest, ModelMissing, WillNotFit, NotFinite, NotFiniteInHalf, CeilingCrossed)
+    for kind in (
+        SdcliError,
+        BadRequest,
+        ModelMissing,
+        LacksFiles,
+        WillNotFit,
+        NotFinite,
+        NotFiniteInHalf,
+        CeilingCrossed,
+    )
 }
 """The kinds that can cross from the worker to the host by name."""
 

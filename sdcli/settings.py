@@ -27,6 +27,10 @@ class Profile:
     about: str
 
 
+FEW = 16
+"""Settings that a message lists."""
+
+
 def config_names(kind: str) -> list[str]:
     """The names of the shipped configs of one kind: `profiles` or `models`."""
     folder = resources.files("sdcli.configs") / kind
@@ -111,8 +115,18 @@ def read_user_config(known: Mapping[str, object]) -> dict[str, Any]:
     settings = {key.replace("-", "_"): value for key, value in table.items()}
     for key in settings:
         if key not in known:
-            raise BadRequest(f"unknown setting {echo(key)} in {echo(path)}; known are {', '.join(sorted(known))}")
+            raise BadRequest(f"unknown setting {echo(key)} in {echo(path)}; {_hint(key, sorted(known))}")
     return settings
+
+
+def _hint(key: str, known: list[str]) -> str:
+    """All that is known if it is not much, else what is most like the key."""
+    if len(known) <= FEW:
+        return f"known are {', '.join(known)}"
+    import difflib  # here, because it is seldom needed
+
+    nearest = difflib.get_close_matches(key, known, 3, 0.5)
+    return f"nearest to it: {', '.join(nearest)}" if nearest else "--help shows what there is"
 
 
 def _can_be_seen(path: Path) -> bool:

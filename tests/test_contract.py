@@ -148,6 +148,7 @@ def test_the_exit_codes_are_those_of_the_contract() -> None:
         "SdcliError": 1,
         "BadRequest": 2,
         "ModelMissing": 3,
+        "LacksFiles": 1,
         "WillNotFit": 4,
         "NotFinite": 5,
         "NotFiniteInHalf": 5,

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.domain import Model
-from sdcli.errors import SdcliError, echo
+from sdcli.errors import LacksFiles, SdcliError, echo
 from sdcli.families.registry import family_of
-from sdcli.models.folder import LacksFiles
 from sdcli.models.hub_ids import HubRef, cached_refs, find_in_cache
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.synthetic import SYNTHETIC, made_folder, made_names

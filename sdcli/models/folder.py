@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sdcli.domain import Component, Origin, WeightFile
-from sdcli.errors import SdcliError, echo
+from sdcli.errors import LacksFiles, SdcliError, echo
 from sdcli.families.contract import Family, Found, Part
 from sdcli.families.registry import looks_like_a_model
 from sdcli.models.configs import checked_config, class_name, keys_passed_over, read_json
@@ -16,10 +16,6 @@ from sdcli.models.hub import model_folders_in
 from sdcli.models.index import INDEX_FILE, read_index
 from sdcli.models.tokenizer_files import check_tokenizer, is_tokenizer
 from sdcli.models.weight_files import find_weights, note_of_index, what_lies_there
-
-
-class LacksFiles(SdcliError):
-    """A model's folder is not whole: what it has may be good."""
 
 
 def parts_in_folder(ref: str, folder: Path, besides: Collection[str] = ()) -> tuple[Family, Found]:

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdcli.domain import Model, Sources
-from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
-from sdcli.models.folder import LacksFiles
+from sdcli.errors import BadRequest, LacksFiles, ModelMissing, SdcliError, echo
 from sdcli.models.hub import snapshot_in
 from sdcli.models.hub_ids import find_in_cache, parse_hub_ref
 from sdcli.models.opened import open_model

@@ -281,7 +281,7 @@ def test_a_failure_of_ours_keeps_its_kind_and_its_line(tmp_path: Path) -> None:
         worker.say(Job(SHORT, RESIDENT, Sources(str(tmp_path / "gone")), "fp32"))
         (failed,) = worker.hear_until(Failed)
         assert isinstance(failed, Failed)
-        assert failed.kind == "SdcliError" and "is not a folder" in failed.message
+        assert failed.kind == "SdcliError" and "No such file or directory" in failed.message
         assert worker.end() == (1, "")
 
 
