@@ -338,7 +338,7 @@ def test_a_caller_who_stops_listening_frees_everything(tiny: Path) -> None:
 
 
 def test_a_model_that_is_gone_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SdcliError, match="is not a folder"):
+    with pytest.raises(SdcliError, match="No such file or directory"):
         run_engine(tmp_path / "gone")
 
 

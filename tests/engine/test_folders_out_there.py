@@ -289,7 +289,7 @@ def test_the_top_folder_of_the_hub_s_cache_is_its_main_snapshot(
     (top / "snapshots" / ("b" * 40)).mkdir()
     found = resolve_model(str(top), lambda *_: None)
     assert found.notes and "aaaaaaaa" in found.notes[0]
-    assert largest_difference(draw(found.folder, request=REQUEST), theirs) <= 1
+    assert largest_difference(draw(found.path, request=REQUEST), theirs) <= 1
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ SECOND: dict[str, dict[str, Any]] = {
 """Stable Diffusion 2.1, as it differs from 1.5 in its published configs."""
 
 
-@pytest.fixture(params=["first", "second"])
+@pytest.fixture(params=[pytest.param("first", marks=pytest.mark.long), "second"])
 def both(request: pytest.FixtureRequest, sd15: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A model's folder, with CLIP's vocabulary, and the same as one file."""
     folder, single = tmp_path / "folder", tmp_path / "model.safetensors"
