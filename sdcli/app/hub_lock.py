@@ -27,7 +27,7 @@ def the_only_one(ref: HubRef, tell: Tell | None) -> Iterator[None]:
                 raise SdcliError(f"{ref.repo} is being pulled just now: wait for that, or end it") from error
             tell(Note(f"another process is at {ref.repo}: waiting for it"))
             lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's where a file system has no locks
         what = f"cannot lock {echo(hub_cache())}: {getattr(error, 'strerror', None) or echo(error)}"
         raise SdcliError(f"{what}; set HF_HUB_CACHE to a folder that can be written") from error
     try:

@@ -143,7 +143,7 @@ def _alone(voice: Voice) -> Iterator[None]:
         voice.warn("another sdcli bench is running: the figures of both are disturbed")
         yield
         return
-    except (OSError, NotImplementedError):  # file systems without locks
+    except (OSError, NotImplementedError):  # the latter is filelock's where a file system has no locks
         yield
         return
     try:

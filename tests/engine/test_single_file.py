@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdcli.domain import Sources
 from sdcli.engine.synthesize import write_model
+from sdcli.errors import SdcliError
 from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.models.opened import open_model
 from tests.conftest import TINY
@@ -229,6 +231,25 @@ def test_a_lora_changes_eight_bits_as_it_does_sixteen(folder: Path, tmp_path: Pa
     drawn = [draw(Sources(str(one), loras=loras), request=REQUEST) for one in (path, same)]
     assert torch.equal(*drawn)
     assert not torch.equal(drawn[0], draw(Sources(str(path)), request=REQUEST))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("number", ["999", "1000000000", "9" * 5000, "\u0663", "-1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.{}.0.op.weight",
+        "model.diffusion_model.output_blocks.{}.1.conv.weight",
+        "first_stage_model.decoder.up.{}.block.0.conv1.weight",
+        "first_stage_model.encoder.down.{}.block.0.conv1.weight",
+        "cond_stage_model.model.transformer.resblocks.{}.ln_1.weight",
+    ],
+)
+@pytest.mark.parametrize("folder", ["second"], indirect=True)
+def test_numbers_in_names_are_no_reason_to_work_long(folder: Path, tmp_path: Path, name: str, number: str) -> None:
+    path = write_single(folder, tmp_path / "m.safetensors", None, **{name.format(number): torch.zeros(2)})
+    with suppress(SdcliError):
+        open_model("m", sources(path, folder))
 
 
 def test_the_vocabulary_is_clip_s() -> None:

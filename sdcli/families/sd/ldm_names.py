@@ -12,6 +12,7 @@ from sdcli.families.sd.schema import UNet
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "time_embed.cond_proj": "time_embedding.cond_proj",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -28,15 +29,23 @@ _OF_DOWNSAMPLER = {"op": "conv"}
 
 
 def original_blocks(unet: UNet) -> dict[str, str]:
+    """The blocks of a UNet with these settings."""
+    levels = len(unet.block_out_channels)
+    layers = [unet.layers_per_block] * levels if isinstance(unet.layers_per_block, int) else [*unet.layers_per_block]
+    down, up = (["Attn" in kind for kind in kinds] for kinds in (unet.down_block_types, unet.up_block_types))
+    return numbered_blocks(layers, down, up)
+
+
+def numbered_blocks(layers: Sequence[int], down: Sequence[bool], up: Sequence[bool]) -> dict[str, str]:
     """From the original name of each residual block, transformer and change of size to diffusers'.
 
-    `input_blocks.4.1` is `down_blocks.1.attentions.0` in Stable Diffusion 1.x.
+    `input_blocks.4.1` is `down_blocks.1.attentions.0` in Stable Diffusion 1.x. Each level has so many layers on the way
+    down, and has transformers on the way down and on the way up or not.
     """
-    levels, blocks, at = len(unet.block_out_channels), dict[str, str](), 1
-    layers = [unet.layers_per_block] * levels if isinstance(unet.layers_per_block, int) else [*unet.layers_per_block]
-    for level, (kind, count) in enumerate(zip(unet.down_block_types, layers, strict=True)):
+    levels, blocks, at = len(layers), dict[str, str](), 1
+    for level, (attends, count) in enumerate(zip(down, layers, strict=True)):
         for layer in range(count):
-            blocks |= _layer(f"input_blocks.{at}", f"down_blocks.{level}", layer, kind)
+            blocks |= _layer(f"input_blocks.{at}", f"down_blocks.{level}", layer, attends)
             at += 1
         if level < levels - 1:
             blocks[f"input_blocks.{at}.0"] = f"down_blocks.{level}.downsamplers.0"
@@ -44,9 +53,9 @@ def original_blocks(unet: UNet) -> dict[str, str]:
     blocks |= {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
     blocks["middle_block.2"] = "mid_block.resnets.1"
     at = 0
-    for level, (kind, count) in enumerate(zip(unet.up_block_types, reversed(layers), strict=True)):
+    for level, (attends, count) in enumerate(zip(up, reversed(layers), strict=True)):
         for layer in range(count + 1):
-            some = _layer(f"output_blocks.{at}", f"up_blocks.{level}", layer, kind)
+            some = _layer(f"output_blocks.{at}", f"up_blocks.{level}", layer, attends)
             if layer == count and level < levels - 1:
                 some[f"output_blocks.{at}.{len(some)}"] = f"up_blocks.{level}.upsamplers.0"
             blocks |= some
@@ -54,10 +63,10 @@ def original_blocks(unet: UNet) -> dict[str, str]:
     return blocks
 
 
-def _layer(original: str, ours: str, layer: int, kind: str) -> dict[str, str]:
+def _layer(original: str, ours: str, layer: int, attends: bool) -> dict[str, str]:
     """A residual block, and the transformer after it where its level has such."""
     pair = {f"{original}.0": f"{ours}.resnets.{layer}"}
-    return pair | ({f"{original}.1": f"{ours}.attentions.{layer}"} if "Attn" in kind else {})
+    return pair | ({f"{original}.1": f"{ours}.attentions.{layer}"} if attends else {})
 
 
 def diffusers_name(blocks: Mapping[str, str], original: str) -> str | None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from sdcli.domain import TensorInfo
+from sdcli.families.sd.ldm_names import diffusers_name, numbered_blocks
 
 Names = Mapping[str, TensorInfo]
 """The tensors of a network, by the names that they have without its prefix."""
@@ -26,66 +28,27 @@ class Piece:
     share: tuple[int, int] | None = None
 
 
-_RESIDUAL = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-_ENDS = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "time_embed.cond_proj": "time_embedding.cond_proj",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
-
-
-def layers_per_block(names: Names) -> int:
-    """Residual blocks of a level of the UNet, on the way down: those before the first change of size."""
-    changes = [int(found[1]) for name in names if (found := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))]
-    blocks = max((int(found[1]) for name in names if (found := re.match(r"input_blocks\.(\d+)\.", name))), default=0)
-    return min(changes, default=blocks + 1) - 1
-
-
-def unet_name(module: str, layers: int) -> str | None:  # noqa: PLR0911  a row a kind
-    """Today's name of a module of the UNet, or of a weight in one; None for what no UNet has."""
-    for old, new in _ENDS.items():
-        if module == old or module.startswith(f"{old}."):
-            return new + module[len(old) :]
-    match module.split("."):
-        case ["middle_block", index, *rest] if index in _MIDDLE:
-            return _in_level("mid_block." + _MIDDLE[index], rest)
-        case ["input_blocks", number, "0", "op", *rest] if number.isdecimal():
-            return ".".join([f"down_blocks.{(int(number) - 1) // (layers + 1)}.downsamplers.0.conv", *rest])
-        case ["input_blocks", number, ("0" | "1") as index, *rest] if number.isdecimal():
-            level, layer = divmod(int(number) - 1, layers + 1)
-            return _in_level(f"down_blocks.{level}.{'attentions' if index == '1' else 'resnets'}.{layer}", rest)
-        case ["output_blocks", number, ("1" | "2"), "conv", *rest] if number.isdecimal():
-            return ".".join([f"up_blocks.{int(number) // (layers + 1)}.upsamplers.0.conv", *rest])
-        case ["output_blocks", number, ("0" | "1") as index, *rest] if number.isdecimal():
-            level, layer = divmod(int(number), layers + 1)
-            return _in_level(f"up_blocks.{level}.{'attentions' if index == '1' else 'resnets'}.{layer}", rest)
-    return None
-
-
-def _in_level(home: str, rest: list[str]) -> str:
-    inner = ".".join(rest)
-    for old, new in _RESIDUAL.items() if ".resnets." in f"{home}." else ():
-        if inner == old or inner.startswith(f"{old}."):
-            inner = new + inner[len(old) :]
-            break
-    return f"{home}.{inner}" if inner else home
-
-
 def unet_names(names: Names) -> dict[str, Piece]:
     """Of a UNet: today's names, and where each lies. What no UNet has keeps its name."""
-    layers = layers_per_block(names)
-    return {unet_name(name, layers) or name: Piece(name) for name in names}
+    blocks, pieces = _blocks(names), dict[str, Piece]()
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        today = diffusers_name(blocks, module)
+        pieces[name if today is None else f"{today}.{leaf}"] = Piece(name)
+    return pieces
+
+
+def _blocks(names: Names) -> dict[str, str]:
+    """The UNet's blocks by their original names, told from where maps change their size and where attention is."""
+    modules = {".".join(name.split(".")[:3]) for name in names}
+    changes = sorted({int(f[1]) for name in names if (f := re.match(r"input_blocks\.(\d{1,3})\.0\.op\.", name))})
+    last = max((int(f[1]) for name in names if (f := re.match(r"input_blocks\.(\d{1,3})\.", name))), default=0)
+    ends = [*changes, last + 1]
+    layers = [end - begin - 1 for begin, end in zip([0, *changes], ends, strict=True)]
+    down = [f"input_blocks.{end - 1}.1" in modules for end in ends]
+    ups = accumulate(count + 1 for count in reversed(layers))
+    up = [any(n.startswith(f"output_blocks.{end - 1}.1.proj_in.") for n in names) for end in ups]
+    return numbered_blocks(layers, down, up)
 
 
 _DOTLESS = re.compile(
@@ -124,16 +87,18 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 
 def vae_names(names: Names) -> dict[str, Piece]:
     """The same of an autoencoder, whose way up is counted from the largest map."""
-    ways = (re.match(r"decoder\.up\.(\d+)\.", name) for name in names)
+    ways = (re.match(r"decoder\.up\.(\d{1,3})\.", name) for name in names)
     levels = 1 + max((int(way[1]) for way in ways if way), default=0)
     return {_vae_name(name, levels): Piece(name) for name in names}
 
 
 def _vae_name(name: str, levels: int) -> str:
     match name.split("."):
-        case [side, ("down" | "up") as way, level, "block", layer, *rest] if level.isdecimal():
+        case [side, ("down" | "up") as way, level, "block", layer, *rest] if re.fullmatch(r"[0-9]{1,3}", level):
             return ".".join([side, f"{way}_blocks", _level(way, level, levels), "resnets", layer, *_shortcut(rest)])
-        case [side, ("down" | "up") as way, level, ("downsample" | "upsample") as change, *rest] if level.isdecimal():
+        case [side, ("down" | "up") as way, level, ("downsample" | "upsample") as change, *rest] if re.fullmatch(
+            r"[0-9]{1,3}", level
+        ):
             return ".".join([side, f"{way}_blocks", _level(way, level, levels), f"{change}rs.0", *rest])
         case [side, "mid", ("block_1" | "block_2") as block, *rest]:
             return ".".join([side, "mid_block", "resnets", "0" if block == "block_1" else "1", *_shortcut(rest)])
@@ -171,7 +136,7 @@ def open_clip_names(names: Names, layers: int) -> dict[str, Piece]:
     """The same of the first layers of OpenCLIP's text encoder."""
     pieces = {today: Piece(name) for name, today in _OPEN_CLIP.items() if name in names}
     for name in names:
-        found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)(weight|bias)", name)
+        found = re.fullmatch(r"transformer\.resblocks\.(\d{1,3})\.(.+?)(?:\.|_)(weight|bias)", name)
         if found is None or int(found[1]) >= layers:
             continue
         home, inner, leaf = f"encoder.layers.{found[1]}", found[2], found[3]

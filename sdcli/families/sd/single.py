@@ -123,7 +123,9 @@ def _pieces(part: str, names: Names) -> dict[str, Piece]:
 
 def _open_clip_layers(names: Names) -> int:
     """All but the last: Stable Diffusion 2.x was trained with what the last but one gives."""
-    return max((int(f[1]) for name in names if (f := re.match(r"transformer\.resblocks\.(\d+)\.", name))), default=0)
+    return max(
+        (int(f[1]) for name in names if (f := re.match(r"transformer\.resblocks\.(\d{1,3})\.", name))), default=0
+    )
 
 
 _SCALES = (".scale_weight", ".weight_scale")
@@ -167,7 +169,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _levels(shapes: Shapes, home: str) -> range:
-    found = (re.match(re.escape(home) + r"\.(\d+)\.", name) for name in shapes)
+    found = (re.match(re.escape(home) + r"\.(\d{1,3})\.", name) for name in shapes)
     return range(1 + max((int(one[1]) for one in found if one), default=-1))
 
 
