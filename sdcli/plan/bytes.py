@@ -110,7 +110,7 @@ def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) 
     count = subject.counts[stage.name]
     weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
     lent = weights.vectors_bytes + weights.largest_bytes
-    work = lent + way.live_bytes + remainder.pictures(way, plan.give_back, plan.fresh_decode)
+    work = lent + way.live_bytes + remainder.pictures(way, plan.fresh_decode)
     handing = HANDED_TIMES * subject.request.count * subject.latents_bytes if plan.fresh_decode else 0
     return max(2 * subject.latents_bytes + work, handing)
 

@@ -32,8 +32,6 @@ class Remainder:
     steps_gaps: Mapping[GiveBack, Curve]
     after_steps: Curve
     fresh_worker: Curve = ((0, 8), (100, 12))
-    after_rare_bytes: int = 0
-    """What the last stage finds besides where freed memory went back at the end of the steps only."""
     scratch_share: float = 0.12
     """Of the largest weight, that the kernels which multiply by it keep for themselves."""
     padding: float = 1.0
@@ -51,12 +49,9 @@ class Remainder:
         """Of the denoise stage, whose largest weight has so many bytes."""
         return self._of(way, self.steps_gaps[give_back]) + int(self.times * self.scratch_share * largest_bytes)
 
-    def pictures(self, way: WayCount, give_back: GiveBack, fresh: bool) -> int:
+    def pictures(self, way: WayCount, fresh: bool) -> int:
         """Of a stage that runs once a picture, after the steps or in a worker of its own."""
-        if fresh:
-            return self._of(way, self.fresh_worker)
-        rare = int(self.times * self.after_rare_bytes) if give_back == "stage" else 0
-        return self._of(way, self.after_steps) + rare
+        return self._of(way, self.fresh_worker if fresh else self.after_steps)
 
     def grown(self, times: float) -> Remainder:
         """So many times of all of it."""
@@ -84,8 +79,7 @@ WITH_AVX512_IN_FP32 = Remainder(
         "block": ((0, 6), (38, 31), (80, 45), (120, 62), (240, 110)),
         "piece": ((0, 6), (100, 32), (200, 60)),
     },
-    after_steps=((0, 15), (40, 28), (61, 38), (113, 42), (200, 54)),
-    after_rare_bytes=8 * MIB,
+    after_steps=((0, 15), (40, 28), (61, 46), (113, 52), (200, 64)),
 )
 """Measured without the matrix unit and without bf16."""
 

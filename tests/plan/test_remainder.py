@@ -30,9 +30,8 @@ def all_of(remainder: Remainder, way: WayCount, largest_bytes: int = LARGEST) ->
         "stage": remainder.steps(way, "stage", largest_bytes),
         "block": remainder.steps(way, "block", largest_bytes),
         "piece": remainder.steps(way, "piece", largest_bytes),
-        "pictures": remainder.pictures(way, "piece", False),
-        "pictures, after a rare return": remainder.pictures(way, "stage", False),
-        "pictures, fresh": remainder.pictures(way, "stage", True),
+        "pictures": remainder.pictures(way, False),
+        "pictures, fresh": remainder.pictures(way, True),
     }
 
 
@@ -66,7 +65,6 @@ def test_memory_that_goes_back_sooner_leaves_fewer_gaps(remainder: Remainder) ->
         assert takes["piece"] <= takes["block"] <= takes["stage"]
         assert takes["once"] == takes["pictures, fresh"]
         assert takes["pictures, fresh"] <= takes["pictures"] or heap < 12 * MIB, "what any worker begins with aside"
-        assert takes["pictures"] <= takes["pictures, after a rare return"]
 
 
 @every
