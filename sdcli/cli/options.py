@@ -43,7 +43,7 @@ def model_option(default: str) -> tuple[Decorator, ...]:
         "demo (built in), a .safetensors file, a folder in diffusers layout, ORG/NAME from the Hub, or synthetic:sd15."
     )
     parts = (
-        _option(option, type=types.FilePath(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
+        _option(option, type=types.WeightsFile(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
         for option in part_options()
     )
     return (
@@ -61,7 +61,7 @@ ADDED = (
     _option(
         "--embedding",
         "embeddings",
-        type=types.FilePath(),
+        type=types.WeightsFile("embedding_dir"),
         multiple=True,
         help="A file of textual inversion: its name is a word of the prompt. May be repeated.",
         show_default=False,

@@ -145,13 +145,44 @@ class FilePath(click.ParamType):
         return at_home(str(value))
 
 
-class LoraFile(click.ParamType):
+class WeightsFile(FilePath):
+    """A file of weights, or where it may be a folder with some; a shell completes those that end so.
+
+    `folder` is the option that names a folder with more of them.
+    """
+
+    suffix = ".safetensors"
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        home, _ = os.path.split(incomplete)
+        found = [path for path in self._files(home) if path.startswith(incomplete)]
+        if self._folder and (folder := ctx.params.get(self._folder)):
+            found += [path for path in self._files(folder) if os.path.basename(path).startswith(incomplete)]
+        # bash forgets what stands before a kind of path
+        return [CompletionItem(incomplete, type="dir"), *map(CompletionItem, dict.fromkeys(found))]
+
+    def _files(self, folder: str) -> list[str]:
+        try:
+            names = sorted(os.listdir(at_home(folder) or "."))
+        except OSError:
+            return []
+        return [os.path.join(folder, name) for name in names if name.lower().endswith(self.suffix)]
+
+
+class LoraFile(WeightsFile):
     """A file of LoRA and how much of it, FILE or FILE:WEIGHT: the last colon counts if a number follows it."""
 
-    name = "file[:weight]"
     envvar_list_splitter = ";"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+    def __init__(self) -> None:
+        super().__init__("lora_dir")
+        self.name = "file[:weight]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, tuple):
             return value
         path, _, after = str(value).rpartition(":")
@@ -171,7 +202,7 @@ class ModelRef(FilePath):
         from sdcli.app.on_disk import refs_on_disk
 
         named = [CompletionItem(ref) for ref in refs_on_disk() if ref.startswith(incomplete)]
-        return [*named, CompletionItem(incomplete, type="file")]
+        return [CompletionItem(incomplete, type="file"), *named]  # bash forgets what stands before a kind of path
 
 
 class PromptFile(click.ParamType):
