@@ -51,6 +51,10 @@ class Request:
     strength: float | None = None
     clip_skip: int | None = None
     """From which of the text encoder's layers words are taken, counted from its last, 1; None is the model's own."""
+    sampler: str | None = None
+    """By its name (models/samplers.py); None is the model's own."""
+    schedule: str | None = None
+    """Of noise levels, by its name; None is the model's own."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
 

@@ -11,7 +11,7 @@ from sdcli.domain import Prediction
 SEED_END = 2**64
 """Seeds are below this."""
 
-STEPS, GUIDANCE, STRENGTH = 20, 7.5, 0.6
+STRENGTH = 0.6
 """Where nothing was said."""
 
 
@@ -49,6 +49,9 @@ class Asked:
     """Files of LoRA, and how much of each."""
     lora_dir: str | None = None
     """Where those lie that the prompt names."""
+    sampler: str | None = None
+    schedule: str | None = None
+    """Of noise levels. Both by any of their names (models/samplers.py)."""
 
 
 @dataclass(frozen=True, slots=True)

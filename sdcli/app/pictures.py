@@ -58,7 +58,7 @@ def provenance(
         prompt=request.prompt if task.written is None else task.written,
         negative=request.negative,
         steps=request.steps,
-        sampler=task.model.parts["scheduler"].class_name,
+        sampler=request.sampler or task.model.parts["scheduler"].class_name,
         guidance=request.guidance,
         seed=picture.seed,
         width=picture.width,
@@ -77,4 +77,5 @@ def provenance(
         sdcli_version=__version__,
         torch_version=record.torch_version,
         loras=loras or [],
+        schedule=request.schedule,
     )

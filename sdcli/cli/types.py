@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 from sdcli.app.asked import SEED_END
 from sdcli.app.loras import weight_of
 from sdcli.errors import SdcliError, echo, printable
+from sdcli.models.samplers import SAMPLERS, SCHEDULES, sampler_named, schedule_named
 from sdcli.settings import at_home
 from sdcli.units import parse_size
 
@@ -159,6 +160,33 @@ class LoraFile(click.ParamType):
         if not str(value).strip():
             self.fail("an empty name is no file", param, ctx)
         return (at_home(str(value)), 1.0) if weight is None else (at_home(path), weight)
+
+
+class SamplerName(click.ParamType):
+    """Any name of a sampler."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        sampler_named(str(value))
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        names = [alias for sampler in SAMPLERS for alias in sampler.aliases[:1]]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class ScheduleName(click.ParamType):
+    """Any name of a schedule of noise levels."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        schedule_named(str(value))
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(one.name) for one in SCHEDULES if one.name.startswith(incomplete)]
 
 
 class ModelRef(FilePath):

@@ -62,6 +62,8 @@ class Provenance:
     init_sha256: str | None
     loras: list[dict[str, Any]] = field(default_factory=list)
     """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
+    schedule: str | None = None
+    """Of noise levels; None is the model's own."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -73,6 +75,7 @@ def parameters_text(p: Provenance) -> str:
     settings: dict[str, str | None] = {
         "Steps": str(p.steps),
         "Sampler": p.sampler,
+        "Schedule type": p.schedule and p.schedule.capitalize(),
         "CFG scale": _number(p.guidance),
         "Seed": str(p.seed),
         "Size": f"{p.width}x{p.height}",

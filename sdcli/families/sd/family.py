@@ -24,6 +24,9 @@ TOKENIZER_BYTES = 12 * MIB
 SIDE_LIMIT = 8192
 """Pixels of a picture's longer side."""
 
+ALIGNED_LEVELS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+"""https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, of Stable Diffusion 1.5."""
+
 _WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
 
@@ -46,7 +49,7 @@ class StableDiffusion:
         "requires_safety_checker": False,
     }
     parts: tuple[Part, ...] = PARTS
-    defaults = Defaults(steps=20, guidance=7.5)
+    defaults = Defaults(steps=20, guidance=7.5, aligned_levels=ALIGNED_LEVELS)
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
         """Words, the init image if there is one, the steps, and the pictures."""
