@@ -102,6 +102,7 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         count=asked.count,
         strength=None if image is None else STRENGTH if asked.strength is None else asked.strength,
         clip_skip=_clip_skip(asked.clip_skip, geometry.text_layers, tell),
+        emphasis=asked.emphasis,
         sampler=sampler,
         schedule=schedule,
         guidance_is_input=geometry.takes_guidance,

@@ -89,6 +89,12 @@ JOB = (
         help="What the picture should not show. Also --negative-prompt.",
         show_default=False,
     ),
+    _option(
+        "--emphasis",
+        type=click.Choice(["a1111", "comfy", "none"]),
+        default="a1111",
+        help="Whose way (words:1.3) weigh; with none brackets are words as well.",
+    ),
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
@@ -291,7 +297,7 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
-    | {"sampler", "schedule"}
+    | {"sampler", "schedule", "emphasis"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
     | {
         "lora",
