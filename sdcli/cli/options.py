@@ -19,6 +19,9 @@ from sdcli.families.registry import part_options
 
 COUNT_MOST = 1000
 
+ARGUMENTS = "sdcli.arguments"
+"""What a context calls the command line's own."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -34,6 +37,13 @@ PROMPT = (
     click.argument("prompt", type=types.Text(), required=False),
     click.option("-p", "--prompt", "prompt_option", type=types.Text(), help="The prompt, as an option."),
     _option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
+)
+
+
+LINES = (
+    click.option(
+        "--prompts", type=types.PromptLines(), help="A file with a prompt a line, as in: a red fox --seed 7 --steps 9."
+    ),
 )
 
 
@@ -185,7 +195,7 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(PROMPT, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+    return options(PROMPT, LINES, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
@@ -221,7 +231,8 @@ class Command(click.Command):
     ) -> click.Context:
         known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
         known |= {alias.replace("-", "_"): known[name] for alias, name in ALIASES.items() if name in known}
-        del known["prompt"]  # what is drawn is no habit
+        for name in ("prompt", "prompts"):  # what is drawn is no habit
+            known.pop(name, None)
         aliases = (alias.replace("-", "_") for alias in ALIASES)
         config = settings.read_user_config(dict.fromkeys((*CONFIGURABLE, *aliases)) | known)
         extra["default_map"] = {
@@ -231,6 +242,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
+        if ctx.obj is not types.LINE:
+            ctx.meta[ARGUMENTS] = given
         try:
             rest = super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -258,13 +271,18 @@ class Command(click.Command):
                 raise BadRequest(f"{shown} is no option: if it is the prompt, put -- before it, as in {example}")
 
     def invoke(self, ctx: click.Context) -> Any:
-        _settle_size(ctx)
-        profile = ctx.params.pop("profile", None)
-        if profile is not None:
-            chosen = settings.read_profile(profile)
-            if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
-                ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
+        settle(ctx)
         return super().invoke(ctx)
+
+
+def settle(ctx: click.Context) -> None:
+    """Put what one option says of another into the parameters: a size, a profile."""
+    _settle_size(ctx)
+    profile = ctx.params.pop("profile", None)
+    if profile is not None:
+        chosen = settings.read_profile(profile)
+        if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
+            ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
 
 
 def _settle_size(ctx: click.Context) -> None:
