@@ -72,7 +72,7 @@ def provenance(
         prompt=request.prompt if task.written is None else task.written,
         negative=request.negative,
         steps=request.steps,
-        sampler=task.model.parts["scheduler"].class_name,
+        sampler=request.sampler or task.model.parts["scheduler"].class_name,
         guidance=request.guidance,
         seed=picture.seed,
         width=picture.width,
@@ -92,4 +92,5 @@ def provenance(
         torch_version=record.torch_version,
         loras=loras or [],
         embedding_sha256=embeddings or {},
+        schedule=request.schedule,
     )

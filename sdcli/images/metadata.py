@@ -64,6 +64,8 @@ class Provenance:
     """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
     embedding_sha256: Mapping[str, str] = field(default_factory=dict)
     """That of each file of `embeddings`, by the name that it has without its suffix."""
+    schedule: str | None = None
+    """Of noise levels; None is the model's own."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -75,6 +77,7 @@ def parameters_text(p: Provenance) -> str:
     settings: dict[str, str | None] = {
         "Steps": str(p.steps),
         "Sampler": p.sampler,
+        "Schedule type": p.schedule and p.schedule.capitalize(),
         "CFG scale": _number(p.guidance),
         "Seed": str(p.seed),
         "Size": f"{p.width}x{p.height}",
