@@ -81,6 +81,7 @@ NAMES_OF_MODELS = re.compile(
 
 NAMING_ALLOWED = {
     "blocks/attention.py": "the 77 tokens of a chunk: a number that its comments measure with",
+    "blocks/bands.py": "diffusers' module that has the distribution of latents",
     "blocks/frugal.py": "diffusers' block of attention, which families share, calls its layers attn1 and attn2",
     "engine/lean_imports.py": "modules of diffusers that need not be imported",
     "weights/lend.py": "the 77 tokens of a chunk, in a comment",
