@@ -33,8 +33,9 @@ Prediction = Literal["epsilon", "v"]
 MapShape = tuple[int, int, int]
 """Samples, height and width of a map."""
 
-Use = Literal["table", "vector", "matrix", "copied"]
-"""What a weight is used for: rows are looked up, it is small, it is multiplied by, or its stage makes copies of it."""
+Use = Literal["table", "vector", "matrix", "copied", "sliced"]
+"""What a weight is used for: rows are looked up, it is small, it is multiplied by, its stage makes copies of it, or it
+is multiplied by a slice at a time, as it lies or cast."""
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 

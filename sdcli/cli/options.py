@@ -112,14 +112,13 @@ JOB = (
         "-s",
         "--steps",
         type=types.WholeNumber(1, 1000),
-        help="Denoising steps, 1 to 1000.  [default: the model's own, mostly 20]",
+        help="Denoising steps, 1 to 1000.  [default: the model's own]",
     ),
     _option(
         "-g",
         "--guidance",
         type=types.FiniteNumber(0),
-        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale."
-        "  [default: the model's own, mostly 7.5]",
+        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.  [default: the model's own]",
     ),
     _option(
         "--sampler",

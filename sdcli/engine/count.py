@@ -23,6 +23,7 @@ from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.weights.borrow import Borrow, Note
 from sdcli.weights.dry_adapters import add_dry
 from sdcli.weights.match import require_match
+from sdcli.weights.sliced import would_lie
 
 
 def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> Note:
@@ -31,7 +32,13 @@ def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> 
     What changes a weight goes beside its layer, where that computes with `packed` weights on the device.
     """
 
-    def note(module: nn.Module, component: Component, parts: tuple[str, ...], fetched: type[nn.Module] | None) -> None:
+    def note(
+        module: nn.Module,
+        component: Component,
+        parts: tuple[str, ...],
+        fetched: type[nn.Module] | None,
+        sliced: type[nn.Module] | None,
+    ) -> None:
         shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
         require_match(component, shapes, parts)
         nn.Module.to(module, dtype)  # not the library's own, which asks for what the worker leaves out
@@ -39,6 +46,10 @@ def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> 
         for name, layer in module.named_modules():
             if fetched is not None and isinstance(layer, fetched) and f"{name}.".startswith(parts):
                 run.copies(component.name, f"{name}.weight", layer)
+            if sliced is not None and isinstance(layer, sliced) and f"{name}.".startswith(parts):
+                origin = component.weights()[f"{name}.weight"]
+                lies = f"{name}.weight" not in component.adapters and would_lie(origin, dtype, device.name == "cpu")
+                run.slices(component.name, f"{name}.weight", layer, lies)
         for name, adapters in component.adapters.items():
             if name.startswith(parts):
                 add_dry(module.get_submodule(name.rpartition(".")[0]), adapters, device, dtype, packed)

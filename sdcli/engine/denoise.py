@@ -13,7 +13,7 @@ import torch
 from sdcli.domain import Guidance, WeightRow
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
-from sdcli.engine.schedulers import begin_at, build_scheduler, step_options
+from sdcli.engine.schedulers import begin_at, build_scheduler, from_noise, from_picture, model_input, step_options
 from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
 from sdcli.engine.work import State, Work
 from sdcli.errors import NotFinite, SdcliError, echo
@@ -53,13 +53,15 @@ def _draw(
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
     request = work.request
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler = build_scheduler(work.scheduler, request.steps)
+    scheduler = build_scheduler(work.scheduler, request.steps, work.flow_times)
     timesteps = scheduler.timesteps
     if "init" in state:
         latents, timesteps = _start_from(work, state["init"], scheduler, generator)
     else:
-        latents = _noise(work, generator) * scheduler.init_noise_sigma
+        latents = from_noise(scheduler, _noise(work, generator))
     options = step_options(scheduler, generator)
+    if hasattr(denoiser, "foresee"):  # what depends on the time alone is computed for several steps at once
+        denoiser.foresee(timesteps)
     begin = 0
     if resume is not None:
         latents, begin = resume.restore(generator, scheduler), resume.step
@@ -67,7 +69,7 @@ def _draw(
     for step in range(begin, len(timesteps)):
         started, read = time.perf_counter(), denoiser.lent.bytes_read
         timestep, conditioning = timesteps[step], conditioning_at(state, step // scheduler.order)
-        sample = scheduler.scale_model_input(latents, timestep)
+        sample = model_input(scheduler, latents, timestep)
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
@@ -183,7 +185,7 @@ def _start_from(
     latents = work.network.start(work.model, init, generator)
     if len(timesteps) == 0:
         return latents, timesteps
-    return scheduler.add_noise(latents, _noise(work, generator), timesteps[:1]), timesteps
+    return from_picture(scheduler, latents, _noise(work, generator), timesteps), timesteps
 
 
 def _noise(work: Work, generator: torch.Generator) -> torch.Tensor:

@@ -79,7 +79,8 @@ def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
         for checkpoint in _checkpoints(job, 0):
             latents[checkpoint.image] = checkpoint.latents
     else:
-        rehearse(work.scheduler, request.steps, None if request.strength is None else request.steps_run)
+        run = None if request.strength is None else request.steps_run
+        rehearse(work.scheduler, request.steps, run, work.flow_times)
         state, resume = _unpacked(job)
     del job
     for stage in stages:

@@ -11,7 +11,7 @@ import torch
 
 from sdcli.devices.base import DTYPES, Device
 from sdcli.domain import Component, DtypeName, Model, Plan, Request, StageName, WeightRow
-from sdcli.families.contract import Geometry, Stage
+from sdcli.families.contract import FlowTimes, Geometry, Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Job
 from sdcli.models.samplers import scheduler_of
@@ -56,6 +56,12 @@ class Work:
     def geometry(self) -> Geometry:
         """Of the model's latents."""
         return family_of(self.model).geometry(self.model)
+
+    @property
+    def flow_times(self) -> FlowTimes | None:
+        """Of a flow model, when its steps are."""
+        times_of = self.geometry.flow_times
+        return None if times_of is None else times_of(self.request)
 
     @property
     def latents_shape(self) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile, Word
@@ -65,7 +65,7 @@ class Part:
     """A part of a family's models: a folder in diffusers layout, and what may lie in it.
 
     Of its kinds a network has a stem, a tokenizer has limits of its vocabulary, and a scheduler has neither: it is any
-    of those that models/schedulers.py knows.
+    of those that models/schedulers.py knows, or one of its own classes.
     """
 
     name: str
@@ -115,7 +115,10 @@ class Part:
 
 
 SCHEDULER = Part("scheduler", config_file="scheduler_config.json")
-"""The one that all families have."""
+"""That of models that take noise away."""
+
+FLOW_SCHEDULER = replace(SCHEDULER, classes=frozenset({"FlowMatchEulerDiscreteScheduler"}))
+"""That of flow models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,17 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowTimes:
+    """Where a flow model's steps begin on the way from noise to picture: shares of noise, a step each, from 1 down.
+
+    They are shifted towards noise as the model's scheduler says, by `mu` where that depends on the picture.
+    """
+
+    sigmas: tuple[float, ...]
+    mu: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """Sizes of what a model works on."""
 
@@ -157,6 +171,8 @@ class Geometry:
     """Of the text encoder, from which words may be taken: counted from its last, the first is the model's own."""
     takes_guidance: bool = False
     """Whether the denoiser takes the guidance as an input, and needs no second pass."""
+    flow_times: Callable[[Request], FlowTimes] | None = None
+    """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 
     def latent_shape(self, request: Request) -> tuple[int, int]:
         """Height and width of the request's picture in latents."""

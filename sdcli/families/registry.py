@@ -8,6 +8,7 @@ from pathlib import Path
 from sdcli.domain import Component, Model, Prediction, WeightFile, Word
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Family, FindParts, FindWords, Found, Numbers
+from sdcli.families.flux2.family import Flux2
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
@@ -83,3 +84,4 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
+register(Flux2())
