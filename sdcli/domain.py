@@ -1,7 +1,4 @@
-"""What is asked for, and how it will be done: plain frozen values that every room may hold.
-
-No torch, no files, no processes.
-"""
+"""What is asked for, and how it is done: plain frozen values that every room may hold. No torch, no files."""
 
 from __future__ import annotations
 
@@ -333,6 +330,8 @@ class Model:
     notes: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
     """What it is changed by."""
+    said: Mapping[str, bool] = field(default_factory=dict)
+    """What its index says besides its parts, where its family takes something else for granted."""
 
     @property
     def path(self) -> Path:
@@ -346,5 +345,5 @@ class Model:
             (part.name, part.class_name, part.config, [(file.path.name, file.header_sha256) for file in part.files])
             for part in self.parts.values()
         ]
-        changed = [sorted(lora.file.header_sha256 for lora in self.loras)] if self.loras else []
-        return hashlib.sha256(json.dumps([self.family, facts, *changed], sort_keys=True).encode()).hexdigest()
+        more = [one for one in (sorted(lora.file.header_sha256 for lora in self.loras), dict(self.said)) if one]
+        return hashlib.sha256(json.dumps([self.family, facts, *more], sort_keys=True).encode()).hexdigest()

@@ -195,6 +195,8 @@ class Found:
 
     parts: Mapping[str, Component]
     notes: tuple[str, ...] = ()
+    said: Mapping[str, bool] = field(default_factory=dict)
+    """What a model's index says besides, of the keys that the family's `index_extras` have, where it says otherwise."""
 
 
 FindParts = Callable[[WeightFile, Numbers, Prediction | None], Found]

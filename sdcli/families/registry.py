@@ -12,6 +12,7 @@ from sdcli.families.flux2.family import Flux2
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
+from sdcli.families.sdxl.family import StableDiffusionXL
 
 Has = Callable[[str], bool]
 """Whether there is something by the name of a part."""
@@ -84,4 +85,5 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
+register(StableDiffusionXL())
 register(Flux2())

@@ -41,6 +41,7 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         parts={part.name: parts[part.name] for part in family.parts},
         sha256=sha256,
         notes=found.notes,
+        said=found.said,
     )
     family.require_fit(ref, model)
     return with_loras(model, sources.loras)
