@@ -187,20 +187,21 @@ class Origin:
     """Where a weight comes from: a tensor of a file, or a piece of one, as its layer has it.
 
     A weight of a fused tensor is some of its `rows`, from the first to before the last. Numbers of eight bits are to be
-    multiplied by `scale`, a tensor of one number in the same file.
+    multiplied by `scale`, a tensor of one number in the same file. One that is `turned` has columns for rows there.
     """
 
     path: Path
-    stored: str
-    """Its name in the file."""
+    stored: str  # its name in the file
     info: TensorInfo
     rows: tuple[int, int] | None = None
     scale: str | None = None
+    turned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As its layer has it, up to sides of length 1."""
-        return self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
+        shape = self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
+        return shape[::-1] if self.turned else shape
 
     @property
     def numel(self) -> int:

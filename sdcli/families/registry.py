@@ -13,6 +13,7 @@ from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
 from sdcli.families.sdxl.family import StableDiffusionXL
+from sdcli.families.sdxl.single import parts_of as parts_of_xl
 
 Has = Callable[[str], bool]
 """Whether there is something by the name of a part."""
@@ -39,9 +40,15 @@ def words_in(family: Family, file: WeightFile, parts: Mapping[str, Component]) -
     return find(file, parts)
 
 
-def parts_in(file: WeightFile, numbers: Numbers, prediction: Prediction | None = None) -> tuple[Family, Found]:
-    """The family that has most parts in a single file, and these parts; there may be none."""
-    found = {name: find(file, numbers, prediction) for name, find in _FINDERS.items()}
+def parts_in(
+    file: WeightFile, numbers: Numbers, prediction: Prediction | None = None, family: str | None = None
+) -> tuple[Family, Found]:
+    """The family that has most parts in a single file, and these parts; there may be none.
+
+    Where the `family` is known, as it finds them.
+    """
+    finders = {family: _FINDERS[family]} if family in _FINDERS else _FINDERS
+    found = {name: find(file, numbers, prediction) for name, find in finders.items()}
     name = max(found, key=lambda name: len(found[name].parts))
     return _FAMILIES[name], found[name]
 
@@ -85,5 +92,5 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
-register(StableDiffusionXL())
+register(StableDiffusionXL(), parts_of_xl)
 register(Flux2())

@@ -72,7 +72,7 @@ def _part(family: Family, name: str, where: str) -> Component:
         if not homes:
             raise SdcliError(f"{echo(where)} has no {part.config_file} of a {name}: give its folder, or a file")
         return component_in(homes[0], part)
-    _, found = parts_in_file(where, path)
+    _, found = parts_in_file(where, path, family_name=family.name)
     if name not in found.parts:
         raise SdcliError(f"{echo(where)} has no {name}, it has {', '.join(found.parts)}: give another file")
     return found.parts[name]

@@ -47,3 +47,31 @@ XL: dict[str, Any] = {
     },
 }
 """Draws 64x64 pixels."""
+
+
+WIDE: dict[str, Any] = XL | {
+    "unet": {
+        **UNET,
+        "sample_size": 128,
+        "block_out_channels": [64, 128, 128],
+        "attention_head_dim": [1, 2, 2],
+        "norm_num_groups": 32,
+        "cross_attention_dim": 128,
+        "projection_class_embeddings_input_dim": 96,
+    },
+    "vae": {
+        **XL["vae"],
+        "block_out_channels": [32, 32, 32, 64],
+        "norm_num_groups": 32,
+        "sample_size": 1024,
+    },
+    "text_encoder": {**TEXT, "vocab_size": 49408, "hidden_size": 64, "num_attention_heads": 1},
+    "text_encoder_2": {
+        **TEXT_2,
+        "vocab_size": 49408,
+        "hidden_size": 64,
+        "num_attention_heads": 1,
+        "projection_dim": 48,
+    },
+}
+"""One with what all of them have and no tensor tells: heads of 64 channels, norms of 32 groups, CLIP's vocabulary."""
