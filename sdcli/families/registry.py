@@ -12,6 +12,7 @@ from sdcli.families.flux2.family import Flux2
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
+from sdcli.families.sdxl.embeddings import words_of as words_of_xl
 from sdcli.families.sdxl.family import StableDiffusionXL
 from sdcli.families.sdxl.single import parts_of as parts_of_xl
 
@@ -32,8 +33,8 @@ def register(family: Family, find_parts: FindParts | None = None, find_words: Fi
         _WORD_FINDERS[family.name] = find_words
 
 
-def words_in(family: Family, file: WeightFile, parts: Mapping[str, Component]) -> tuple[str, tuple[Word, ...]]:
-    """The words that a file brings to the parts of a model, and the part that has them then. Raises SdcliError."""
+def words_in(family: Family, file: WeightFile, parts: Mapping[str, Component]) -> Mapping[str, tuple[Word, ...]]:
+    """The words that a file brings to a model, by the part that has them then. Raises SdcliError."""
     find = _WORD_FINDERS.get(family.name)
     if find is None:
         raise SdcliError(f"models like this one take no embeddings, and {echo(file.path)} is given: leave it out")
@@ -92,5 +93,5 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
-register(StableDiffusionXL(), parts_of_xl)
+register(StableDiffusionXL(), parts_of_xl, words_of_xl)
 register(Flux2())

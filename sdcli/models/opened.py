@@ -32,8 +32,8 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     for where in sources.embeddings:
-        name, words = words_in(family, read_header(Path(where)), parts)
-        parts[name] = replace(parts[name], words=(*parts[name].words, *words))
+        for name, words in words_in(family, read_header(Path(where)), parts).items():
+            parts[name] = replace(parts[name], words=(*parts[name].words, *words))
     model = Model(
         ref=ref,
         sources=sources,

@@ -200,11 +200,13 @@ def _scale(file: WeightFile, stored: str, info: TensorInfo) -> str | None:
 
 
 def levels_of(shapes: Shapes, home: str) -> range:
+    """The numbers of what is below this name: levels, layers."""
     found = (re.match(re.escape(home) + r"\.(\d{1,3})\.", name) for name in shapes)
     return range(1 + max((int(one[1]) for one in found if one), default=-1))
 
 
 def unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    """Of a UNet with one transformer after each block."""
     levels = levels_of(shapes, "down_blocks")
     widths = [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
     attends = [any(name.startswith(f"down_blocks.{level}.attentions.") for name in shapes) for level in levels]
@@ -231,6 +233,7 @@ def unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    """Of an autoencoder; its scale is the library's default, since no tensor tells."""
     levels = levels_of(shapes, "encoder.down_blocks")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
@@ -247,6 +250,7 @@ def vae_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 
 
 def text_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    """Of CLIP's text encoder, or of OpenCLIP's."""
     words, width = shapes["embeddings.token_embedding.weight"]
     is_open_clip = "token_embedding.weight" in names or width == OPEN_CLIP_WIDTH
     layers = len(levels_of(shapes, "encoder.layers"))
