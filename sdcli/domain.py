@@ -60,6 +60,8 @@ class Request:
     schedule: str | None = None
     """Of noise levels, by its name; None is the model's own."""
     emphasis: Emphasis = "a1111"
+    references: tuple[tuple[int, int], ...] = ()
+    """Widths and heights of pictures that the model is to go by, in pixels; they are sent beside the request."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
 

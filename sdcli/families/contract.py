@@ -171,6 +171,8 @@ class Geometry:
     """Of the text encoder, from which words may be taken: counted from its last, the first is the model's own."""
     takes_guidance: bool = False
     """Whether the denoiser takes the guidance as an input, and needs no second pass."""
+    references: int = 0
+    """Pictures that the model can go by, at most."""
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 

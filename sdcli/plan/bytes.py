@@ -57,6 +57,11 @@ class Subject:
         """Those of that stage."""
         return weights_of(self.counts[self.steps.name], self.dtype)
 
+    @cached_property
+    def by_slices(self) -> bool:
+        """Whether the steps use their weights by the slice (weights/sliced.py)."""
+        return any(use.use == "sliced" for use in self.counts[self.steps.name].weights)
+
     @property
     def latents_bytes(self) -> int:
         """One picture's latents in FP32. The worker and the host have one's in memory, the others' lie in files."""
@@ -143,7 +148,8 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
 
 
 def _unseen_bytes(subject: Subject, plan: Plan, remainder: Remainder) -> int:
-    return remainder.steps(way_of(subject, plan), plan.give_back, subject.weights.largest_bytes)
+    sizes = plan.give_back, subject.weights.largest_bytes, subject.by_slices
+    return remainder.steps(way_of(subject, plan), *sizes)
 
 
 def way_of(subject: Subject, plan: Plan) -> WayCount:
