@@ -17,6 +17,7 @@ DRAWING = {
     "--text-encoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--prediction": (None, "[epsilon|v]", None),
+    "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),
     "--lora": (None, "FILE[:WEIGHT]", None),
@@ -50,7 +51,17 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata", "--prompts"}
+NOT_DRAWING = {
+    "--count",
+    "--output",
+    "--force",
+    "--mem-limit",
+    "--profile",
+    "--on-limit",
+    "--no-metadata",
+    "--prompts",
+    "--ref",
+}
 
 OPTIONS = {
     "txt2img": DRAWING,

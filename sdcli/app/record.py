@@ -17,7 +17,7 @@ from sdcli.plan.planner import Planned
 class Task:
     """Everything a run needs: what to draw, with what, on what, under which ceiling.
 
-    `pixels` is the init image of img2img, RGB, at the request's size.
+    `pixels` is the init image of img2img, RGB, at the request's size, and `references` are pictures to go by.
     """
 
     model: Model
@@ -29,6 +29,7 @@ class Task:
     debug: bool = False
     written: str | None = None
     """The prompt as it was written, with what is no words in it."""
+    references: bytes = b""
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
+from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
@@ -43,7 +44,8 @@ def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = Fal
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
     image = read_init_of(asked, tell)
     model = find_model(asked, tell, show_making, debug)
-    return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+    task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+    return with_references(task, asked.references)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:

@@ -27,6 +27,9 @@ STREAMING_BYTES = 6 * MIB
 LEFT_BY_MAKING_BYTES = 6 * MIB
 """What that leaves behind in the heap and in the library's caches."""
 
+LEFT_BY_SLICES_BYTES = 4 * MIB
+"""What products of slices of weights keep for themselves, beyond what other steps leave behind."""
+
 HANDED_TIMES = 3
 """A second worker is handed all pictures' latents before it loads anything: so many times they are there, on both sides
 of the pipe, with what a checkpoint has besides (2.3 times, measured)."""
@@ -116,6 +119,7 @@ def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) 
     weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
     lent = weights.vectors_bytes + weights.largest_bytes
     work = lent + way.live_bytes + remainder.pictures(way, plan.fresh_decode)
+    work += LEFT_BY_SLICES_BYTES if subject.by_slices and not plan.fresh_decode else 0
     handing = HANDED_TIMES * subject.request.count * subject.latents_bytes if plan.fresh_decode else 0
     return max(2 * subject.latents_bytes + work, handing)
 
