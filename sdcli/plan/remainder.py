@@ -32,7 +32,7 @@ class Remainder:
     steps_gaps: Mapping[GiveBack, Curve]
     after_steps: Curve
     fresh_worker: Curve = ((0, 8), (100, 12))
-    steps_by_slices: Curve = ((0, 34), (120, 42), (200, 52))
+    steps_by_slices: Curve = ((0, 34), (120, 42), (200, 60))
     """Gaps where weights are used by the slice, by all that is alive: tensors are of few sizes, and the next one fits
     where one has gone."""
     scratch_share: float = 0.12
@@ -84,7 +84,7 @@ WITH_AVX512_IN_FP32 = Remainder(
         "block": ((0, 6), (38, 31), (80, 45), (120, 62), (240, 110)),
         "piece": ((0, 6), (100, 32), (200, 60)),
     },
-    steps_by_slices=((0, 26), (120, 32), (200, 40)),
+    steps_by_slices=((0, 26), (120, 32), (200, 50)),
     after_steps=((0, 15), (40, 28), (61, 46), (113, 52), (200, 64)),
 )
 """Measured without the matrix unit and without bf16."""
