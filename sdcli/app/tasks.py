@@ -84,7 +84,8 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
 
 def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:
     """The request. Raises BadRequest for what the model or a seed cannot do; what has no effect is told."""
-    geometry, defaults = family_of(model).geometry(model), family_of(model).defaults
+    geometry = family_of(model).geometry(model)
+    defaults = geometry.defaults or family_of(model).defaults
     width, height = geometry.native_size if image is None else (image.width, image.height)
     if image is None:
         width = width if asked.width is None else asked.width
@@ -161,7 +162,8 @@ def _require_possible(request: Request, model: Model) -> None:
         raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
     if request.seed + request.count > SEED_END:
         raise BadRequest(f"--seed {request.seed} leaves no room for {request.count} pictures: give a smaller seed")
-    factor = family_of(model).geometry(model).latent_factor
+    geometry = family_of(model).geometry(model)
+    factor = geometry.latent_factor * geometry.patch
     for side, pixels in (("width", request.width), ("height", request.height)):
         if pixels % factor:
             below = pixels - pixels % factor

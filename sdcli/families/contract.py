@@ -156,6 +156,14 @@ class FlowTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is taken where nobody says anything."""
+
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """Sizes of what a model works on."""
 
@@ -171,20 +179,16 @@ class Geometry:
     """Of the text encoder, from which words may be taken: counted from its last, the first is the model's own."""
     takes_guidance: bool = False
     """Whether the denoiser takes the guidance as an input, and needs no second pass."""
+    patch: int = 1
+    """Latents that the denoiser takes together, along each side: a picture's sides are of whole ones."""
+    defaults: Defaults | None = None
+    """Of the model, where they differ from its family's."""
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 
     def latent_shape(self, request: Request) -> tuple[int, int]:
         """Height and width of the request's picture in latents."""
         return request.height // self.latent_factor, request.width // self.latent_factor
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What is taken where nobody says anything."""
-
-    steps: int
-    guidance: float
 
 
 @dataclass(frozen=True, slots=True)

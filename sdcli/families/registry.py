@@ -11,6 +11,7 @@ from sdcli.families.contract import Family, FindParts, FindWords, Found, Numbers
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
+from sdcli.families.zimage.family import ZImage
 
 Has = Callable[[str], bool]
 """Whether there is something by the name of a part."""
@@ -83,3 +84,4 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
+register(ZImage())
