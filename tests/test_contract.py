@@ -25,8 +25,8 @@ DRAWING = {
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),
     "--size": (None, "WXH", None),
-    "--steps": ("-s", "INTEGER", "20"),
-    "--guidance": ("-g", "NUMBER", "7.5"),
+    "--steps": ("-s", "INTEGER", "the model's own"),
+    "--guidance": ("-g", "NUMBER", "the model's own"),
     "--clip-skip": (None, "INTEGER", "the model's own"),
     "--seed": (None, "SEED", "random"),
     "--count": ("-b", "INTEGER", "1"),
@@ -137,10 +137,10 @@ def test_the_version_is_told(capfd: pytest.CaptureFixture[str]) -> None:
 def test_help_shows_the_defaults_of_the_config_file(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.toml").write_text("steps = 7\n")
+    (tmp_path / "config.toml").write_text("count = 7\n")
     monkeypatch.setenv("SDCLI_CONFIG", str(tmp_path / "config.toml"))
     table = parsed(help_of(capfd, monkeypatch, "txt2img"))
-    assert table["--steps"][2] == "7" and table["--guidance"][2] == "7.5"
+    assert table["--count"][2] == "7" and table["--seed"][2] == "random"
 
 
 def test_the_exit_codes_are_those_of_the_contract() -> None:

@@ -11,7 +11,7 @@ from sdcli.domain import Prediction
 SEED_END = 2**64
 """Seeds are below this."""
 
-STEPS, GUIDANCE, STRENGTH = 20, 7.5, 0.6
+STRENGTH = 0.6
 """Where nothing was said."""
 
 

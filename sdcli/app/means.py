@@ -82,7 +82,8 @@ class Prospect:
         if not self._copy:
             component = self.task.model.parts[self.subject.steps.lends[0]]
             size_bytes = self.subject.weights.matrices_bytes
-            place = place_of_copy(component, self.task.device, self.task.dtype, self._sees, size_bytes)
+            device, dtype = self.task.device, self.task.dtype
+            place = place_of_copy(component, device, dtype, self._sees, size_bytes) if size_bytes else None
             self._copy.append(place)
         return self._copy[0]
 

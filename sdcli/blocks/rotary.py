@@ -16,7 +16,7 @@ def rotations(positions: torch.Tensor, sizes: Sequence[int], theta: float) -> to
     for axis, size in enumerate(sizes):
         steps = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
         angles = torch.outer(positions[:, axis].double(), 1.0 / theta**steps)
-        each.append(torch.complex(angles.cos().float(), angles.sin().float()))
+        each.append(torch.view_as_complex(torch.stack([angles.cos(), angles.sin()], dim=-1).float()))
     return torch.cat(each, dim=1)
 
 

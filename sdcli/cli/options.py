@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from sdcli import settings
-from sdcli.app.asked import GUIDANCE, STEPS, STRENGTH
+from sdcli.app.asked import STRENGTH
 from sdcli.cli import types
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
@@ -92,13 +92,17 @@ JOB = (
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
-    _option("-s", "--steps", type=types.WholeNumber(1, 1000), default=STEPS, help="Denoising steps, 1 to 1000."),
+    _option(
+        "-s",
+        "--steps",
+        type=types.WholeNumber(1, 1000),
+        help="Denoising steps, 1 to 1000.  [default: the model's own]",
+    ),
     _option(
         "-g",
         "--guidance",
         type=types.FiniteNumber(0),
-        default=GUIDANCE,
-        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.",
+        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.  [default: the model's own]",
     ),
     _option(
         "--clip-skip",

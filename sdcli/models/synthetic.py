@@ -129,8 +129,8 @@ def _verified(folder: Path) -> str | None:
 
 
 def family_of_configs(config: Mapping[str, Any]) -> Family:
-    """The family of a model that does not exist yet: of its `pipeline`, else from the names of its parts."""
-    return recognise(config.__contains__, config.get("pipeline"))
+    """The family of a model that does not exist yet, from the configs of its parts by their names."""
+    return recognise(config.__contains__, kind=lambda part: config[part.name].get("_class_name"))
 
 
 def write_texts(config: Mapping[str, Any], folder: Path) -> None:

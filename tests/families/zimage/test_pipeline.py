@@ -17,22 +17,11 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
 from sdcli.domain import Request
-from sdcli.engine.synthesize import write_model
 from tests import qwen
-from tests.families.zimage.tiny import TINY
+from tests.families.zimage.tiny import FOX
 from tests.support import RESIDENT, STREAMED, draw, largest_difference
 
-FOX = Request("a fox in the snow", "ugly and blurred", 64, 96, 4, 1.0, 1234, 1)
 PIXELS = torch.arange(64 * 96 * 3).mul(7919).remainder(251).to(torch.uint8)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "z"
-    folder.mkdir()
-    for _ in write_model(TINY, folder):
-        pass
-    return folder
 
 
 def parts(folder: Path) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from sdcli.domain import Request
 from tests import qwen
 
+FOX = Request("a fox in the snow", "ugly and blurred", 64, 96, 4, 1.0, 1234, 1)
+
 TINY: dict[str, Any] = {
-    "pipeline": "ZImagePipeline",
     "seed": 11,
     "tokenizer": qwen.TOKENIZER,
     "text_encoder": qwen.TEXT_ENCODER,
