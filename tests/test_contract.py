@@ -39,6 +39,7 @@ DRAWING = {
     "--on-limit": (None, "[kill]", "kill"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
+    "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
     "--quiet": ("-q", "", None),
     "--debug": (None, "", None),
@@ -46,7 +47,9 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata"}
+NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata"} | {
+    "--no-cache"
+}
 
 OPTIONS = {
     "txt2img": DRAWING,

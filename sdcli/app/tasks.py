@@ -147,7 +147,8 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug, asked.prompt)
+    pixels = b"" if image is None else image.pixels
+    return Task(model, request, name, dtype, ceiling, pixels, debug, asked.prompt, not asked.no_cache)
 
 
 def _require_possible(request: Request, model: Model) -> None:

@@ -137,6 +137,8 @@ class Stage:
     """Ways to go about it, with words for what each costs: the quickest first, the one in least memory last."""
     extra_bytes: int = 0
     """What it takes besides weights and tensors: a tokenizer's tables."""
+    kept: bool = False
+    """Whether what it gives is kept for other runs: it goes by the words and its parts, and by nothing else."""
 
     @property
     def parts(self) -> tuple[str, ...]:
