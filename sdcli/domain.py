@@ -24,6 +24,9 @@ Guidance = Literal["batched", "sequential"]
 Residency = Literal["resident", "partial", "streamed"]
 GiveBack = Literal["stage", "block", "piece"]
 Part = Literal["whole", "latents", "pictures"]
+Emphasis = Literal["a1111", "comfy", "none"]
+"""Whose way weights of words go: A1111's, ComfyUI's; with none a prompt is taken as it is written."""
+
 Prediction = Literal["epsilon", "v"]
 """What a denoiser predicts: the noise, or v, a mixture of noise and picture (Salimans and Ho 2022)."""
 
@@ -52,6 +55,11 @@ class Request:
     strength: float | None = None
     clip_skip: int | None = None
     """From which of the text encoder's layers words are taken, counted from its last, 1; None is the model's own."""
+    sampler: str | None = None
+    """By its name (models/samplers.py); None is the model's own."""
+    schedule: str | None = None
+    """Of noise levels, by its name; None is the model's own."""
+    emphasis: Emphasis = "a1111"
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
 
@@ -59,6 +67,15 @@ class Request:
     def seeds(self) -> range:
         """Image i uses seed + i."""
         return range(self.seed, self.seed + self.count)
+
+    @property
+    def steps_run(self) -> int:
+        """Of all steps those that are run: img2img's are `strength` of all, at least one unless the strength is 0.
+
+        As in diffusers' StableDiffusionImg2ImgPipeline.get_timesteps, which however fails where it comes to none.
+        """
+        strength = 1.0 if self.strength is None else self.strength
+        return min(self.steps, max(int(self.steps * strength), 1 if strength > 0 else 0))
 
     @property
     def guided(self) -> bool:

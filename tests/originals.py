@@ -5,11 +5,38 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
+
+FIRST: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [32, 64], "attention_head_dim": 8, "norm_num_groups": 32, "sample_size": 64},
+    "vae": {"block_out_channels": [32, 32, 32, 64], "norm_num_groups": 32, "sample_size": 512},
+    "text_encoder": {"vocab_size": 49408, "num_attention_heads": 1, "hidden_size": 32},
+    "scheduler": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+}
+"""Small ones with what all of Stable Diffusion 1.x have and no tensor tells."""
+
+SECOND: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [64, 128],
+        "attention_head_dim": [1, 2],
+        "norm_num_groups": 32,
+        "use_linear_projection": True,
+        "sample_size": 96,
+        "upcast_attention": True,
+    },
+    "vae": FIRST["vae"],
+    "text_encoder": {"vocab_size": 49408, "num_attention_heads": 1, "hidden_size": 32, "hidden_act": "gelu"},
+    "tokenizer": {"pad_token": "!"},
+    "scheduler": {"prediction_type": "v_prediction"},
+}
+"""The same of Stable Diffusion 2.x."""
+
+KINDS = {"first": FIRST, "second": SECOND}
 
 _RESIDUAL = {
     "norm1": "in_layers.0",

@@ -18,7 +18,7 @@ from sdcli.devices.base import DTYPES
 from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName, WeightRow
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
-from sdcli.families.contract import Geometry
+from sdcli.families.contract import SCHEDULER, Geometry
 from sdcli.families.registry import family_of
 from sdcli.machine import cpu_packs_for
 from sdcli.messages import Job, Message, PictureDone
@@ -67,10 +67,12 @@ _COUNTED: dict[str, Counts] = {}
 
 
 def counted(where: Where, request: Request, dtype: DtypeName = "fp32") -> Counts:
-    """What a dry run of a model counts for a request, on the CPU."""
-    key = f"{where} {request} {dtype}"
+    """What a dry run of a model counts for a request, on the CPU: the same whatever its scheduler is."""
+    model = open_model("m", where)
+    networks = replace(model, parts={name: part for name, part in model.parts.items() if name != SCHEDULER.name})
+    key = f"{networks.digest} {model.sources.embeddings} {request} {dtype}"
     if key not in _COUNTED:
-        _COUNTED[key] = count(open_model("m", where), request, open_device("cpu"), DTYPES[dtype])
+        _COUNTED[key] = count(model, request, open_device("cpu"), DTYPES[dtype])
     return _COUNTED[key]
 
 

@@ -54,6 +54,7 @@ FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema
     "embeddings",
     "ldm_names",
     "spellings",
+    "prompts",
     "byte_pairs",
 }
 """Modules of families/ that the host may load: models are checked by them. All others there are networks, which compute

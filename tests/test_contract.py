@@ -21,12 +21,16 @@ DRAWING = {
     "--embedding-dir": (None, "FOLDER", None),
     "--lora": (None, "FILE[:WEIGHT]", None),
     "--lora-dir": (None, "FOLDER", None),
+    "--prompts": (None, "FILE", None),
     "--negative": ("-n", "TEXT", None),
+    "--emphasis": (None, "[a1111|comfy|none]", "a1111"),
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),
     "--size": (None, "WXH", None),
     "--steps": ("-s", "INTEGER", "the model's own"),
     "--guidance": ("-g", "NUMBER", "the model's own"),
+    "--sampler": (None, "NAME", "the model's own"),
+    "--schedule": (None, "NAME", "the model's own"),
     "--clip-skip": (None, "INTEGER", "the model's own"),
     "--seed": (None, "SEED", "random"),
     "--count": ("-b", "INTEGER", "1"),
@@ -47,8 +51,9 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata"} | {
-    "--no-cache"
+NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+    "--no-metadata",
+    "--no-cache",
 }
 
 OPTIONS = {
@@ -71,7 +76,7 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-NOT_YET = ("--sampler", "--schedule", "--mask", "doctor", "again")
+NOT_YET = ("--mask", "doctor", "again")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
@@ -107,7 +112,7 @@ def test_the_commands_are_those_of_the_contract(
 ) -> None:
     text = help_of(capfd, monkeypatch)
     shown = re.findall(r"^  (\w+)  +\S", text.partition("Commands:")[2], re.MULTILINE)
-    assert shown == list(COMMANDS) == ["txt2img", "img2img", "plan", "bench", "models", "completion"]
+    assert shown == list(COMMANDS) == ["txt2img", "img2img", "plan", "bench", "models", "samplers", "completion"]
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdcli.domain import Prediction
+from sdcli.domain import Emphasis, Prediction
 
 SEED_END = 2**64
 """Seeds are below this."""
@@ -51,6 +51,10 @@ class Asked:
     """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None
     """Where those lie that the prompt names."""
+    emphasis: Emphasis = "a1111"
+    sampler: str | None = None
+    schedule: str | None = None
+    """Of noise levels. Both by any of their names (models/samplers.py)."""
 
 
 @dataclass(frozen=True, slots=True)

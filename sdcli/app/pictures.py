@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__
@@ -25,6 +28,7 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
     sha256 = FileHash(task.model)
     init_sha256 = hashlib.sha256(task.pixels).hexdigest() if task.request.strength is not None else None
     loras = [_told(lora) for lora in task.model.loras] if keep_text else []
+    embeddings = _digests(task.model.sources.embeddings) if keep_text else {}
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
         data = encode_picture(
@@ -32,7 +36,7 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
             picture.width,
             picture.height,
             destination.suffix,
-            provenance(record, picture, init_sha256, sha256(), loras),
+            provenance(record, picture, init_sha256, sha256(), loras, embeddings),
             edited=task.request.strength is not None,
             keep_text=keep_text,
         )
@@ -45,12 +49,22 @@ def _told(lora: Lora) -> dict[str, Any]:
     return {"name": lora.name, "weight": lora.weight, "sha256": data_sha256(lora.file)}
 
 
+def _digests(paths: Iterable[str]) -> dict[str, str]:
+    """The sha256 of each file, by its name without the suffix: some kilobytes each. None of one that has gone."""
+    found = {}
+    for path in map(Path, paths):
+        with suppress(OSError), path.open("rb") as file:
+            found[path.stem] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def provenance(
     record: RunRecord,
     picture: PictureDone,
     init_sha256: str | None,
     model_sha256: str | None,
     loras: list[dict[str, Any]] | None = None,
+    embeddings: Mapping[str, str] | None = None,
 ) -> Provenance:
     """Everything needed for the same picture again."""
     task, request = record.task, record.task.request
@@ -58,7 +72,7 @@ def provenance(
         prompt=request.prompt if task.written is None else task.written,
         negative=request.negative,
         steps=request.steps,
-        sampler=task.model.parts["scheduler"].class_name,
+        sampler=request.sampler or task.model.parts["scheduler"].class_name,
         guidance=request.guidance,
         seed=picture.seed,
         width=picture.width,
@@ -77,4 +91,6 @@ def provenance(
         sdcli_version=__version__,
         torch_version=record.torch_version,
         loras=loras or [],
+        embedding_sha256=embeddings or {},
+        schedule=request.schedule,
     )

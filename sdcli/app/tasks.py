@@ -18,6 +18,7 @@ from sdcli.host.making import make_synthetic
 from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
 from sdcli.models.reference import DEMO, resolve_model
+from sdcli.models.samplers import no_effect, sampler_named, schedule_named, scheduler_of
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.plan.ceiling import decide_ceiling
@@ -90,6 +91,7 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
     if image is None:
         width = width if asked.width is None else asked.width
         height = height if asked.height is None else asked.height
+    sampler, schedule = _sampler(asked, model, tell)
     request = Request(
         prompt=without_tags(asked.prompt),
         negative=asked.negative,
@@ -101,6 +103,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         count=asked.count,
         strength=None if image is None else STRENGTH if asked.strength is None else asked.strength,
         clip_skip=_clip_skip(asked.clip_skip, geometry.text_layers, tell),
+        emphasis=asked.emphasis,
+        sampler=sampler,
+        schedule=schedule,
         guidance_is_input=geometry.takes_guidance,
     )
     _require_possible(request, model)
@@ -113,6 +118,16 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         what = f"--negative has no effect at --guidance {request.guidance:g}: give more than 1"
         tell(Note(what, "warning"))
     return request
+
+
+def _sampler(asked: Asked, model: Model, tell: Tell) -> tuple[str | None, str | None]:
+    """Sampler and schedule that are asked for, by their own names, as far as they have an effect."""
+    sampler, schedule = (None, None) if asked.sampler is None else sampler_named(asked.sampler)
+    schedule = schedule if asked.schedule is None else schedule_named(asked.schedule)
+    reason = no_effect(model.parts["scheduler"], sampler, schedule)
+    if reason is not None:
+        tell(Note(f"--schedule {schedule} has no effect: {reason}", "warning"))
+    return sampler, None if reason is not None or schedule == "model" else schedule
 
 
 def _clip_skip(asked: int | None, layers: range, tell: Tell) -> int | None:
@@ -152,7 +167,7 @@ def task_of(
 
 
 def _require_possible(request: Request, model: Model) -> None:
-    steps, scheduler = request.steps, model.parts["scheduler"]
+    steps, scheduler = request.steps, scheduler_of(model, request)
     possible = possible_steps(scheduler.class_name, scheduler.config)
     if steps >= possible.stop:
         raise BadRequest(f"--steps {steps} is more than the {possible.stop - 1} the model knows: give fewer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from sdcli.models.blobs import blob_of, is_digest, is_whole
 from sdcli.models.hub_ids import HubRef, find_in_cache, parse_hub_ref
 from sdcli.models.reference import resolve_model
 from sdcli.models.synthetic import SYNTHETIC, made_folder, made_names
+from sdcli.weights.copies import copies_of
+from sdcli.weights.copies import remove as remove_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,19 @@ def _no_making(name: str, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What would go, and how much room it frees; `carry_out` removes it."""
+    """What would go, and how much room it frees; with it go `copies`, the prepared ones of its weights."""
 
     path: Path
     size_bytes: int
-    carry_out: Callable[[], None]
+    take_away: Callable[[], None]
+    copies: Mapping[Path, int]
+
+    def carry_out(self) -> int:
+        """Remove it; returns the bytes of copies that went: one that is in use stays."""
+        self.take_away()
+        for copy in self.copies:
+            remove_copy(copy)
+        return sum(size_bytes for copy, size_bytes in self.copies.items() if not copy.exists())
 
 
 def removal_of(ref: str) -> Removal:
@@ -94,20 +104,22 @@ def removal_of(ref: str) -> Removal:
         if name not in made_names():
             raise ModelMissing(f"no model {echo(ref)} on this disk: sdcli models list shows what there is")
         folder = made_folder(name)
-        return Removal(folder, size_of(folder), lambda: _remove_folder(folder))
+        return Removal(folder, size_of(folder), lambda: _remove_folder(folder), copies_of(folder))
     named = parse_hub_ref(ref)
     if named is None or named.file or (os.path.lexists(ref) and not named.top.is_dir()):
         raise BadRequest(f"{echo(ref)} is not ours to remove: give org/name of the Hub's cache, or synthetic:NAME")
     if not named.top.is_dir():
         raise ModelMissing(f"no model {echo(ref)} in the Hub's cache: sdcli models list shows what there is")
     if named.revision is None:
-        return Removal(named.top, size_of(named.top / "blobs"), lambda: _remove_cached(named, None))
+        return Removal(
+            named.top, size_of(named.top / "blobs"), lambda: _remove_cached(named, None), copies_of(named.top)
+        )
     found = find_in_cache(named)
     if found is None:
         raise ModelMissing(f"no model {echo(ref)} in the Hub's cache: sdcli models list shows what there is")
     snapshots = named.top / "snapshots"
     snapshot = snapshots / found[0].relative_to(snapshots).parts[0]
-    return Removal(snapshot, size_of(snapshot), lambda: _remove_cached(named, snapshot))
+    return Removal(snapshot, size_of(snapshot), lambda: _remove_cached(named, snapshot), copies_of(snapshot))
 
 
 def _remove_cached(ref: HubRef, snapshot: Path | None) -> None:

@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "Say whether a picture fits, how, and why; load no weights.",
     "bench": "Run one job under several memory ceilings and compare.",
     "models": "List, fetch, describe, check and remove models.",
+    "samplers": "List samplers and schedules of noise levels with their names.",
     "completion": "Print a script that makes a shell complete commands, options and models.",
 }
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""

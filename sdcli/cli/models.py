@@ -158,14 +158,15 @@ def _files(count: int) -> str:
 
 @_subcommand("remove", MODEL, click.option("--yes", is_flag=True, help="Do not ask."))
 def _remove(model: str, yes: bool, **params: Any) -> None:
-    """Remove a model from the Hub's cache, or a synthetic one. Never a folder of yours."""
+    """Remove a model from the Hub's cache, or a synthetic one, with its prepared copies. Never a folder of yours."""
     voice = voice_of(params)
     removal = removal_of(model)
     if not yes:
         if not sys.stdin.isatty():
             raise BadRequest("nobody can be asked here: give --yes to remove it")
-        size = format_size(removal.size_bytes)
+        size = format_size(removal.size_bytes + sum(removal.copies.values()))
         if not click.confirm(f"Remove {printable(str(removal.path))}, {size}?", err=True):
             return
-    removal.carry_out()
-    voice.say(f"removed {printable(model)}, {format_size(removal.size_bytes)}")
+    copies_bytes = removal.carry_out()
+    copies = f", and its prepared copies, {format_size(copies_bytes)}" if copies_bytes else ""
+    voice.say(f"removed {printable(model)}, {format_size(removal.size_bytes)}{copies}")

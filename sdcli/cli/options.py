@@ -19,6 +19,9 @@ from sdcli.families.registry import part_options
 
 COUNT_MOST = 1000
 
+ARGUMENTS = "sdcli.arguments"
+"""What a context calls the command line's own."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -37,13 +40,20 @@ PROMPT = (
 )
 
 
+LINES = (
+    click.option(
+        "--prompts", type=types.PromptLines(), help="A file with a prompt a line, as in: a red fox --seed 7 --steps 9."
+    ),
+)
+
+
 def model_option(default: str) -> tuple[Decorator, ...]:
     """The option that names the model; `default` is for --help, the commands know theirs."""
     about = (
         "demo (built in), a .safetensors file, a folder in diffusers layout, ORG/NAME from the Hub, or synthetic:sd15."
     )
     parts = (
-        _option(option, type=types.FilePath(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
+        _option(option, type=types.WeightsFile(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
         for option in part_options()
     )
     return (
@@ -61,7 +71,7 @@ ADDED = (
     _option(
         "--embedding",
         "embeddings",
-        type=types.FilePath(),
+        type=types.WeightsFile("embedding_dir"),
         multiple=True,
         help="A file of textual inversion: its name is a word of the prompt. May be repeated.",
         show_default=False,
@@ -89,6 +99,12 @@ JOB = (
         help="What the picture should not show. Also --negative-prompt.",
         show_default=False,
     ),
+    _option(
+        "--emphasis",
+        type=click.Choice(["a1111", "comfy", "none"]),
+        default="a1111",
+        help="Whose way (words:1.3) weigh; with none brackets are words as well.",
+    ),
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
@@ -104,6 +120,12 @@ JOB = (
         type=types.FiniteNumber(0),
         help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.  [default: the model's own]",
     ),
+    _option(
+        "--sampler",
+        type=types.SamplerName(),
+        help="A name of A1111, ComfyUI or sd.cpp: sdcli samplers lists them.  [default: the model's own]",
+    ),
+    _option("--schedule", type=types.ScheduleName(), help="Its noise levels, likewise.  [default: the model's own]"),
     _option(
         "--clip-skip",
         type=types.WholeNumber(1, 64),
@@ -173,7 +195,7 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(PROMPT, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+    return options(PROMPT, LINES, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
@@ -209,7 +231,8 @@ class Command(click.Command):
     ) -> click.Context:
         known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
         known |= {alias.replace("-", "_"): known[name] for alias, name in ALIASES.items() if name in known}
-        del known["prompt"]  # what is drawn is no habit
+        for name in ("prompt", "prompts"):  # what is drawn is no habit
+            known.pop(name, None)
         aliases = (alias.replace("-", "_") for alias in ALIASES)
         config = settings.read_user_config(dict.fromkeys((*CONFIGURABLE, *aliases)) | known)
         extra["default_map"] = {
@@ -219,6 +242,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
+        if ctx.obj is not types.LINE:
+            ctx.meta[ARGUMENTS] = given
         try:
             rest = super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -246,13 +271,18 @@ class Command(click.Command):
                 raise BadRequest(f"{shown} is no option: if it is the prompt, put -- before it, as in {example}")
 
     def invoke(self, ctx: click.Context) -> Any:
-        _settle_size(ctx)
-        profile = ctx.params.pop("profile", None)
-        if profile is not None:
-            chosen = settings.read_profile(profile)
-            if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
-                ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
+        settle(ctx)
         return super().invoke(ctx)
+
+
+def settle(ctx: click.Context) -> None:
+    """Put what one option says of another into the parameters: a size, a profile."""
+    _settle_size(ctx)
+    profile = ctx.params.pop("profile", None)
+    if profile is not None:
+        chosen = settings.read_profile(profile)
+        if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
+            ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
 
 
 def _settle_size(ctx: click.Context) -> None:
@@ -285,6 +315,7 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
+    | {"sampler", "schedule", "emphasis"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
     | {
         "lora",

@@ -103,6 +103,7 @@ class _Counting:
     def _steps(self, stage: Stage) -> StageCount:
         ways, weights = dict[str, WayCount](), tuple[WeightUse, ...]()
         conditioning = self._state["conditioning"]
+        others = [t for name, given in self._state.items() if name.startswith("conditioning ") for t in given.values()]
         every = max(len(tensor) for tensor in conditioning.values())
         fused = self._device.fused_attention(self._dtype)
         for scratch_bytes in (0,) if fused else SCRATCHES:
@@ -111,7 +112,9 @@ class _Counting:
                 some = {name: tensor[:samples] for name, tensor in conditioning.items()}
                 with self._entered(stage, run, "", scratch_bytes) as work:
                     latents = self._latents.expand(samples, -1, -1, -1)
+                    kept = [torch.empty_like(tensor) for tensor in others]
                     work(latents, torch.empty((), device="meta"), some, self._request.guidance)
+                    del kept
                 ways[way_of_steps(samples, scratch_bytes)] = _counted(run)
                 weights = run.weights if samples == 1 else weights
         return StageCount(weights, ways)

@@ -51,7 +51,7 @@ def _draw(
     work: Work, image: int, seed: int, state: State, denoiser: Any, resume: Checkpoint | None
 ) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
-    request, conditioning = work.request, state["conditioning"]
+    request = work.request
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(work.scheduler, request.steps, work.flow_times)
     timesteps = scheduler.timesteps
@@ -68,7 +68,7 @@ def _draw(
 
     for step in range(begin, len(timesteps)):
         started, read = time.perf_counter(), denoiser.lent.bytes_read
-        timestep = timesteps[step]
+        timestep, conditioning = timesteps[step], conditioning_at(state, step // scheduler.order)
         sample = model_input(scheduler, latents, timestep)
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
@@ -81,6 +81,17 @@ def _draw(
     if begin == len(timesteps):  # no step has said so
         yield LatentsDone(image, Checkpoint.take(image, begin, begin, latents, generator, scheduler).to_bytes())
     return latents
+
+
+def conditioning_at(state: State, step: int) -> Conditioning:
+    """That of a step, counted from 0: what a prompt says may change from step to step.
+
+    A family that has several gives the others as `conditioning 1` and so on, and in `turns` their `order`: which one
+    each step has. A scheduler's steps beyond those have the last one's.
+    """
+    order = state["turns"]["order"] if "turns" in state else None
+    number = 0 if order is None else int(order[min(step, len(order) - 1)])
+    return state[f"conditioning {number}" if number else "conditioning"]
 
 
 def _told(
@@ -161,14 +172,6 @@ def _without_copy(work: Work, table: Table, error: SdcliError) -> Table:
     return [replace(row, stays=False) if row in going else row for row in table]
 
 
-def steps_run(steps: int, strength: float) -> int:
-    """Denoising steps that img2img runs: `strength` of all, at least one unless the strength is 0.
-
-    As in diffusers' StableDiffusionImg2ImgPipeline.get_timesteps, which however fails where it comes to none.
-    """
-    return min(steps, max(int(steps * strength), 1 if strength > 0 else 0))
-
-
 def _start_from(
     work: Work, init: Mapping[str, torch.Tensor], scheduler: Any, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,7 +181,7 @@ def _start_from(
     the sample of the latents first, then the noise.
     """
     request = work.request
-    timesteps = begin_at(scheduler, request.steps - steps_run(request.steps, request.strength or 0.0))
+    timesteps = begin_at(scheduler, request.steps - request.steps_run)
     latents = work.network.start(work.model, init, generator)
     if len(timesteps) == 0:
         return latents, timesteps

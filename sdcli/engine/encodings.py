@@ -108,7 +108,7 @@ def _place(work: Work, stage: Stage) -> Path:
 def _key(work: Work, stage: Stage) -> str:
     """Of what a stage gives that goes by words alone: the words, the files that it reads, and who computes how."""
     model, request, under = work.model, work.request, tuple(f"{part}/" for part in stage.parts)
-    words = [request.prompt, request.negative if request.guided else None, request.clip_skip]
+    words = [request.prompt, request.negative if request.guided else None, request.clip_skip, request.emphasis]
     files = sorted(item for item in stamps_of(model).items() if item[0].startswith(under))
     parts = [model.parts[name] for name in stage.parts]
     networks = [(part.class_name, part.config, [file.header_sha256 for file in part.files]) for part in parts]

@@ -15,7 +15,7 @@ from sdcli.devices.base import Device
 from sdcli.domain import Component, Model
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
-from sdcli.engine.denoise import denoise, steps_run
+from sdcli.engine.denoise import denoise
 from sdcli.engine.latents import Latents
 from sdcli.engine.once import once
 from sdcli.engine.schedulers import rehearse
@@ -79,7 +79,7 @@ def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
         for checkpoint in _checkpoints(job, 0):
             latents[checkpoint.image] = checkpoint.latents
     else:
-        run = None if request.strength is None else steps_run(request.steps, request.strength)
+        run = None if request.strength is None else request.steps_run
         rehearse(work.scheduler, request.steps, run, work.flow_times)
         state, resume = _unpacked(job)
     del job

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sdcli.domain import Component
+from sdcli.engine.samplers.levels import levels_by
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import SCHEDULER, FlowTimes
 from sdcli.models.schedulers import FLOW_SCHEDULERS, SCHEDULERS
@@ -28,6 +29,15 @@ TRIPPED_OVER = (
     ValueError,
 )
 """What comes of settings that a class does not check, in its constructor or in a step."""
+
+OURS = {
+    "LMSDiscreteScheduler": "sdcli.engine.samplers.lms",
+    **dict.fromkeys(
+        ("DPMSolverAncestral", "DPMSolverModified", "DPMSolverSDE", "EulerAncestral", "ImprovedPNDM"),
+        "sdcli.engine.samplers.solvers",
+    ),
+}
+"""Classes of ours, and the module of each."""
 
 Scalar = int | float | bool | str | None
 
@@ -51,13 +61,17 @@ def build_scheduler(component: Component, steps: int, times: FlowTimes | None = 
 
 
 def _build(component: Component, steps: int, offset: int) -> Any:
-    name = component.class_name
-    ours = name == "LMSDiscreteScheduler"
-    module = importlib.import_module("sdcli.engine.lms" if ours else f"diffusers.schedulers.{SCHEDULERS[name]}")
-    kind = getattr(module, name)
+    name, config = component.class_name, component.config
+    kind = getattr(importlib.import_module(OURS.get(name) or f"diffusers.schedulers.{SCHEDULERS[name]}"), name)
     known = inspect.signature(kind.__init__).parameters
-    corrected = {**component.config, "steps_offset": offset, "clip_sample": False}
+    corrected = {**config, "steps_offset": offset, "clip_sample": False}
     scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
+    if "levels" in config:
+
+        def levels(in_sigmas: Any, num_inference_steps: int) -> Any:
+            return levels_by(config["levels"], scheduler, config["aligned"], in_sigmas, num_inference_steps)
+
+        scheduler._convert_to_exponential = levels
     scheduler.set_timesteps(steps)
     return scheduler
 

@@ -14,6 +14,7 @@ from sdcli.domain import Component, DtypeName, Model, Plan, Request, StageName, 
 from sdcli.families.contract import FlowTimes, Geometry, Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Job
+from sdcli.models.samplers import scheduler_of
 from sdcli.weights.borrow import Borrow
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -50,8 +51,8 @@ class Work:
 
     @property
     def scheduler(self) -> Component:
-        """The model's own."""
-        return self.model.parts["scheduler"]
+        """The model's own, or what was asked for in its place."""
+        return scheduler_of(self.model, self.request)
 
     @property
     def geometry(self) -> Geometry:

@@ -163,6 +163,8 @@ class Defaults:
 
     steps: int
     guidance: float
+    aligned_levels: tuple[float, ...] = ()
+    """Noise levels that Align Your Steps found for the family, the noisiest first; none where nobody has looked."""
 
 
 @dataclass(frozen=True, slots=True)

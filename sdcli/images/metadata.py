@@ -16,7 +16,7 @@ HASH_CHARACTERS = 10
 """Of the model's sha256, as A1111 shows it."""
 
 LORA_CHARACTERS = 12
-"""The same of a LoRA's."""
+"""The same of a LoRA's, and of a file of textual inversion."""
 
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = """\
@@ -62,6 +62,10 @@ class Provenance:
     init_sha256: str | None
     loras: list[dict[str, Any]] = field(default_factory=list)
     """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
+    embedding_sha256: Mapping[str, str] = field(default_factory=dict)
+    """That of each file of `embeddings`, by the name that it has without its suffix."""
+    schedule: str | None = None
+    """Of noise levels; None is the model's own."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -73,6 +77,7 @@ def parameters_text(p: Provenance) -> str:
     settings: dict[str, str | None] = {
         "Steps": str(p.steps),
         "Sampler": p.sampler,
+        "Schedule type": p.schedule and p.schedule.capitalize(),
         "CFG scale": _number(p.guidance),
         "Seed": str(p.seed),
         "Size": f"{p.width}x{p.height}",
@@ -80,6 +85,8 @@ def parameters_text(p: Provenance) -> str:
         "Model": p.model,
         "Clip skip": None if p.clip_skip is None else str(p.clip_skip),
         "Lora hashes": ", ".join(f"{one['name']}: {one['sha256'][:LORA_CHARACTERS]}" for one in p.loras) or None,
+        "TI hashes": ", ".join(f"{name}: {sha256[:LORA_CHARACTERS]}" for name, sha256 in p.embedding_sha256.items())
+        or None,
         "Denoising strength": None if p.strength is None else _number(p.strength),
         # The noise is drawn on the CPU whatever the device.
         "RNG": "CPU",

@@ -162,6 +162,13 @@ def outdated(folder: Path) -> list[Path]:
     return gone[::-1]
 
 
+def copies_of(path: Path) -> dict[Path, int]:
+    """The copies of weights that lie anywhere in a folder or are a file, and the bytes of each."""
+    homes = [path, *(Path(home) / name for home, folders, names in os.walk(path) for name in (*folders, *names))]
+    whose = dict.fromkeys(_root() / _digest(str(home.resolve())) for home in homes)
+    return {copy: _size_bytes(copy) for one in whose for copy in sorted(one.glob("*")) if _COPY.fullmatch(copy.name)}
+
+
 def remove(folder: Path, though_used: bool = False) -> None:
     """Delete a copy that nobody uses, or a damaged one anyway. Whoever has it mapped keeps what is mapped."""
     if not os.path.lexists(folder):

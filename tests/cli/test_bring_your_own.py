@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import SDCLI
-from tests.engine.test_single_file import FIRST, SECOND, made
-from tests.originals import PREFIXES, originals, write_single
+from tests.folders import made, with_clip
+from tests.originals import FIRST, PREFIXES, SECOND, originals, write_single
 
 JOB = ("a fox", "-s", "2", "--seed", "5", "--size", "64x64", "--mem-limit", "none")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("models") / "first", FIRST)
+    return with_clip(made(tmp_path_factory.mktemp("models") / "first", FIRST))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_words_may_be_taken_from_an_earlier_layer(folder: Path, tmp_path: Path) 
 
 
 def test_the_second_kind_has_left_out_a_layer_already(tmp_path: Path) -> None:
-    folder = made(tmp_path / "second", SECOND)
+    folder = with_clip(made(tmp_path / "second", SECOND))
     said = run("txt2img", *JOB, "-m", folder, "--clip-skip", "1", "-o", tmp_path / "1.png").stderr
     assert "--clip-skip 1 has no effect: this model's own is 2" in said
 
@@ -162,6 +162,8 @@ def test_words_of_a_file_or_of_a_folder_s_files_by_their_names(folder: Path, tmp
     assert pixels(tmp_path / "file.png") == pixels(tmp_path / "folder.png") != pixels(tmp_path / "none.png")
     with Image.open(tmp_path / "file.png") as picture:
         assert json.loads(picture.info["sdcli"])["embeddings"] == [str(foxy)]
+        sha256 = hashlib.sha256(foxy.read_bytes()).hexdigest()
+        assert f'TI hashes: "foxy: {sha256[:12]}"' in picture.info["parameters"]
     assert "is a pickle" in run("txt2img", "an old fox", *job[1:], "--embedding-dir", kept, code=1).stderr
     said = run("txt2img", "a fox", *job[1:], "--embedding", foxy, "-o", tmp_path / "idle.png").stderr
     assert "has no effect: neither prompt has its word 'foxy'" in said

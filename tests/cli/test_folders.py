@@ -100,7 +100,7 @@ def test_a_side_that_the_autoencoder_s_levels_do_not_divide_is_wrong_usage(sdcli
 def test_a_three_level_autoencoder_draws_the_size_that_was_asked_for_in_the_memory_that_was_predicted(
     tmp_path: Path, work: Path
 ) -> None:
-    from tests.engine.test_folders_out_there import made
+    from tests.folders import made
 
     model = made(tmp_path / "three", {"vae": THREE_LEVELS})
     size = ("-W", "128", "-H", "192")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from sdcli.models.opened import open_model
 from sdcli.models.reference import resolve_model
 from sdcli.models.stamps import stamps_of
 from sdcli.units import MIB
+from sdcli.weights.copies import in_use
 from tests.cli.conftest import Command, clean_environment
 from tests.conftest import SDCLI
 
@@ -182,6 +184,24 @@ def test_remove_takes_a_model_of_the_cache_whole_and_leaves_what_other_commits_h
     sdcli("models", "remove", REPO, "--yes").refused(3, "no model")
 
 
+def test_with_a_model_go_its_prepared_copies_that_nobody_uses(
+    sdcli: Command, cached: Path, tiny: Path, tmp_path: Path
+) -> None:
+    def copy_of(folder: Path) -> Path:
+        whose = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        copy = tmp_path / "cache" / "prepared" / whose / f"fp32-{'0' * 16}"
+        copy.mkdir(parents=True)
+        (copy / "index.json").write_text("{}")
+        (copy / "weights.bin").write_bytes(bytes(3 * 2**20))
+        return copy
+
+    kept, gone, used = copy_of(tiny / "unet"), copy_of(cached / "unet"), copy_of(cached / "vae")
+    with in_use(used):
+        outcome = sdcli("models", "remove", REPO, "--yes")
+    assert outcome.code == 0 and "and its prepared copies, 3 MiB" in outcome.err
+    assert kept.is_dir() and used.is_dir() and not gone.exists()
+
+
 def test_remove_never_takes_a_folder_of_the_user_s_nor_what_a_run_uses(
     sdcli: Command, hub: Path, cached: Path, tiny: Path, work: Path
 ) -> None:
@@ -259,10 +279,41 @@ def complete(work: Path, hub: Path, *words: str) -> list[str]:
 
 def test_a_shell_completes_models_options_and_commands(work: Path, cached: Path, hub: Path) -> None:
     found = complete(work, hub, "txt2img", "-m", "so")
-    assert found == [f"plain,{REPO}", "file,so"]
+    assert found == ["file,so", f"plain,{REPO}"]
     assert "plain,demo" in complete(work, hub, "models", "show", "d")
     assert "plain,--steps" in complete(work, hub, "txt2img", "--st")
     assert complete(work, hub, "mod") == ["plain,models"]
+
+
+@pytest.mark.parametrize(
+    ("option", "folder"), [("--lora", "--lora-dir"), ("--embedding", "--embedding-dir"), ("--vae", None)]
+)
+def test_a_shell_completes_files_of_weights(work: Path, hub: Path, option: str, folder: str | None) -> None:
+    for name in ("near.safetensors", "near.txt", "far.safetensors", "more/next.safetensors", "all/new.SAFETENSORS"):
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).touch()
+    (work / "none").mkdir()
+    assert complete(work, hub, "txt2img", option, "ne") == ["dir,ne", "plain,near.safetensors"]
+    assert complete(work, hub, "plan", option, "more/") == ["dir,more/", "plain,more/next.safetensors"]
+    assert complete(work, hub, "plan", option, "gone/x") == ["dir,gone/x"]
+    if folder is not None:
+        found = complete(work, hub, "txt2img", folder, "all", option, "ne")
+        assert found == ["dir,ne", "plain,near.safetensors", "plain,all/new.SAFETENSORS"]
+        assert complete(work, hub, "txt2img", folder, "gone", option, "none") == ["dir,none"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_itself_offers_models_and_files(work: Path, cached: Path, hub: Path) -> None:
+    (work / "next.safetensors").touch()
+    (work / "sdcli").write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, SDCLI))} "$@"\n')
+    (work / "sdcli").chmod(0o755)
+    environment = clean_environment(work) | {"HF_HOME": str(hub.parent)}
+    for words, offered in ((["txt2img", "-m", "so"], REPO), (["txt2img", "--lora", "ne"], "next.safetensors")):
+        line = " ".join(map(shlex.quote, ["./sdcli", *words]))
+        script = 'eval "$(./sdcli completion bash)"; compopt() { :; }; COMP_WORDS=(' + line + "); COMP_CWORD=3"
+        script += '; _sdcli_completion ./sdcli; printf "%s\\n" "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", script], cwd=work, env=environment, capture_output=True, text=True)
+        assert done.stdout.split() == [offered], done.stderr
 
 
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
@@ -279,10 +330,10 @@ def test_completion_prints_a_script_for_each_shell(sdcli: Command, kind: str, tm
 def test_a_single_file_of_the_hub_s_cache_goes_by_the_name_of_its_repository_and_by_its_own(
     sdcli: Command, hub: Path, tmp_path: Path
 ) -> None:
-    from tests.engine.test_single_file import FIRST, made
-    from tests.originals import write_single
+    from tests.folders import made, with_clip
+    from tests.originals import FIRST, write_single
 
-    content = write_single(made(tmp_path / "first", FIRST), tmp_path / "one.safetensors").read_bytes()
+    content = write_single(with_clip(made(tmp_path / "first", FIRST)), tmp_path / "one.safetensors").read_bytes()
     snapshot = put(hub, "somebody/file", {"README.md": b"#", "one.safetensors": content})
     for ref in ("somebody/file", "somebody/file/one.safetensors"):
         model = resolve_model(ref, lambda *_: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -15,13 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from sdcli.engine.synthesize import write_model
 from sdcli.errors import SdcliError
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.models.opened import open_model
 from sdcli.models.reference import resolve_model
-from tests.conftest import TINY
 from tests.engine.test_same_picture import gradient, reference
+from tests.folders import made
 from tests.networks import borrowing
 from tests.support import ASTRONAUT, draw, largest_difference
 
@@ -39,17 +37,6 @@ def theirs(tiny: Path) -> torch.Tensor:
 def model(tiny: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model to change."""
     return shutil.copytree(tiny, tmp_path / "model")
-
-
-def made(folder: Path, changes: dict[str, dict[str, Any]]) -> Path:
-    """The tiny model with other settings, and weights for them."""
-    config: dict[str, Any] = copy.deepcopy(TINY)
-    for component, settings in changes.items():
-        config[component].update(settings)
-    folder.mkdir()
-    for _ in write_model(config, folder):
-        pass
-    return folder
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -155,6 +142,29 @@ def old_tokenizer(model: Path) -> None:
     (model / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}', "utf-8")
 
 
+OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def old_attention(model: Path) -> None:
+    """The autoencoder's attention by its names before diffusers 0.15."""
+    tensors = load_file(weights(model, "vae"))
+    for new, old in OLD_ATTENTION.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert sum(".proj_attn." in name for name in tensors) == 4
+    save_file(tensors, weights(model, "vae"))
+
+
+def other_parts(model: Path) -> None:
+    """What pipelines had beside a model, damaged here: nothing of it is opened."""
+    index = json.loads((model / "model_index.json").read_text("utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
+    (model / "model_index.json").write_text(json.dumps(index), "utf-8")
+    for name in ("safety_checker/model.safetensors", "feature_extractor/preprocessor_config.json"):
+        (model / name).parent.mkdir()
+        (model / name).write_bytes(b"damaged")
+
+
 SAME_PICTURE: dict[str, Callable[[Path], None]] = {
     "leftovers": leftovers,
     "unused projection": rename_tensors(str, **{"text_projection.weight": [32, 32]}),
@@ -164,6 +174,8 @@ SAME_PICTURE: dict[str, Callable[[Path], None]] = {
     ),
     "whole CLIP": whole_clip,
     "position ids": position_ids,
+    "attention of old": old_attention,
+    "other parts": other_parts,
     "shards": sharded(lambda stem, n: f"{stem}-{n:05}-of-00002.safetensors", "{}.safetensors.index.json"),
     "fp16 shards": sharded(lambda stem, n: f"{stem}.fp16-{n:05}-of-00002.safetensors"),
     "older fp16 shards": sharded(lambda stem, n: f"{stem}-{n:05}-of-00002.fp16.safetensors"),
@@ -176,7 +188,7 @@ SAME_PICTURE: dict[str, Callable[[Path], None]] = {
     "tokens of old": old_tokenizer,
 }
 
-NOT_BY_THEM = {"non_ema", "fp16", "fp16 shards", "older fp16 shards", "bf16 shards", "no index"}
+NOT_BY_THEM = {"non_ema", "fp16", "fp16 shards", "older fp16 shards", "bf16 shards", "no index", "other parts"}
 """What diffusers opens only when told of the variant, or not without its index."""
 
 
@@ -196,6 +208,13 @@ def test_what_was_passed_over_and_what_was_taken_can_be_said(model: Path) -> Non
     assert [note.partition(":")[0] for note in open_model("m", model).notes] == list(SHARDS)
     assert all("'non_ema'" in note for note in open_model("m", model).notes)
 
+
+SECOND: dict[str, dict[str, Any]] = {
+    "unet": {"use_linear_projection": True, "attention_head_dim": [2, 4], "dual_cross_attention": False},
+    "text_encoder": {"hidden_act": "gelu", "projection_dim": 512},
+    "tokenizer": {"pad_token": "!"},
+}
+"""The base model of Stable Diffusion 2, as its published configs differ."""
 
 NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
     "only_cross_attention": {"unet": {"only_cross_attention": [True, False], "mid_block_only_cross_attention": True}},
@@ -239,6 +258,12 @@ NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
         "vae": {"latent_channels": 16, "scaling_factor": 1},
         "unet": {"in_channels": 16, "out_channels": 16},
         "text_encoder": {"hidden_act": "gelu", "layer_norm_eps": 1e-3},
+    },
+    "Stable Diffusion 2": SECOND,
+    "Stable Diffusion 2 that predicts v": {
+        **SECOND,
+        "unet": {**SECOND["unet"], "upcast_attention": True},
+        "scheduler": {"prediction_type": "v_prediction"},
     },
     "short prompts": {"tokenizer": {"model_max_length": 20}},
     "padded left": {"tokenizer": {"padding_side": "left"}},

@@ -14,7 +14,6 @@ import torch
 
 from sdcli.domain import Component
 from sdcli.engine.checkpoint import Checkpoint
-from sdcli.engine.denoise import steps_run
 from sdcli.engine.schedulers import (
     begin_at,
     build_scheduler,
@@ -31,6 +30,7 @@ from sdcli.families.contract import FLOW_SCHEDULER, FlowTimes
 from sdcli.models.configs import checked_config, class_name
 from sdcli.models.schedulers import SCHEDULERS, SETTINGS, adds_noise, possible_steps
 from tests.networks import numbers
+from tests.support import ASTRONAUT
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EVERY = sorted(SCHEDULERS)
@@ -114,7 +114,7 @@ def test_any_number_of_steps_can_be_gone_or_is_refused_in_one_line(name: str, kn
     refused = set()
     for steps in (1, 2, 3, 4, known - 1, known) if known == 50 else (1, 2, 3, known):
         for strength in (None, 0.01, 0.5, 1.0) if known == 50 else (None,):
-            run = None if strength is None else steps_run(steps, strength)
+            run = None if strength is None else replace(ASTRONAUT, steps=steps, strength=strength).steps_run
             try:
                 rehearse(settings, steps, run)
             except SdcliError as error:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,61 +20,22 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdcli.domain import Sources
-from sdcli.engine.synthesize import write_model
 from sdcli.errors import SdcliError
 from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.models.opened import open_model
-from tests.conftest import TINY
 from tests.engine.test_same_picture import reference
+from tests.folders import made, with_clip
 from tests.loras import write_lora
-from tests.originals import PREFIXES, originals, write_single
+from tests.originals import KINDS, PREFIXES, originals, write_single
 from tests.support import ASTRONAUT, draw, largest_difference
 
 REQUEST = replace(ASTRONAUT, prompt="a fox in the rain!", negative="ugly", steps=2)
-
-FIRST: dict[str, dict[str, Any]] = {
-    "unet": {"block_out_channels": [32, 64], "attention_head_dim": 8, "norm_num_groups": 32, "sample_size": 64},
-    "vae": {"block_out_channels": [32, 32, 32, 64], "norm_num_groups": 32, "sample_size": 512},
-    "text_encoder": {"vocab_size": 49408, "num_attention_heads": 1, "hidden_size": 32},
-    "scheduler": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
-}
-"""Small ones with what all of Stable Diffusion 1.x have and no tensor tells."""
-
-SECOND: dict[str, dict[str, Any]] = {
-    "unet": {
-        "block_out_channels": [64, 128],
-        "attention_head_dim": [1, 2],
-        "norm_num_groups": 32,
-        "use_linear_projection": True,
-        "sample_size": 96,
-        "upcast_attention": True,
-    },
-    "vae": FIRST["vae"],
-    "text_encoder": {"vocab_size": 49408, "num_attention_heads": 1, "hidden_size": 32, "hidden_act": "gelu"},
-    "tokenizer": {"pad_token": "!"},
-    "scheduler": {"prediction_type": "v_prediction"},
-}
-"""The same of Stable Diffusion 2.x."""
-
-KINDS = {"first": FIRST, "second": SECOND}
 
 
 @pytest.fixture(scope="module", params=[*KINDS])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model of each kind, with CLIP's vocabulary."""
-    return made(tmp_path_factory.mktemp("models") / request.param, KINDS[request.param])
-
-
-def made(folder: Path, changes: dict[str, dict[str, Any]]) -> Path:
-    config: dict[str, Any] = copy.deepcopy(TINY)
-    for part, settings in changes.items():
-        config[part].update(settings)
-    folder.mkdir()
-    for _ in write_model(config, folder):
-        pass
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(CLIP_FOLDER / name, folder / "tokenizer" / name)
-    return folder
+    return with_clip(made(tmp_path_factory.mktemp("models") / request.param, KINDS[request.param]))
 
 
 def sources(path: Path, folder: Path) -> Sources:

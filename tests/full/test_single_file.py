@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -14,10 +13,9 @@ import pytest
 from PIL import Image
 
 from sdcli import settings
-from sdcli.engine.synthesize import write_model
-from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.units import MIB
 from tests.conftest import SDCLI
+from tests.folders import made, with_clip
 from tests.full.outside import watch
 from tests.originals import write_single
 
@@ -61,15 +59,8 @@ def both(request: pytest.FixtureRequest, sd15: Path, tmp_path: Path) -> Iterator
             (folder / path).unlink()
             (folder / path).write_text(json.dumps({**table, **changes}), "utf-8")
     else:
-        config: dict[str, Any] = copy.deepcopy(settings.read_config("models", "sd15"))
-        for part, changes in SECOND.items():
-            config[part].update(changes)
-        folder.mkdir()
-        for _ in write_model(config, folder):
-            pass
-    for name in ("vocab.json", "merges.txt"):
-        (folder / "tokenizer" / name).unlink()
-        shutil.copy(CLIP_FOLDER / name, folder / "tokenizer" / name)
+        made(folder, SECOND, settings.read_config("models", "sd15"))
+    with_clip(folder)
     yield folder, write_single(folder, single)
     for large in (folder, single, tmp_path / "cache"):  # gigabytes
         shutil.rmtree(large) if large.is_dir() else large.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ https://github.com/mlfoundations/open_clip). A test compares with diffusers' own
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -20,6 +20,10 @@ Names = Mapping[str, TensorInfo]
 """The tensors of a network, by the names that they have without its prefix."""
 
 
+class Twice(ValueError):
+    """A weight that a file has under two names, which are the arguments."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A weight's place in a file: `share` is (which, of how many) equal parts of a fused one."""
@@ -28,14 +32,26 @@ class Piece:
     share: tuple[int, int] | None = None
 
 
+def _each(pairs: Iterable[tuple[str, str]]) -> dict[str, Piece]:
+    """Where each weight lies, from pairs of today's name and that in the file. Raises Twice for one that has two."""
+    pieces: dict[str, Piece] = {}
+    for today, stored in pairs:
+        if today in pieces:
+            raise Twice(pieces[today].stored, stored)
+        pieces[today] = Piece(stored)
+    return pieces
+
+
 def unet_names(names: Names) -> dict[str, Piece]:
     """Of a UNet: today's names, and where each lies. What no UNet has keeps its name."""
-    blocks, pieces = _blocks(names), dict[str, Piece]()
-    for name in names:
+    blocks = _blocks(names)
+
+    def today(name: str) -> str:
         module, _, leaf = name.rpartition(".")
-        today = diffusers_name(blocks, module)
-        pieces[name if today is None else f"{today}.{leaf}"] = Piece(name)
-    return pieces
+        found = diffusers_name(blocks, module)
+        return name if found is None else f"{found}.{leaf}"
+
+    return _each((today(name), name) for name in names)
 
 
 def _blocks(names: Names) -> dict[str, str]:
@@ -89,7 +105,7 @@ def vae_names(names: Names) -> dict[str, Piece]:
     """The same of an autoencoder, whose way up is counted from the largest map."""
     ways = (re.match(r"decoder\.up\.(\d{1,3})\.", name) for name in names)
     levels = 1 + max((int(way[1]) for way in ways if way), default=0)
-    return {_vae_name(name, levels): Piece(name) for name in names}
+    return _each((_vae_name(name, levels), name) for name in names)
 
 
 def _vae_name(name: str, levels: int) -> str:
@@ -149,4 +165,4 @@ def open_clip_names(names: Names, layers: int) -> dict[str, Piece]:
 
 def clip_names(names: Names) -> dict[str, Piece]:
     """The same of CLIP's text encoder, which has today's names already, below one more."""
-    return {name.removeprefix("text_model."): Piece(name) for name in names}
+    return _each((name.removeprefix("text_model."), name) for name in names)

@@ -16,7 +16,7 @@ from sdcli.domain import Component, Origin, Prediction, TensorInfo, WeightFile
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import FLOAT8, Found, Numbers
 from sdcli.families.sd import original
-from sdcli.families.sd.original import Names, Piece
+from sdcli.families.sd.original import Names, Piece, Twice
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
 
 PREFIXES = {
@@ -73,15 +73,22 @@ def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) 
         if stored is None:
             continue
         names, to_file = stored
-        pieces = {
-            today: piece for today, piece in _pieces(part.name, names).items() if not part.unused.fullmatch(today)
-        }
+        try:
+            every = _pieces(part.name, names)
+        except Twice as error:
+            both = " and as ".join(echo(to_file[name]) for name in error.args)
+            raise SdcliError(f"{echo(file.path)} has one tensor twice, as {both}: fetch it again") from error
+        pieces = {today: piece for today, piece in every.items() if not part.unused.fullmatch(today)}
         origins = _origins(file, pieces, to_file)
         shapes = {name: origin.shape for name, origin in origins.items()}
         try:
             config = describe(shapes, names)
-        except (LookupError, ValueError) as error:
+        except KeyError as error:
             raise SdcliError(f"the {part.name} in {echo(file.path)} lacks {echo(error)}: fetch it again") from error
+        except (IndexError, ValueError) as error:
+            raise SdcliError(
+                f"the {part.name} in {echo(file.path)} has tensors of shapes that no {part.name} has: fetch it again"
+            ) from error
         found[part.name] = Component(
             part.name, part.default_class or next(iter(part.classes)), config, file.path, (file,), origins,
             config_name="", schema=part.schema,
