@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = Fal
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
     image = read_init_of(asked, tell)
     model = find_model(asked, tell, show_making, debug)
+    image = _in_whole_patches(asked, model, image)
     return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
 
 
@@ -56,6 +58,16 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     if image.frames > 1:
         tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
     return image
+
+
+def _in_whole_patches(asked: Asked, model: Model, image: InitImage | None) -> InitImage | None:
+    """The init image once more, where the model takes no sides in multiples of 8 and not both were asked for."""
+    side = family_of(model).geometry(model).side_multiple
+    if image is None or asked.init is None or not (image.width % side or image.height % side):
+        return image
+    from sdcli.images import read
+
+    return read.read_init(Path(asked.init), asked.width, asked.height, math.lcm(side, read.SIDE_MULTIPLE))
 
 
 def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
@@ -178,8 +190,7 @@ def _require_possible(request: Request, model: Model) -> None:
         raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
     if request.seed + request.count > SEED_END:
         raise BadRequest(f"--seed {request.seed} leaves no room for {request.count} pictures: give a smaller seed")
-    geometry = family_of(model).geometry(model)
-    factor = geometry.latent_factor * geometry.patch
+    factor = family_of(model).geometry(model).side_multiple
     for side, pixels in (("width", request.width), ("height", request.height)):
         if pixels % factor:
             below = pixels - pixels % factor

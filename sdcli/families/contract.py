@@ -190,6 +190,11 @@ class Geometry:
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 
+    @property
+    def side_multiple(self) -> int:
+        """Pixels that the sides of a picture are multiples of."""
+        return self.latent_factor * self.patch
+
     def latent_shape(self, request: Request) -> tuple[int, int]:
         """Height and width of the request's picture in latents."""
         return request.height // self.latent_factor, request.width // self.latent_factor

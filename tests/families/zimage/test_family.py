@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+from PIL import Image
 
+from sdcli.app.asked import Asked
+from sdcli.app.tasks import prepare
 from sdcli.domain import Model
-from sdcli.errors import SdcliError
+from sdcli.errors import BadRequest, SdcliError
 from sdcli.families.contract import Part
 from sdcli.families.qwen3.parts import TOKENS_LIMIT
 from sdcli.families.qwen3.tokens import tokenize
@@ -102,3 +105,12 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     with pytest.raises(SdcliError, match=words):
         open_model("z", changed(model, tmp_path, part, lambda table: table.update(change)))
+
+
+def test_an_init_image_has_sides_of_whole_patches(model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (104, 72)).save(tmp_path / "init.png")
+    asked = Asked("a fox", 1, model=str(model), init=str(tmp_path / "init.png"))
+    request = prepare(asked, lambda note: None, lambda name: lambda progress: None).request
+    assert (request.width, request.height) == (112, 80)
+    with pytest.raises(BadRequest, match="--width 104 is not a multiple of 16"):
+        prepare(replace(asked, width=104), lambda note: None, lambda name: lambda progress: None)
