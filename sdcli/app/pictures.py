@@ -42,7 +42,12 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
 
 
 def _told(lora: Lora) -> dict[str, Any]:
-    return {"name": lora.name, "weight": lora.weight, "sha256": data_sha256(lora.file)}
+    return {
+        "name": lora.name,
+        "weight": lora.weight,
+        "sha256": data_sha256(lora.file),
+        "file": str(lora.file.path),
+    }
 
 
 def provenance(
@@ -78,4 +83,5 @@ def provenance(
         torch_version=record.torch_version,
         loras=loras or [],
         schedule=request.schedule,
+        emphasis=request.emphasis,
     )
