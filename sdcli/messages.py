@@ -56,6 +56,8 @@ class Job:
     """The table of weights of each stage."""
     stamps: dict[str, str] = field(default_factory=dict)
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
+    keeps: bool = True
+    """Whether what a stage gives may be kept for other runs, and taken from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,14 @@ class StageBegan:
 
 @dataclass(frozen=True, slots=True)
 class StageLoaded:
-    """Worker → host: the component's weights are where they will be used."""
+    """Worker → host: the component's weights are where they will be used.
+
+    None are where what the stage gives was `kept` by another run.
+    """
 
     name: StageName
     load_s: float
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

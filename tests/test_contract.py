@@ -44,6 +44,7 @@ DRAWING = {
     "--on-limit": (None, "[kill]", "kill"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
+    "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
     "--quiet": ("-q", "", None),
     "--debug": (None, "", None),
@@ -51,15 +52,9 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {
-    "--count",
-    "--output",
-    "--force",
-    "--mem-limit",
-    "--profile",
-    "--on-limit",
+NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
     "--no-metadata",
-    "--prompts",
+    "--no-cache",
     "--ref",
 }
 

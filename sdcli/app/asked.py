@@ -49,6 +49,8 @@ class Asked:
     """Where those lie whose names are in a prompt."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of LoRA, and how much of each."""
+    no_cache: bool = False
+    """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None
     """Where those lie that the prompt names."""
     emphasis: Emphasis = "a1111"

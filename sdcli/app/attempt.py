@@ -60,4 +60,5 @@ def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Pa
         part=part,
         tables=prospect.tables(plan),
         stamps=dict(stamps_of(task.model)),
+        keeps=task.keeps,
     )

@@ -183,6 +183,7 @@ LIMIT = (
 REPORT = (
     _option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of paths."),
     _option("--no-metadata", is_flag=True, help="Leave prompt and settings out of the file."),
+    _option("--no-cache", is_flag=True, help="Keep no encoding of the prompt for other runs, and use none of theirs."),
 )
 
 TALK = (
@@ -342,6 +343,7 @@ CONFIGURABLE = frozenset(
         "on_limit",
         "json",
         "no_metadata",
+        "no_cache",
     }
 )
 """Keys of the config file. A command takes those that it has options for."""

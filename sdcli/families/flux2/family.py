@@ -44,6 +44,7 @@ class Flux2:
             "the text encoder",
             reads=("tokenizer",),
             extra_bytes=TOKENIZER_BYTES,
+            kept=True,
         )
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
