@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ REFERENCES = 10
 NATIVE_SIDE = 1024
 """Pixels along a side of the pictures that it was made for."""
 
+DISTILLED, BASE = Defaults(steps=4, guidance=1.0), Defaults(steps=50, guidance=4.0)
+"""Of the models that were distilled to few steps without guidance, and of those that these were made of."""
+
 _WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
 
@@ -33,7 +37,7 @@ class Flux2:
     pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     index_extras: Mapping[str, object] = {"is_distilled": True}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
-    defaults = Defaults(steps=4, guidance=1.0)
+    defaults = DISTILLED
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
         """Words, pictures to go by and the init image if there are any, the steps, and the pictures."""
@@ -63,6 +67,7 @@ class Flux2:
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=TOKENS_LIMIT,
             references=REFERENCES,
+            defaults=BASE if is_base(model.ref) else DISTILLED,
             flow_times=lambda request: _flow_times(request, factor),
         )
 
@@ -95,6 +100,11 @@ class Flux2:
     def texts(self, config: Mapping[str, Any]) -> dict[str, str]:
         """A vocabulary of the text encoder's."""
         return {"tokenizer/tokenizer.json": written_tokenizer(config["text_encoder"]["vocab_size"])}
+
+
+def is_base(ref: str) -> bool:
+    """Whether the model is called a base one, as in FLUX.2-klein-base-4B: nothing else in its parts tells."""
+    return re.search(r"(?<![a-z])base(?![a-z])", ref, re.IGNORECASE) is not None
 
 
 def _flow_times(request: Request, factor: int) -> FlowTimes:

@@ -13,7 +13,7 @@ from sdcli import machine
 from sdcli.domain import Request
 from sdcli.families.flux2 import network
 from sdcli.families.flux2.denoiser import borrow_denoiser
-from sdcli.families.flux2.family import empirical_mu
+from sdcli.families.flux2.family import BASE, DISTILLED, empirical_mu
 from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import weights_of
@@ -22,8 +22,9 @@ from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.units import GIB
 from sdcli.weights import sliced
 from tests.engine.test_dry_run import Alive
+from tests.engine.test_encodings import was_kept
 from tests.networks import DTYPE_NAMES, borrowing, numbers
-from tests.support import counted, subject, tables
+from tests.support import counted, run_engine, subject, tables
 
 REQUEST = Request("a fox", "", 256, 192, 4, 1.0, 5, 1)
 SIDES = 12, 16
@@ -111,3 +112,23 @@ def test_the_shift_is_the_pipeline_s(klein: Path, tokens: int, steps: int) -> No
     assert times_of is not None
     times = times_of(replace(REQUEST, width=16 * tokens, height=16, steps=steps))
     assert times.mu == empirical_mu(tokens, steps) and times.sigmas[0] == 1 and len(times.sigmas) == steps
+
+
+@pytest.mark.parametrize(
+    ("ref", "defaults"),
+    [
+        ("black-forest-labs/FLUX.2-klein-base-4B", BASE),
+        ("black-forest-labs/FLUX.2-klein-4B", DISTILLED),
+        ("/models/database/klein", DISTILLED),
+        ("klein_Base", BASE),
+    ],
+)
+def test_steps_and_guidance_of_base_models_are_told_by_their_names(klein: Path, ref: str, defaults: Any) -> None:
+    model = open_model(ref, klein)
+    assert family_of(model).geometry(model).defaults == defaults
+
+
+def test_from_a_kept_prompt_a_picture_needs_no_text_encoder(klein: Path) -> None:
+    small = replace(REQUEST, width=64, height=64, steps=1)
+    first, second = (run_engine(klein, replace(small, seed=seed)) for seed in (1, 2))
+    assert not was_kept(first) and was_kept(second)
