@@ -17,6 +17,7 @@ DRAWING = {
     "--text-encoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--prediction": (None, "[epsilon|v]", None),
+    "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),
     "--lora": (None, "FILE[:WEIGHT]", None),
@@ -54,6 +55,7 @@ DRAWING = {
 NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
     "--no-metadata",
     "--no-cache",
+    "--ref",
 }
 
 OPTIONS = {

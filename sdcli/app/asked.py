@@ -36,6 +36,8 @@ class Asked:
     steps: int | None = None
     guidance: float | None = None
     count: int = 1
+    references: tuple[str, ...] = ()
+    """Files of pictures that the model is to go by."""
     init: str | None = None
     strength: float | None = None
     device: str = "auto"

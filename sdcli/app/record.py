@@ -20,7 +20,7 @@ KEPT = "from the cache, where another run kept it"
 class Task:
     """Everything a run needs: what to draw, with what, on what, under which ceiling.
 
-    `pixels` is the init image of img2img, RGB, at the request's size.
+    `pixels` is the init image of img2img, RGB, at the request's size, and `references` are pictures to go by.
     """
 
     model: Model
@@ -34,6 +34,7 @@ class Task:
     """The prompt as it was written, with what is no words in it."""
     keeps: bool = True
     """Whether encodings of prompts are kept for other runs, and taken from them."""
+    references: bytes = b""
 
 
 @dataclass(slots=True)

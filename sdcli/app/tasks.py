@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
+from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
 from sdcli.host.making import make_synthetic
 from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
+from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.samplers import no_effect, sampler_named, schedule_named, scheduler_of
 from sdcli.models.schedulers import adds_noise, possible_steps
@@ -45,7 +48,8 @@ def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = Fal
     image = read_init_of(asked, tell)
     model = find_model(asked, tell, show_making, debug)
     image = _in_whole_patches(asked, model, image)
-    return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+    task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+    return with_references(task, asked.references)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
@@ -103,6 +107,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
     if image is None:
         width = width if asked.width is None else asked.width
         height = height if asked.height is None else asked.height
+    few = few_steps_of(model, geometry.takes_guidance)
+    if few is not None:
+        asked = _with_few(asked, few, tell)
     sampler, schedule = _sampler(asked, model, tell)
     request = Request(
         prompt=without_tags(asked.prompt),
@@ -130,6 +137,22 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         what = f"--negative has no effect at --guidance {request.guidance:g}: give more than 1"
         tell(Note(what, "warning"))
     return request
+
+
+def _with_few(asked: Asked, few: FewSteps, tell: Tell) -> Asked:
+    """What is asked for, where nothing was said with what a distilled model wants; that is told."""
+    wanted = {"steps": few.steps, "guidance": few.guidance, "sampler": few.sampler, "schedule": few.schedule}
+    if asked.sampler is not None or few.sampler is None:  # a schedule goes with its sampler
+        del wanted["sampler"], wanted["schedule"]
+    taken: dict[str, Any] = {
+        name: value for name, value in wanted.items() if value is not None and getattr(asked, name) is None
+    }
+    if taken:
+        options = " ".join(
+            f"--{name} {value:g}" if name == "guidance" else f"--{name} {value}" for name, value in taken.items()
+        )
+        tell(Note(f"taken for {few.method}, for {few.why}: {options}"))
+    return replace(asked, **taken)
 
 
 def _sampler(asked: Asked, model: Model, tell: Tell) -> tuple[str | None, str | None]:

@@ -90,6 +90,17 @@ ADDED = (
     ),
 )
 
+REFERENCES = (
+    _option(
+        "--ref",
+        "references",
+        type=types.FilePath(),
+        multiple=True,
+        help="A picture that the model is to go by, if it can: what is in it may be in the new one. May be repeated.",
+        show_default=False,
+    ),
+)
+
 JOB = (
     _option(
         "-n",
@@ -195,7 +206,9 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(PROMPT, LINES, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+    return options(
+        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK
+    )
 
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}

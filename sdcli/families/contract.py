@@ -189,6 +189,8 @@ class Geometry:
     """Latents that the denoiser takes together, along each side: a picture's sides are of whole ones."""
     defaults: Defaults | None = None
     """Of the model, where they differ from its family's."""
+    references: int = 0
+    """Pictures that the model can go by, at most."""
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 

@@ -13,7 +13,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,3 +190,13 @@ def _too_large(path: Path, size: str) -> SdcliError:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} pixels"
+
+
+def read_sized(path: Path, size_of: Callable[[tuple[int, int]], tuple[int, int]]) -> InitImage:
+    """The picture in `path` as `read_init` has it, at the size that is made of its own."""
+    _require_file(path)
+    with _refusals(path), path.open("rb") as stream:
+        frames, image = _decoded(path, stream)
+        size = size_of(image.size)
+        fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+        return InitImage(*size, fitted.tobytes(), frames)

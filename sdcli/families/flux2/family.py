@@ -16,6 +16,9 @@ from sdcli.families.qwen3.vocabulary import written_tokenizer
 WORD_LAYERS = (9, 18, 27)
 """Layers of the text encoder whose states the denoiser takes, side by side."""
 
+REFERENCES = 10
+"""Pictures to go by, at most: each adds as many tokens as the picture that is drawn."""
+
 NATIVE_SIDE = 1024
 """Pixels along a side of the pictures that it was made for."""
 
@@ -33,7 +36,7 @@ class Flux2:
     defaults = Defaults(steps=4, guidance=1.0)
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
-        """Words, the init image if there is one, the steps, and the pictures."""
+        """Words, pictures to go by and the init image if there are any, the steps, and the pictures."""
         words = Stage(
             "encode_prompt",
             "once",
@@ -46,7 +49,9 @@ class Flux2:
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
         pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
-        return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
+        others = Stage("encode_references", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        given = ((others,) if request.references else ()) + ((init,) if request.strength is not None else ())
+        return (words, *given, steps, pictures)
 
     def geometry(self, model: Model) -> Geometry:
         """A latent is a patch of the autoencoder's, with all their channels."""
@@ -57,6 +62,7 @@ class Flux2:
             latent_factor=factor,
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=TOKENS_LIMIT,
+            references=REFERENCES,
             flow_times=lambda request: _flow_times(request, factor),
         )
 

@@ -52,15 +52,7 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
     """
     turns, length = turns_of(request), StableDiffusion().geometry(model).prompt_tokens
     if borrow.dry is not None:
-        shape = 1 + request.guided, StableDiffusion().chunks(model, request), length
-        pairs = [
-            Tokens(
-                torch.zeros(shape, dtype=torch.long),
-                [],
-                torch.full(shape, 1.0 + turns.weighted),
-                torch.zeros(length).long(),
-            )
-        ]
+        pairs = [Tokens.dry(1 + request.guided, StableDiffusion().chunks(model, request), length, turns.weighted)]
     else:
         groups = [pair[not request.guided :] for pair in turns.pairs]
         pairs = tokenize_all(model.parts["tokenizer"], length, groups, own_words(model.parts["text_encoder"]))
@@ -72,11 +64,11 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
     with borrow_text_encoder(text, borrow) as encode:
 
         def run(state: State) -> State:
-            given = [{"tokens": _weighed(tokens, request, encode)} for tokens in pairs]
+            given = [{"tokens": _weighed(tokens, request, borrow, encode)} for tokens in pairs]
             if borrow.dry is not None:
                 given += [{"tokens": torch.empty_like(given[0]["tokens"])} for _ in turns.pairs[1:]]
             if borrow.dry is not None and len(given) > 1:
-                _weighed(pairs[0], request, encode)  # while the others are there
+                _weighed(pairs[0], request, borrow, encode)  # while the others are there
             encoded: State = {
                 f"conditioning {number}" if number else "conditioning": g for number, g in enumerate(given)
             }
@@ -85,11 +77,16 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
         yield run
 
 
-def _weighed(tokens: Tokens, request: Request, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _weighed(
+    tokens: Tokens, request: Request, borrow: Borrow, encode: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """What the encoder says of prompts, by the weights of their words."""
     states = encode(tokens.ids)
     if bool((tokens.weights == 1).all()):
         return states
+    if borrow.dry is not None:  # what `emphasised` has at once: some of its operations have no kernel for shapes
+        _full = [torch.empty(states.shape, dtype=torch.float32, device=states.device) for _ in range(3)]
+        return torch.empty_like(states)
     empty = encode(tokens.empty[None, None])[0] if request.emphasis == "comfy" else None
     parted = states.unflatten(1, tokens.ids.shape[1:])
     return emphasised(parted, tokens.weights, request.emphasis, empty).flatten(1, 2)
