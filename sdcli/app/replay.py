@@ -13,7 +13,7 @@ from sdcli.app.on_disk import refs_on_disk
 from sdcli.app.record import Task
 from sdcli.errors import BadRequest, echo, printable
 from sdcli.models.header import data_sha256
-from sdcli.models.samplers import sampler_named, schedule_named
+from sdcli.models.samplers import OWN, sampler_named, schedule_named
 from sdcli.models.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
     found.options["prompt"] = without_tags(found.options["prompt"])
     # before there was a choice, brackets were words
     found.options["emphasis"] = str(record.get("emphasis", "none"))
-    if record.get("sampler") not in SCHEDULERS:
+    if record.get("sampler") in SCHEDULERS:
+        found.options["sampler"] = OWN
+    else:
         _take_sampler(found, str(record.get("sampler")))
     parts, loras = record.get("parts"), record.get("loras")
     if isinstance(parts, dict):

@@ -22,7 +22,7 @@ from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
 from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
-from sdcli.models.samplers import no_effect, sampler_named, schedule_named, scheduler_of
+from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.plan.ceiling import decide_ceiling
@@ -158,6 +158,7 @@ def _with_few(asked: Asked, few: FewSteps, tell: Tell) -> Asked:
 def _sampler(asked: Asked, model: Model, tell: Tell) -> tuple[str | None, str | None]:
     """Sampler and schedule that are asked for, by their own names, as far as they have an effect."""
     sampler, schedule = (None, None) if asked.sampler is None else sampler_named(asked.sampler)
+    sampler = None if sampler == OWN else sampler
     schedule = schedule if asked.schedule is None else schedule_named(asked.schedule)
     reason = no_effect(model.parts["scheduler"], sampler, schedule)
     if reason is not None:

@@ -32,6 +32,11 @@ from sdcli.families.registry import part_options
 INIT = init_options("The picture that it was drawn from.", "As for img2img.", required=False)
 
 
+_PICTURES = {"sampler", "schedule", "clip_skip", "prediction", "embedding_dir", "lora_dir"}
+_PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
+"""Options that the environment and the config file have no say in, whether the picture has them or not."""
+
+
 @click.command(cls=Command)
 @click.argument("picture", type=types.FilePath())
 @options(PROMPT[1:], INIT, model_option("the picture's"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
@@ -55,6 +60,8 @@ def command(picture: str, **params: Any) -> None:
     if "model" in said:  # whose other parts are not this one's
         found.options = {name: value for name, value in found.options.items() if not name.startswith("part ")}
         found.options.pop("prediction", None)
+    for name in params.keys() & _PICTURES - said:  # the picture's, or none
+        params[name] = None
     named = {f"part {part}": option[2:].replace("-", "_") for option, part in part_options().items()}
     for name, value in found.options.items():
         param = named.get(name, name)

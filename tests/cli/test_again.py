@@ -56,6 +56,7 @@ def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, 
     ]
     assert shell(work, *argv, "-o", f"one{suffix}").returncode == 0
     others = {"SDCLI_STEPS": "9", "SDCLI_NEGATIVE": "odd", "SDCLI_SAMPLER": "euler", "SDCLI_COUNT": "2"}
+    others |= {"SDCLI_SCHEDULE": "beta", "SDCLI_CLIP_SKIP": "1", "SDCLI_PREDICTION": "v", "SDCLI_EMPHASIS": "none"}
     done = shell(work, "again", f"one{suffix}", "-o", f"two{suffix}", env=others)
     assert (done.returncode, done.stdout) == (0, f"two{suffix}\n".encode()), done.stderr
     assert b"warning" not in done.stderr
@@ -94,6 +95,7 @@ def test_all_that_it_says_comes_to_the_task_and_options_go_before_it(
     asked: Ask, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SDCLI_GUIDANCE", "9")
+    monkeypatch.setenv("SDCLI_SAMPLER", "Euler")
     path = png("a.png", sdcli=json.dumps({**record, "emphasis": "a1111", "schedule": "trailing"}))
     request = asked("again", path).task.request
     assert (request.prompt, request.negative, request.steps, request.guidance) == ("a (fox)", "ugly", 7, 3.5)

@@ -78,11 +78,12 @@ def test_a_folder_keeps_its_scheduler(model: Model) -> None:
         ({}, (4, 1.0, "LCM"), "--steps 4 --guidance 1 --sampler LCM"),
         ({"steps": 7}, (7, 1.0, "LCM"), "--guidance 1 --sampler LCM"),
         ({"sampler": "euler", "guidance": 2.0}, (4, 2.0, "Euler"), "--steps 4"),
+        ({"sampler": "model"}, (4, 1.0, None), "--steps 4 --guidance 1"),
         ({"steps": 7, "guidance": 2.0, "sampler": "euler"}, (7, 2.0, "Euler"), None),
     ],
 )
 def test_what_was_said_goes_before_what_is_assumed(
-    model: Model, said: dict[str, Any], request_has: tuple[int, float, str], told: str | None
+    model: Model, said: dict[str, Any], request_has: tuple[int, float, str | None], told: str | None
 ) -> None:
     notes = list[Note]()
     distilled = replace(model, loras=(lora("lcm-lora.safetensors"),))
