@@ -112,7 +112,11 @@ def _key(work: Work, stage: Stage) -> str:
     files = sorted(item for item in stamps_of(model).items() if item[0].startswith(under))
     parts = [model.parts[name] for name in stage.parts]
     networks = [(part.class_name, part.config, [file.header_sha256 for file in part.files]) for part in parts]
-    changes = [(lora.file.header_sha256, lora.weight) for lora in model.loras]
+    changes = [
+        (part.name, name, [(one.kind, one.scale, one.weight, sorted(one.tensors)) for one in adapters])
+        for part in parts
+        for name, adapters in sorted(part.adapters.items())
+    ]
     computed = [work.device.name, work.dtype_name, machine.torch_version(), *machine.cpu_vector_flags()]
     facts = [LAYOUT, __version__, model.family, stage.name, words, files, networks, changes, computed]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

@@ -102,6 +102,8 @@ class Part:
     """What names of its modules begin with in files of LoRA: before dots, or before underscores in their place."""
     spellings: Callable[[Component, str], Collection[str]] = lambda component, module: (module,)
     """Names that such files have for one of its modules, with dots; none for one that no LoRA changes."""
+    fused_spellings: Callable[[Component, str], Mapping[str, tuple[int, int]]] = lambda component, module: {}
+    """Names that such files have for a module of which this one is a share: which, and of how many that are alike."""
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""

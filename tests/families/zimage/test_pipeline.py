@@ -17,9 +17,11 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
 from sdcli.domain import Request
+from sdcli.engine.synthesize import write_model
+from sdcli.weights.source import Stored
 from tests import qwen
-from tests.families.zimage.tiny import FOX
-from tests.support import RESIDENT, STREAMED, draw, largest_difference
+from tests.families.zimage.tiny import FOX, TINY
+from tests.support import RESIDENT, STREAMED, draw, largest_difference, psnr
 
 PIXELS = torch.arange(64 * 96 * 3).mul(7919).remainder(251).to(torch.uint8)
 
@@ -96,3 +98,19 @@ def test_every_plan_draws_the_same_bits(model: Path, guidance: float) -> None:
         replace(STREAMED, guidance="sequential", give_back="block", ways={"decode": "recomputed"}),
     ):
         assert torch.equal(ours(model, request, plan=plan), first)
+
+
+def test_bf16_weights_are_used_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bf16"
+    folder.mkdir()
+    for _ in write_model({**TINY, "dtype": "BF16"}, folder):
+        pass
+    plans = (RESIDENT, STREAMED, replace(STREAMED, guidance="sequential", give_back="piece"))
+    request = replace(FOX, guidance=3.0)
+    lying = [ours(folder, request, plan=plan, dtype="bf16") for plan in plans]
+    assert all(torch.equal(one, lying[0]) for one in lying)
+    exact = ours(folder, request)
+    assert psnr(lying[0], exact) > 30
+    copies: list[int] = []
+    monkeypatch.setattr(Stored, "slice_of", lambda *_: copies.append(1))
+    assert torch.equal(ours(folder, request, dtype="bf16"), lying[0]) and not copies
