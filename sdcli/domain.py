@@ -57,6 +57,8 @@ class Request:
     schedule: str | None = None
     """Of noise levels, by its name; None is the model's own."""
     emphasis: Emphasis = "a1111"
+    references: tuple[tuple[int, int], ...] = ()
+    """Widths and heights of pictures to go by, which are sent beside the request."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
 
@@ -107,14 +109,6 @@ class StageNeed:
     peak_bytes: int
     remainder_bytes: int = 0
     """Of them neither baseline nor weights nor bytes that are alive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A decision and why it fell that way."""
-
-    value: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

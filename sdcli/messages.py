@@ -37,7 +37,8 @@ class Synthesize:
 class Job:
     """Host → worker: draw, all of it or up to the latents or from them on.
 
-    The payload is the init image, if any and unless pictures alone are asked for: RGB, height x width x 3 bytes. After
+    The payload is, unless pictures alone are asked for, the pictures that the model is to go by, and the init image, if
+    there are any: RGB, height x width x 3 bytes each. After
     it come checkpoints to go on from, of the lengths given: the last one of each image begun. Pictures alone are drawn
     of the images that have one.
     """
@@ -55,6 +56,8 @@ class Job:
     """The table of weights of each stage."""
     stamps: dict[str, str] = field(default_factory=dict)
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
+    keeps: bool = True
+    """Whether what a stage gives may be kept for other runs, and taken from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,14 @@ class StageBegan:
 
 @dataclass(frozen=True, slots=True)
 class StageLoaded:
-    """Worker → host: the component's weights are where they will be used."""
+    """Worker → host: the component's weights are where they will be used.
+
+    None are where what the stage gives was `kept` by another run.
+    """
 
     name: StageName
     load_s: float
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,16 +241,20 @@ def read_message(pipe: BinaryIO) -> Message | None:
         loras = tuple((path, weight) for path, weight in table["loras"])
         fields["model"] = Sources(**{**table, "embeddings": tuple(table["embeddings"]), "loras": loras})
     if head["type"] == "Job":
-        fields["request"] = Request(**fields["request"])
+        fields["request"] = _request(fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
         fields["checkpoints"] = tuple(fields["checkpoints"])
         fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
     if head["type"] == "Count":
-        fields["requests"] = tuple(Request(**request) for request in fields["requests"])
+        fields["requests"] = tuple(map(_request, fields["requests"]))
     if payload:
         fields["payload"] = payload
     message: Message = _TYPES[head["type"]](**fields)
     return message
+
+
+def _request(table: dict[str, Any]) -> Request:
+    return Request(**{**table, "references": tuple((width, height) for width, height in table["references"])})
 
 
 def _plain(value: Any) -> Any:

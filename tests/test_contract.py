@@ -17,6 +17,7 @@ DRAWING = {
     "--text-encoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--prediction": (None, "[epsilon|v]", None),
+    "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),
     "--lora": (None, "FILE[:WEIGHT]", None),
@@ -43,6 +44,7 @@ DRAWING = {
     "--on-limit": (None, "[kill]", "kill"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
+    "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
     "--quiet": ("-q", "", None),
     "--debug": (None, "", None),
@@ -50,7 +52,11 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata", "--prompts"}
+NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+    "--no-metadata",
+    "--no-cache",
+    "--ref",
+}
 
 OPTIONS = {
     "txt2img": DRAWING,
@@ -72,7 +78,9 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-NOT_YET = ("--mask", "doctor", "again")
+COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
+
+NOT_YET = ("--hires", "doctor", "resume")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
@@ -108,7 +116,7 @@ def test_the_commands_are_those_of_the_contract(
 ) -> None:
     text = help_of(capfd, monkeypatch)
     shown = re.findall(r"^  (\w+)  +\S", text.partition("Commands:")[2], re.MULTILINE)
-    assert shown == list(COMMANDS) == ["txt2img", "img2img", "plan", "bench", "models", "samplers", "completion"]
+    assert shown == list(COMMANDS) == COMMAND_NAMES
 
 
 @pytest.mark.parametrize("command", OPTIONS)

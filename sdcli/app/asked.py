@@ -36,6 +36,8 @@ class Asked:
     steps: int | None = None
     guidance: float | None = None
     count: int = 1
+    references: tuple[str, ...] = ()
+    """Files of pictures that the model is to go by."""
     init: str | None = None
     strength: float | None = None
     device: str = "auto"
@@ -47,6 +49,8 @@ class Asked:
     """Where those lie whose names are in a prompt."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of LoRA, and how much of each."""
+    no_cache: bool = False
+    """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None
     """Where those lie that the prompt names."""
     emphasis: Emphasis = "a1111"

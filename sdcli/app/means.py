@@ -194,7 +194,7 @@ def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, 
     subject = prospect.subject
     need = next(need for need in planned.needs if need.name == subject.steps.name)
     way = way_of(subject, planned.plan)
-    expected = shipped.steps(way, planned.plan.give_back, subject.weights.largest_bytes)
+    expected = shipped.steps(way, planned.plan.give_back, subject.weights.largest_bytes, subject.by_slices)
     counted = need.peak_bytes - need.remainder_bytes - planned.baseline_bytes
     remember_remainder(_key(prospect.task), Seen((peak_bytes - baseline_bytes - counted) / expected, way.heap_bytes))
 

@@ -46,7 +46,12 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
 
 
 def _told(lora: Lora) -> dict[str, Any]:
-    return {"name": lora.name, "weight": lora.weight, "sha256": data_sha256(lora.file)}
+    return {
+        "name": lora.name,
+        "weight": lora.weight,
+        "sha256": data_sha256(lora.file),
+        "file": str(lora.file.path),
+    }
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str]:
@@ -93,4 +98,5 @@ def provenance(
         loras=loras or [],
         embedding_sha256=embeddings or {},
         schedule=request.schedule,
+        emphasis=request.emphasis,
     )

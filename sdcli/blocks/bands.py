@@ -21,7 +21,20 @@ from torch import nn
 
 from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.frugal import make_frugal
-from sdcli.blocks.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
+from sdcli.blocks.planes import (
+    Convolved,
+    Doubled,
+    Halved,
+    Normed,
+    Parted,
+    Plane,
+    Remembered,
+    Stored,
+    Sum,
+    overwrite,
+    part,
+    store,
+)
 from sdcli.domain import Component
 from sdcli.units import MIB
 from sdcli.weights.borrow import Borrow
@@ -75,10 +88,13 @@ class Bands:
             plane = self._convolved(plane, whole.post_quant_conv)
         plane = self._stored(self._convolved(plane, decoder.conv_in))
         plane = self._level(plane, decoder.mid_block)
+        under: Parted | None = None
         for block in decoder.up_blocks:
-            plane = self._level(plane, block)
+            plane = stored = self._level(plane, block, under)
+            under = None if self._keep_maps else stored
+            del stored  # what is doubled goes under no other name, so that it can go
             for upsampler in block.upsamplers or ():
-                plane = self._convolved(Doubled(plane), upsampler.conv)  # under no other name: what it doubles can go
+                plane = self._convolved(Doubled(plane), upsampler.conv)
                 plane = self._exactly(plane) if self._keep_maps else Remembered(plane)
         plane = self._convolved(self._normed(plane, decoder.conv_norm_out, decoder.conv_act), decoder.conv_out)
         return self._on_cpu(self._exactly(plane))
@@ -88,10 +104,10 @@ class Bands:
         encoder = whole.encoder
         plane: Plane = self._stored(self._convolved(self._placed(pixels), encoder.conv_in))
         for block in encoder.down_blocks:
-            plane = self._level(plane, block)
+            plane = below = self._level(plane, block)
             for downsampler in block.downsamplers or ():
                 after = 1 if downsampler.padding == 0 else 0
-                plane = self._stored(self._convolved(plane, downsampler.conv, after))
+                plane = self._stored(self._convolved(plane, downsampler.conv, after), below)
         plane = self._level(plane, encoder.mid_block)
         plane = self._convolved(self._normed(plane, encoder.conv_norm_out, encoder.conv_act), encoder.conv_out)
         if whole.quant_conv is not None:
@@ -99,25 +115,29 @@ class Bands:
         posterior = DiagonalGaussianDistribution(self._on_cpu(self._exactly(plane)))
         return posterior.mean, posterior.std
 
-    def _level(self, plane: Plane, block: Any) -> Stored:
-        """Residual blocks and attention by turns: in the middle a block, attention, and a block."""
+    def _level(self, plane: Plane, block: Any, under: Parted | None = None) -> Parted:
+        """Residual blocks and attention by turns: in the middle a block, attention, and a block.
+
+        What lies `under` it is the map that the plane is computed from, if it is another one.
+        """
         for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", ())):
-            stored = self._residual(plane, resnet)
-            plane = stored if attention is None else self._attended(stored, attention)
+            stored = self._residual(plane, resnet, None if plane is under else under)
+            plane = stored = stored if attention is None else self._attended(stored, attention)
+            under = None
         return stored
 
-    def _residual(self, plane: Plane, block: ResnetBlock2D) -> Stored:
+    def _residual(self, plane: Plane, block: ResnetBlock2D, spent: Parted | None) -> Parted:
         """x + conv(silu(norm(conv(silu(norm(x)))))) (He et al. 2016), in the place of x if it has the same shape."""
         hidden: Plane = self._convolved(self._normed(plane, block.norm1, block.nonlinearity), block.conv1)
         if self._keep_maps:
             hidden = self._exactly(hidden)
         hidden = self._convolved(self._normed(hidden, block.norm2, block.nonlinearity), block.conv2)
-        if block.conv_shortcut is None and isinstance(plane, self._lasting):
+        if block.conv_shortcut is None and isinstance(plane, Parted):
             return overwrite(plane, Sum(hidden, plane), self._device)
         shortcut = plane if block.conv_shortcut is None else self._convolved(plane, block.conv_shortcut)
-        return self._stored(Sum(hidden, shortcut))
+        return self._stored(Sum(hidden, shortcut), spent)
 
-    def _attended(self, stored: Stored, attention: Attention) -> Stored:
+    def _attended(self, stored: Parted, attention: Attention) -> Parted:
         """Attention is at the smallest side, where a whole map is little."""
         whole = attention(stored.rows(0, stored.height)).contiguous(memory_format=self._device.memory_format)
         return self._stored(Stored(whole))
@@ -126,9 +146,9 @@ class Bands:
         placed = values.to(self._device.torch_device, self._dtype)
         return Stored(placed.contiguous(memory_format=self._device.memory_format))
 
-    def _stored(self, plane: Plane) -> Stored:
-        """For good."""
-        return store(plane, self._device, self._dtype, self._lasting)
+    def _stored(self, plane: Plane, spent: Parted | None = None) -> Parted:
+        """For good; what is `spent` on it goes meanwhile."""
+        return part(plane, self._device, self._dtype, self._lasting, spent)
 
     def _exactly(self, plane: Plane) -> Stored:
         """For a plan that has the memory, or for the end: not rounded."""

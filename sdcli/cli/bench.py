@@ -123,7 +123,8 @@ def _asked(params: Params) -> Asked:
     defaults = {"steps": DEFAULT_STEPS, "seed": 0}
     unsaid = {name: value for name, value in defaults.items() if source(name) is click.core.ParameterSource.DEFAULT}
     asked = asked_of({**params, **prompt, **unsaid})
-    return asked if asked.model is not None else replace(asked, model=DEFAULT_MODEL)
+    model = DEFAULT_MODEL if asked.model is None else asked.model
+    return replace(asked, model=model, no_cache=True)  # a stage that was kept is not measured
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable, s
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
     "img2img": "Edit a picture with words.",
+    "again": "Draw a picture again from what it says of itself.",
+    "info": "Print what a picture says of how it was made.",
     "plan": "Say whether a picture fits, how, and why; load no weights.",
     "bench": "Run one job under several memory ceilings and compare.",
     "models": "List, fetch, describe, check and remove models.",

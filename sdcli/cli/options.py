@@ -90,6 +90,17 @@ ADDED = (
     ),
 )
 
+REFERENCES = (
+    _option(
+        "--ref",
+        "references",
+        type=types.FilePath(),
+        multiple=True,
+        help="A picture that the model is to go by, if it can: what is in it may be in the new one. May be repeated.",
+        show_default=False,
+    ),
+)
+
 JOB = (
     _option(
         "-n",
@@ -172,6 +183,7 @@ LIMIT = (
 REPORT = (
     _option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of paths."),
     _option("--no-metadata", is_flag=True, help="Leave prompt and settings out of the file."),
+    _option("--no-cache", is_flag=True, help="Keep no encoding of the prompt for other runs, and use none of theirs."),
 )
 
 TALK = (
@@ -194,7 +206,9 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(PROMPT, LINES, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+    return options(
+        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK
+    )
 
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
@@ -329,6 +343,7 @@ CONFIGURABLE = frozenset(
         "on_limit",
         "json",
         "no_metadata",
+        "no_cache",
     }
 )
 """Keys of the config file. A command takes those that it has options for."""

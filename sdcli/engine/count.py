@@ -81,6 +81,9 @@ class _Counting:
         self._network = import_module(family_of(model).network)
         pixels = torch.empty(1, 3, request.height, request.width, device="meta")
         self._state: dict[str, dict[str, torch.Tensor]] = {"pixels": {"rgb": pixels}}
+        for index, (width, height) in enumerate(request.references):
+            levels = torch.empty(1, 3, height, width, dtype=torch.uint8, device="meta")
+            self._state.setdefault("references", {})[str(index)] = levels
         geometry = family_of(model).geometry(model)
         shape = geometry.latent_channels, *geometry.latent_shape(request)
         self._latents = torch.empty(1, *shape, device="meta")

@@ -78,7 +78,7 @@ class DryRun:
     def weights(self) -> tuple[WeightUse, ...]:
         """All weights in the order of their first use, those that were not seen last."""
         unseen = [
-            WeightUse(part, name, tuple(shape), "vector" if len(shape) < 2 else "matrix", (1, 1), 0)
+            WeightUse(part, name, tuple(shape), "matrix" if is_matrix(name, shape) else "vector", (1, 1), 0)
             for part, name, shape in self._names.values()
             if (part, name) not in self._uses
         ]
@@ -139,6 +139,11 @@ class DryRun:
         if before is not None:
             sees, places = before.sees, before.places + places
         self._uses[part, name] = WeightUse(part, name, tuple(shape), use, sees, places)
+
+
+def is_matrix(name: str, shape: torch.Size) -> bool:
+    """Whether a parameter is a layer's weight, which may stream: a learned token is none, however many sides it has."""
+    return len(shape) > 1 and name.rpartition(".")[2] == "weight"
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -138,6 +138,8 @@ def _distribution(owner: nn.Module, name: str, parameter: torch.Tensor) -> tuple
         return (1.0, 0.1) if name.endswith("var") else (0.0, 0.1)
     if isinstance(owner, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
         return (1.0, 0.1) if name.endswith("weight") else (0.0, 0.1)
+    if parameter.dim() == 1 and name.endswith("weight"):  # norms that are no class of torch's
+        return 1.0, 0.1
     if isinstance(owner, nn.Embedding):
         return 0.0, 0.02
     if name.endswith("bias"):

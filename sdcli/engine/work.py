@@ -33,6 +33,8 @@ class Work:
     tables: dict[StageName, tuple[WeightRow, ...]]
     prepared: Path | None
     network: Any
+    keeps: bool = True
+    """Whether what a stage gives may be kept for other runs, and taken from them."""
 
     @classmethod
     def of(cls, job: Job, model: Model, device: Device) -> Work:
@@ -40,7 +42,7 @@ class Work:
         family = family_of(model)
         request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
         prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
-        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network)
+        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,7 +13,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class InitImage:
     frames: int = 1
 
 
-def read_init(path: Path, width: int | None, height: int | None) -> InitImage:
+def read_init(path: Path, width: int | None, height: int | None, multiple: int = SIDE_MULTIPLE) -> InitImage:
     """The picture in `path`, upright, without transparency (composited on white), sized by `resized_size`.
 
     Where the aspect ratio differs, the picture is scaled until it covers the size and its centre is cut out.
@@ -81,34 +81,36 @@ def read_init(path: Path, width: int | None, height: int | None) -> InitImage:
     _require_file(path)
     with _refusals(path), path.open("rb") as stream:
         frames, image = _decoded(path, stream)
-        size = resized_size(image.size, width, height)
+        size = resized_size(image.size, width, height, multiple)
         if size[0] * size[1] > TARGET_CAP:
             raise BadRequest(f"{echo(path)} would become {_by(size)}, which is too large: give --width and --height")
         fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
         return InitImage(*size, fitted.tobytes(), frames)
 
 
-def resized_size(own: tuple[int, int], width: int | None, height: int | None) -> tuple[int, int]:
+def resized_size(
+    own: tuple[int, int], width: int | None, height: int | None, multiple: int = SIDE_MULTIPLE
+) -> tuple[int, int]:
     """Width and height in pixels that a picture of size `own` is resized to.
 
     Both given: these. One given: the other follows the aspect ratio. None given: the picture's own size,
     scaled down in proportion so that the longer side is at most 1024. A side that is not given is rounded
-    to the nearest multiple of 8 (halves up) and is at least 64.
+    to the nearest `multiple` (halves up) and is at least 64.
     """
     if width is not None and height is not None:
         return width, height
     if width is not None:
-        return width, _rounded(own[1] * width, own[0])
+        return width, _rounded(own[1] * width, own[0], multiple)
     if height is not None:
-        return _rounded(own[0] * height, own[1]), height
+        return _rounded(own[0] * height, own[1], multiple), height
     longer = max(own)
     kept = min(longer, SIDE_MAX)
-    return _rounded(own[0] * kept, longer), _rounded(own[1] * kept, longer)
+    return _rounded(own[0] * kept, longer, multiple), _rounded(own[1] * kept, longer, multiple)
 
 
-def _rounded(dividend: int, divisor: int) -> int:
-    step = SIDE_MULTIPLE * divisor
-    return max(SIDE_MIN, (2 * dividend + step) // (2 * step) * SIDE_MULTIPLE)
+def _rounded(dividend: int, divisor: int, multiple: int) -> int:
+    step = multiple * divisor
+    return max(-(-SIDE_MIN // multiple) * multiple, (2 * dividend + step) // (2 * step) * multiple)
 
 
 def _require_file(path: Path) -> None:
@@ -188,3 +190,13 @@ def _too_large(path: Path, size: str) -> SdcliError:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} pixels"
+
+
+def read_sized(path: Path, size_of: Callable[[tuple[int, int]], tuple[int, int]]) -> InitImage:
+    """The picture in `path` as `read_init` has it, at the size that is made of its own."""
+    _require_file(path)
+    with _refusals(path), path.open("rb") as stream:
+        frames, image = _decoded(path, stream)
+        size = size_of(image.size)
+        fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+        return InitImage(*size, fitted.tobytes(), frames)

@@ -117,6 +117,9 @@ SCHEDULES = (
 )
 """All of them; the first is that of whoever says nothing."""
 
+OWN = "model"
+"""What asks for the model's own sampler, also where another one would be assumed."""
+
 _TOGETHER = {"ddim_trailing": ("DDIM", "trailing")}
 """One name for both."""
 
@@ -138,9 +141,12 @@ _SCHEDULES = {schedule.name: schedule for schedule in SCHEDULES}
 def sampler_named(name: str) -> tuple[str, str | None]:
     """The sampler behind a name, and the schedule where the name has both: `DPM++ 2M Karras`, `ddim_trailing`.
 
+    OWN is the model's.
     Raises BadRequest for a name that is none, with the nearest.
     """
     plain = _plain(name)
+    if plain == OWN:
+        return OWN, None
     together = {_plain(key): both for key, both in _TOGETHER.items()}
     if plain in together:
         return together[plain]

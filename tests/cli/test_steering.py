@@ -26,6 +26,7 @@ Ask = Callable[..., Asked]
         (["--sampler", "dpmpp_2m", "--schedule", "karras"], "DPM++ 2M", "karras"),
         (["--sampler", "dpmpp_2m_karras", "--schedule", "normal"], "DPM++ 2M", None),
         (["--schedule", "sgm_uniform"], None, "trailing"),
+        (["--sampler", "model"], None, None),
     ],
 )
 def test_sampler_and_schedule_come_to_a_request(

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import Component, Origin, TensorInfo, WeightRow
+from sdcli.domain import Adapter, Component, Origin, TensorInfo, WeightRow
 from sdcli.engine.dry_run import META, DryRun
 from sdcli.models.header import read_header
 from sdcli.weights import sliced
+from sdcli.weights.adapters import Changes, Merged
 from sdcli.weights.lend import lend_weights
-from sdcli.weights.sliced import add_product, chunks, product, slices_of, would_lie
+from sdcli.weights.sliced import StoredSlices, add_product, chunks, product, slices_of, would_lie
+from sdcli.weights.source import Stored
 from tests.networks import numbers
 
 OUT, IN = 96, 64
@@ -114,3 +116,15 @@ def test_what_lies_is_known_from_the_header(monkeypatch: pytest.MonkeyPatch) -> 
     assert not would_lie(origin, torch.float32, on_cpu=True) and not would_lie(origin, torch.bfloat16, on_cpu=False)
     monkeypatch.setattr(sliced, "lies_in_memory", lambda path: True)
     assert not would_lie(origin, torch.bfloat16, on_cpu=True)
+
+
+def test_slices_of_a_changed_weight_are_those_of_the_merged_one() -> None:
+    base, tensors = numbers(OUT, IN).to(torch.bfloat16), {"up": numbers(OUT, 3, seed=2), "down": numbers(3, IN, seed=3)}
+    origins = {name: Origin(Path(name), name, TensorInfo("F32", tuple(t.shape), 0, 0)) for name, t in tensors.items()}
+    adapter = Adapter("lora", scale=0.5, weight=0.8, tensors=origins)
+    merged = Merged(Stored(base), Changes((adapter,), lambda origin, device, dtype: tensors[origin.stored].to(dtype)))
+    whole = base.float() + 0.4 * tensors["up"] @ tensors["down"]
+    slices = StoredSlices(merged, CPU, torch.bfloat16)
+    assert not slices.lies, "though it is of the arithmetic's type"
+    torch.testing.assert_close(slices(slice(8, 40), slice(3, 9)), whole[8:40, 3:9].to(torch.bfloat16))
+    assert torch.equal(slices(), merged.cast(CPU, torch.bfloat16))

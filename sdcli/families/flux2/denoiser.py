@@ -61,12 +61,13 @@ class Denoiser:
         device, dtype = self.borrow.device.torch_device, self.borrow.dtype
         channels, height, width = latents.shape
         patches = latents.flatten(1).T
-        places = [_places((1, 1, 1, len(tokens))), _places((1, height, width, 1))]
+        places = [_grid(1, 1, len(tokens)), places_of(height, width)]
         if others:
             patches = torch.cat([patches, others["references"].to(patches)])
-            places.append(others["places"].cpu())
+            places.append(others["places"])
         config = self.model.config
-        turns = rotations(torch.cat(places).to(device), config.axes_dims_rope, config.rope_theta)
+        there = torch.cat([one.to(device) for one in places])
+        turns = rotations(there, config.axes_dims_rope, config.rope_theta)
         go = Pass(self.model, modulation, self.attention, self.borrow.between)
         made = go(patches.to(device, dtype), tokens.to(device, dtype), turns, height * width)
         return made.to("cpu", torch.float32).T.view(channels, height, width)
@@ -84,9 +85,15 @@ class Denoiser:
         return self._known[time]
 
 
-def _places(sides: tuple[int, ...]) -> torch.Tensor:
-    """(tokens, 4): of which picture, its row, its column, and of a word its number."""
-    return torch.cartesian_prod(*map(torch.arange, sides))
+def places_of(height: int, width: int, picture: int = 0) -> torch.Tensor:
+    """(tokens, 4): of which picture a token is, its row, its column, and 0, where a word has its number."""
+    places = _grid(height, width, 1)
+    places[:, 0] = picture
+    return places
+
+
+def _grid(*sides: int) -> torch.Tensor:
+    return torch.cartesian_prod(torch.arange(1), *map(torch.arange, sides))
 
 
 def build_transformer(component: Component) -> Flux2Transformer2DModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,14 @@ from sdcli.families.qwen3.vocabulary import written_tokenizer
 WORD_LAYERS = (9, 18, 27)
 """Layers of the text encoder whose states the denoiser takes, side by side."""
 
+REFERENCES = 10
+"""Pictures to go by, at most: each adds as many tokens as the picture that is drawn."""
+
 NATIVE_SIDE = 1024
 """Pixels along a side of the pictures that it was made for."""
+
+DISTILLED, BASE = Defaults(steps=4, guidance=1.0), Defaults(steps=50, guidance=4.0)
+"""Of the models that were distilled to few steps without guidance, and of those that these were made of."""
 
 _WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
@@ -30,10 +37,10 @@ class Flux2:
     pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     index_extras: Mapping[str, object] = {"is_distilled": True}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
-    defaults = Defaults(steps=4, guidance=1.0)
+    defaults = DISTILLED
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
-        """Words, the init image if there is one, the steps, and the pictures."""
+        """Words, pictures to go by and the init image if there are any, the steps, and the pictures."""
         words = Stage(
             "encode_prompt",
             "once",
@@ -41,11 +48,14 @@ class Flux2:
             "the text encoder",
             reads=("tokenizer",),
             extra_bytes=TOKENIZER_BYTES,
+            kept=True,
         )
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
         pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
-        return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
+        others = Stage("encode_references", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        given = ((others,) if request.references else ()) + ((init,) if request.strength is not None else ())
+        return (words, *given, steps, pictures)
 
     def geometry(self, model: Model) -> Geometry:
         """A latent is a patch of the autoencoder's, with all their channels."""
@@ -56,6 +66,8 @@ class Flux2:
             latent_factor=factor,
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=TOKENS_LIMIT,
+            references=REFERENCES,
+            defaults=BASE if is_base(model.ref) else DISTILLED,
             flow_times=lambda request: _flow_times(request, factor),
         )
 
@@ -88,6 +100,11 @@ class Flux2:
     def texts(self, config: Mapping[str, Any]) -> dict[str, str]:
         """A vocabulary of the text encoder's."""
         return {"tokenizer/tokenizer.json": written_tokenizer(config["text_encoder"]["vocab_size"])}
+
+
+def is_base(ref: str) -> bool:
+    """Whether the model is called a base one, as in FLUX.2-klein-base-4B: nothing else in its parts tells."""
+    return re.search(r"(?<![a-z])base(?![a-z])", ref, re.IGNORECASE) is not None
 
 
 def _flow_times(request: Request, factor: int) -> FlowTimes:

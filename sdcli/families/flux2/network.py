@@ -12,12 +12,15 @@ from torch import nn
 
 from sdcli.domain import Component, Model, Request
 from sdcli.families.flux2.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
-from sdcli.families.flux2.denoiser import Denoiser, borrow_denoiser, build_transformer
+from sdcli.families.flux2.denoiser import Denoiser, borrow_denoiser, build_transformer, places_of
 from sdcli.families.flux2.family import WORD_LAYERS
 from sdcli.families.qwen3.parts import TOKENS_LIMIT
 from sdcli.families.qwen3.text_encoder import borrow_text_encoder, build_text_encoder
 from sdcli.families.qwen3.tokens import Tokens, tokenize
 from sdcli.weights.borrow import Borrow
+
+REFERENCES_APART = 10
+"""In the first number of a token's place: the picture that is drawn is at 0, the first one to go by at 10."""
 
 State = dict[str, dict[str, torch.Tensor]]
 
@@ -52,6 +55,26 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
         yield lambda _: {
             "conditioning": {"tokens": torch.stack([each.transpose(0, 1).flatten(1) for each in encode(tokens)])}
         }
+
+
+@contextmanager
+def encode_references(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
+    """Pictures to go by to `references`, (…, tokens, channels), and the `places` of these tokens, for every prompt."""
+    with borrow_encoder(model.parts["vae"], borrow) as encode:
+
+        def run(state: State) -> State:
+            tokens, places = [], []
+            for index, levels in state["references"].items():
+                latents = encode(levels.float().div_(127.5).sub_(1))
+                _, _, height, width = latents.shape
+                tokens.append(latents[0].flatten(1).T)
+                places.append(places_of(height, width, REFERENCES_APART * (1 + int(index))))
+            conditioning = state["conditioning"]
+            each = {"references": torch.cat(tokens), "places": torch.cat(places).to(tokens[0].device)}
+            rows = len(conditioning["tokens"])
+            return {"conditioning": conditioning | {n: one.expand(rows, -1, -1) for n, one in each.items()}}
+
+        yield run
 
 
 @contextmanager

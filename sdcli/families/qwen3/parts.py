@@ -23,8 +23,8 @@ from sdcli.units import MIB
 TOKENS_LIMIT = 512
 """Tokens of a prompt, its frame among them, that pipelines use."""
 
-TOKENIZER_BYTES = 100 * MIB
-"""The vocabulary and its merges in memory, and while they are read."""
+TOKENIZER_BYTES = 64 * MIB
+"""The vocabulary and its merges in memory, and while they are read: 50 MiB were taken of 151,936 entries."""
 
 VOCABULARY_LIMITS = VocabularyLimits(
     title="Qwen",

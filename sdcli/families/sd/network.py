@@ -44,7 +44,7 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
     text = words_from(model.parts["text_encoder"], request.clip_skip)
     with borrow_text_encoder(text, borrow) as encode:
         yield lambda _: conditionings(
-            request, borrow, lambda: ({"tokens": weighed(one, request, encode)} for one in tokens)
+            request, borrow, lambda: ({"tokens": weighed(one, request, borrow, encode)} for one in tokens)
         )
 
 

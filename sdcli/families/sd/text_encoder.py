@@ -40,6 +40,12 @@ class Tokens:
     ends: torch.Tensor
     """Where the end mark of each chunk is, (prompts, chunks)."""
 
+    @classmethod
+    def dry(cls, prompts: int, chunks: int, length: int, weighted: bool) -> Tokens:
+        """Of which the shape alone is of interest, and whether words weigh."""
+        ids = torch.zeros(prompts, chunks, length, dtype=torch.long)
+        return cls(ids, [], torch.full(ids.shape, 1.0 + weighted), ids[0, 0], ids[..., 0])
+
 
 Piece = tuple[list[int], float, int]
 """Token numbers that stay together, their weight, and how many chunks end before them."""

@@ -26,9 +26,7 @@ def tokens_of(
     """
     turns, length = turns_of(request), family.geometry(model).prompt_tokens
     if borrow.dry is not None:
-        shape = 1 + negative, family.chunks(model, request), length
-        weights, nothing = torch.full(shape, 1.0 + turns.weighted), torch.zeros(shape, dtype=torch.long)
-        return [Tokens(nothing, [], weights, nothing[0, 0], nothing[..., 0])]
+        return [Tokens.dry(1 + negative, family.chunks(model, request), length, turns.weighted)]
     tokenizer, encoder = (model.parts[name] for name in parts)
     tokens = tokenize_all(tokenizer, length, [pair[not negative :] for pair in turns.pairs], own_words(encoder))
     kinds = ("negative prompt", "prompt")[not negative :]
@@ -39,11 +37,16 @@ def tokens_of(
     return tokens
 
 
-def weighed(tokens: Tokens, request: Request, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def weighed(
+    tokens: Tokens, request: Request, borrow: Borrow, encode: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """What an encoder says of prompts, by the weights of their words."""
     states = encode(tokens.ids)
     if bool((tokens.weights == 1).all()):
         return states
+    if borrow.dry is not None:  # what `emphasised` has at once: some of its operations have no kernel for shapes
+        _full = [torch.empty(states.shape, dtype=torch.float32, device=states.device) for _ in range(3)]
+        return torch.empty_like(states)
     empty = encode(tokens.empty[None, None])[0] if request.emphasis == "comfy" else None
     parted = states.unflatten(1, tokens.ids.shape[1:])
     return emphasised(parted, tokens.weights, request.emphasis, empty).flatten(1, 2)

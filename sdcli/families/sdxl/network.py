@@ -63,10 +63,10 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
 
         def condition() -> Iterator[dict[str, torch.Tensor]]:
             with borrow_one() as encode:
-                words = [_weighed(tokens, request, encode)[0] for tokens in pairs[0]]
+                words = [_weighed(tokens, request, borrow, encode)[0] for tokens in pairs[0]]
             with borrow_other() as (encode, pool):
                 for narrow, tokens in zip(words, pairs[1], strict=True):
-                    wide, last = _weighed(tokens, request, encode)
+                    wide, last = _weighed(tokens, request, borrow, encode)
                     given = {"tokens": torch.cat([narrow, wide], dim=-1), "pooled": pool(last, tokens.ends[:, 0])}
                     yield {name: _after_zeros(value) if is_zero else value for name, value in given.items()}
 
@@ -77,7 +77,7 @@ def _at_hand(lent: Lent) -> Loan[Lent]:
     return lambda: nullcontext(lent)
 
 
-def _weighed(tokens: Tokens, request: Request, encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
+def _weighed(tokens: Tokens, request: Request, borrow: Borrow, encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
     """Words by their weights, and what the last layer has for the prompts as they are."""
     lasts: list[torch.Tensor] = []
 
@@ -86,7 +86,7 @@ def _weighed(tokens: Tokens, request: Request, encode: Encode) -> tuple[torch.Te
         lasts.append(last)
         return states
 
-    return weighed(tokens, request, words), lasts[0]
+    return weighed(tokens, request, borrow, words), lasts[0]
 
 
 def _after_zeros(value: torch.Tensor) -> torch.Tensor:

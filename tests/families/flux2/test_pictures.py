@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
+from PIL import Image
 
 from sdcli.domain import Request
 from tests import qwen
@@ -102,3 +103,17 @@ def test_img2img_begins_between_the_picture_and_noise(klein: Path, pipeline: Any
     levels = ((expected / 2 + 0.5).clamp(0, 1).permute(1, 2, 0) * 255).round().int()
     ours = draw(klein, request=request, payload=rgb.to(torch.uint8).numpy().tobytes())
     assert largest_difference(ours, levels) <= 1
+
+
+@pytest.mark.parametrize("sizes", [[(64, 80)], [(64, 64), (112, 64)]], ids=str)
+def test_pictures_to_go_by_are_those_of_the_pipeline(klein: Path, pipeline: Any, sizes: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    levels = [torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8) for w, h in sizes]
+    request, payload = replace(REQUEST, references=tuple(sizes)), b"".join(one.numpy().tobytes() for one in levels)
+    expected = theirs(pipeline, request, image=[Image.fromarray(one.numpy()) for one in levels])
+    ours = draw(klein, request=request, payload=payload)
+    assert largest_difference(ours, expected) <= 1
+    assert not torch.equal(ours, draw(klein, request=REQUEST))
+    guided = replace(request, guidance=3.0)
+    one_by_one = draw(klein, request=guided, payload=payload, plan=replace(STREAMED, guidance="sequential"))
+    assert torch.equal(one_by_one, draw(klein, request=guided, payload=payload))
