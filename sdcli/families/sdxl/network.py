@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.sd import network as sd
 from sdcli.families.sd.denoiser import Denoiser, borrow_unet
-from sdcli.families.sd.network import decode, encode_image, start, try_out
+from sdcli.families.sd.network import start, try_out
 from sdcli.families.sd.text_encoder import Tokens
 from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
 from sdcli.families.sdxl.family import StableDiffusionXL, has_zeros
@@ -115,3 +115,26 @@ def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser
     size = request.height, request.width
     with borrow_unet(model.parts["unet"], borrow) as (unet, lent):
         yield SizedDenoiser(unet, lent, borrow, (*size, 0, 0, *size))
+
+
+@contextmanager
+def encode_image(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
+    """As Stable Diffusion's."""
+    with sd.encode_image(model, request, never_black(model, borrow)) as run:
+        yield run
+
+
+@contextmanager
+def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """As Stable Diffusion's."""
+    with sd.decode(model, request, never_black(model, borrow)) as run:
+        yield run
+
+
+def never_black(model: Model, borrow: Borrow) -> Borrow:
+    """The same in FP32 where the autoencoder would overflow in FP16, as SDXL's own does: NaN, and black pictures.
+
+    Its config says so (`force_upcast`); BF16 holds as large numbers as FP32.
+    """
+    overflows = borrow.dtype is torch.float16 and model.parts["vae"].settings.force_upcast
+    return replace(borrow, dtype=torch.float32) if overflows else borrow
