@@ -225,7 +225,7 @@ def test_a_run_s_folder_has_the_job_and_all_that_is_done_and_goes_with_the_run(
         "checkpoint-1": b"step 1 of 1",
     }
     job = json.loads(seen["job.json"])
-    assert job["schema"] == "sdcli.run/1" and job["request"] == asdict(asked.request)
+    assert job["schema"] == "sdcli.run/1" and job["request"] == json.loads(json.dumps(asdict(asked.request)))
     assert job["model"]["ref"] == "tiny" and len(job["model"]["digest"]) == 64
     assert record.planned is not None and job["plan"]["residency"] == record.planned.plan.residency
     assert folders() == []
