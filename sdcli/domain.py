@@ -53,6 +53,10 @@ class Request:
     """From which of the text encoder's layers words are taken, counted from its last, 1; None is the model's own."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
+    masked: bool = False
+    """Whether a mask, sent beside the pixels, says which of them change."""
+    canvas: tuple[int, int] | None = None
+    """Width and height of the whole picture, in pixels, where what is drawn is laid over a given one."""
 
     @property
     def seeds(self) -> range:

@@ -38,8 +38,8 @@ class Job:
     """Host → worker: draw, all of it or up to the latents or from them on.
 
     The payload is the init image, if any and unless pictures alone are asked for: RGB, height x width x 3 bytes. After
-    it come checkpoints to go on from, of the lengths given: the last one of each image begun. Pictures alone are drawn
-    of the images that have one.
+    it comes the mask, if there is one, height x width bytes, not 0 where pixels change. Then come checkpoints to go on
+    from, of the lengths given: the last one of each image begun. Pictures alone are drawn of the images that have one.
     """
 
     request: Request
@@ -234,16 +234,20 @@ def read_message(pipe: BinaryIO) -> Message | None:
         loras = tuple((path, weight) for path, weight in table["loras"])
         fields["model"] = Sources(**{**table, "embeddings": tuple(table["embeddings"]), "loras": loras})
     if head["type"] == "Job":
-        fields["request"] = Request(**fields["request"])
+        fields["request"] = _request(fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
         fields["checkpoints"] = tuple(fields["checkpoints"])
         fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
     if head["type"] == "Count":
-        fields["requests"] = tuple(Request(**request) for request in fields["requests"])
+        fields["requests"] = tuple(map(_request, fields["requests"]))
     if payload:
         fields["payload"] = payload
     message: Message = _TYPES[head["type"]](**fields)
     return message
+
+
+def _request(table: dict[str, Any]) -> Request:
+    return Request(**{**table, "canvas": table["canvas"] and tuple(table["canvas"])})
 
 
 def _plain(value: Any) -> Any:

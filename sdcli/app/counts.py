@@ -72,7 +72,7 @@ class CountBook:
     def _key(self, request: Request) -> str:
         """Of what counts depend on: neither seeds nor words, but how many words there may be."""
         same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
-        same = replace(same, strength=None if request.strength is None else 0.5)
+        same = replace(same, strength=None if request.strength is None else 0.5, canvas=None)
         facts = [LAYOUT, *self._facts, str(same), request.guided, family_of(self._model).chunks(self._model, request)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

@@ -70,6 +70,8 @@ class _Counting:
         self._network = import_module(family_of(model).network)
         pixels = torch.empty(1, 3, request.height, request.width, device="meta")
         self._state: dict[str, dict[str, torch.Tensor]] = {"pixels": {"rgb": pixels}}
+        if request.masked:
+            self._state["pixels"]["mask"] = pixels[:, :1]
         geometry = family_of(model).geometry(model)
         shape = geometry.latent_channels, *geometry.latent_shape(request)
         self._latents = torch.empty(1, *shape, device="meta")
@@ -93,6 +95,11 @@ class _Counting:
         ways, weights = dict[str, WayCount](), tuple[WeightUse, ...]()
         conditioning = self._state["conditioning"]
         every = max(len(tensor) for tensor in conditioning.values())
+        if "surroundings" in self._state:
+            beside = self._network.beside(
+                self._model, self._state["surroundings"], self._latents[:, :1], torch.empty_like(self._latents)
+            )
+            conditioning = conditioning | {name: tensor.expand(every, -1, -1, -1) for name, tensor in beside.items()}
         fused = self._device.fused_attention(self._dtype)
         for scratch_bytes in (0,) if fused else SCRATCHES:
             for samples in {1, every}:

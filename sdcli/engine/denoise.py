@@ -13,6 +13,7 @@ import torch
 from sdcli.domain import Guidance, WeightRow
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
+from sdcli.engine.masking import Outside, latent_mask, told_of_mask
 from sdcli.engine.schedulers import begin_at, build_scheduler, step_options
 from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
 from sdcli.engine.work import State, Work
@@ -51,14 +52,15 @@ def _draw(
     work: Work, image: int, seed: int, state: State, denoiser: Any, resume: Checkpoint | None
 ) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
-    request, conditioning = work.request, state["conditioning"]
+    request, outside = work.request, None
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(work.scheduler, request.steps)
     timesteps = scheduler.timesteps
     if "init" in state:
-        latents, timesteps = _start_from(work, state["init"], scheduler, generator)
+        latents, timesteps, outside = _start_from(work, state, scheduler, generator)
     else:
         latents = _noise(work, generator) * scheduler.init_noise_sigma
+    conditioning = told_of_mask(work, state, state["conditioning"], generator)
     options = step_options(scheduler, generator)
     begin = 0
     if resume is not None:
@@ -71,6 +73,8 @@ def _draw(
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        if outside is not None:
+            latents = outside.put_back(latents, scheduler, timesteps[step + 1 : step + 2])
         if not is_finite(latents):
             raise _who_is_to_blame(sample, told, output, step + 1, work.dtype)
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
@@ -168,19 +172,31 @@ def steps_run(steps: int, strength: float) -> int:
 
 
 def _start_from(
-    work: Work, init: Mapping[str, torch.Tensor], scheduler: Any, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    work: Work, state: State, scheduler: Any, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, Outside | None]:
     """Latents of the init image with noise as of the first timestep that is run, and the timesteps to run.
+
+    And what is outside the mask, where there is one that the model is not told of. At a strength of 1 an inpainting
+    begins with noise alone, as in diffusers.
 
     SDEdit (Meng et al. 2022, https://arxiv.org/abs/2108.01073). Draws from the generator as diffusers does:
     the sample of the latents first, then the noise.
     """
     request = work.request
     timesteps = begin_at(scheduler, request.steps - steps_run(request.steps, request.strength or 0.0))
-    latents = work.network.start(work.model, init, generator)
+    is_told, anew = "surroundings" in state, request.strength == 1
+    if is_told and anew:
+        return _noise(work, generator) * scheduler.init_noise_sigma, timesteps, None
+    latents = work.network.start(work.model, state["init"], generator)
     if len(timesteps) == 0:
-        return latents, timesteps
-    return scheduler.add_noise(latents, _noise(work, generator), timesteps[:1]), timesteps
+        return latents, timesteps, None
+    noise = _noise(work, generator)
+    if request.masked and anew:
+        noisy = noise * scheduler.init_noise_sigma
+    else:
+        noisy = scheduler.add_noise(latents, noise, timesteps[:1])
+    outside = Outside(latents, noise, latent_mask(work, state)) if request.masked and not is_told else None
+    return noisy, timesteps, outside
 
 
 def _noise(work: Work, generator: torch.Generator) -> torch.Tensor:

@@ -96,13 +96,20 @@ def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
 
 
 def _unpacked(job: Job) -> tuple[State, dict[int, Checkpoint]]:
-    """The init image, if there is one, as (1, 3, H, W) in -1…1, and the checkpoints to go on from, by image."""
+    """The init image, if there is one, as (1, 3, H, W) in -1…1, and its mask, if any, as (1, 1, H, W) of 0 and 1.
+
+    And the checkpoints to go on from, by image.
+    """
     request, state, at = job.request, State(), 0
     if request.strength is not None:
         at = request.height * request.width * 3
         levels = torch.frombuffer(bytearray(job.payload[:at]), dtype=torch.uint8)
         rgb = levels.view(1, request.height, request.width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
         state["pixels"] = {"rgb": rgb}
+    if request.masked:
+        begin, at = at, at + request.height * request.width
+        marks = torch.frombuffer(bytearray(job.payload[begin:at]), dtype=torch.uint8)
+        state["pixels"]["mask"] = marks.view(1, 1, request.height, request.width).ne(0).float()
     return state, {checkpoint.image: checkpoint for checkpoint in _checkpoints(job, at)}
 
 
