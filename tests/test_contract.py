@@ -48,10 +48,21 @@ DRAWING = {
 
 NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata"}
 
+EDITING = {
+    "--init": ("-i", "PATH", None),
+    "--strength": (None, "NUMBER", "0.6"),
+    "--mask": (None, "PATH", None),
+    "--mask-blur": (None, "INTEGER", "4"),
+    "--invert-mask": (None, "", None),
+    "--inpaint-area": (None, "[whole|masked]", "whole"),
+    "--outpaint": (None, "LEFT,TOP,RIGHT,BOTTOM", None),
+    "--fit": (None, "[crop|pad|stretch|exact]", "crop"),
+}
+
 OPTIONS = {
     "txt2img": DRAWING,
-    "img2img": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
-    "plan": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
+    "img2img": DRAWING | EDITING,
+    "plan": DRAWING | EDITING,
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
     | {
         "--model": ("-m", "TEXT", "synthetic:sd15"),
@@ -68,7 +79,7 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-NOT_YET = ("--sampler", "--schedule", "--mask", "doctor", "again")
+NOT_YET = ("--sampler", "--schedule", "doctor", "again")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

@@ -11,7 +11,7 @@ from sdcli.domain import Prediction
 SEED_END = 2**64
 """Seeds are below this."""
 
-STEPS, GUIDANCE, STRENGTH = 20, 7.5, 0.6
+STEPS, GUIDANCE, STRENGTH, MASK_BLUR = 20, 7.5, 0.6, 4
 """Where nothing was said."""
 
 
@@ -38,6 +38,14 @@ class Asked:
     count: int = 1
     init: str | None = None
     strength: float | None = None
+    mask: str | None = None
+    """A file, of which what is white changes, or `alpha` for what is transparent in the init image."""
+    mask_blur: int = MASK_BLUR
+    invert_mask: bool = False
+    inpaint_area: Literal["whole", "masked"] = "whole"
+    outpaint: tuple[int, int, int, int] | None = None
+    """Pixels to draw left of the init image, above, right of it and below."""
+    fit: Literal["crop", "pad", "stretch", "exact"] = "crop"
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from sdcli import interrupts
 from sdcli.app.folder import Kept, RunFolder
@@ -11,6 +12,9 @@ from sdcli.host.watchdog import Peaks
 from sdcli.messages import LatentsDone, Message, Notice, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
+
+if TYPE_CHECKING:
+    from sdcli.images.masks import Canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,17 @@ class Task:
     debug: bool = False
     written: str | None = None
     """The prompt as it was written, with what is no words in it."""
+    mask: bytes = b""
+    """Which of the pixels change, one byte each, if not all do."""
+    canvas: Canvas | None = None
+    """What is drawn is laid over this one."""
+    mask_blur: int | None = None
+    inpaint_area: str | None = None
+
+    @property
+    def pictures_size(self) -> tuple[int, int]:
+        """Width and height of finished pictures."""
+        return self.request.canvas or (self.request.width, self.request.height)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,18 +41,37 @@ ShowMaking = Callable[[str], Callable[[Progress], None]]
 
 def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
-    image = read_init_of(asked, tell)
-    model = find_model(asked, tell, show_making, debug)
+    if asked.inpaint_area == "masked" and (asked.width is None or asked.height is None):  # the model knows its size
+        model = find_model(asked, tell, show_making, debug)
+        width, height = family_of(model).geometry(model).native_size
+        image = read_init_of(replace(asked, width=asked.width or width, height=asked.height or height), tell)
+    else:
+        image = read_init_of(asked, tell)
+        model = find_model(asked, tell, show_making, debug)
     return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     """The init image, if any, at the size that is asked for; frames that are left out are told."""
+    masks = asked.mask is not None or asked.outpaint is not None
+    if not masks and (asked.invert_mask or asked.inpaint_area == "masked"):
+        option = "--invert-mask" if asked.invert_mask else "--inpaint-area masked"
+        raise BadRequest(f"{option} without a mask: give --mask IMAGE, --mask alpha or --outpaint")
     if asked.init is None:
+        if masks:
+            raise BadRequest("a mask without a picture: give --init IMAGE")
         return None
     from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
 
-    image = read.read_init(Path(asked.init), asked.width, asked.height)
+    edit = read.Edit(
+        fit=asked.fit,
+        mask=asked.mask,
+        blur=asked.mask_blur,
+        invert=asked.invert_mask,
+        area=asked.inpaint_area,
+        outpaint=asked.outpaint or (0, 0, 0, 0),
+    )
+    image = read.read_init(Path(asked.init), asked.width, asked.height, edit)
     if image.frames > 1:
         tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
     return image
@@ -101,6 +121,8 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         strength=None if image is None else STRENGTH if asked.strength is None else asked.strength,
         clip_skip=_clip_skip(asked.clip_skip, geometry.text_layers, tell),
         guidance_is_input=geometry.takes_guidance,
+        masked=image is not None and bool(image.mask),
+        canvas=None if image is None or image.canvas is None else (image.canvas.width, image.canvas.height),
     )
     _require_possible(request, model)
     if has_tags(request.negative):
@@ -146,7 +168,11 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    return Task(model, request, name, dtype, ceiling, b"" if image is None else image.pixels, debug, asked.prompt)
+    task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt)
+    if image is None:
+        return task
+    task = replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas)
+    return replace(task, mask_blur=asked.mask_blur, inpaint_area=asked.inpaint_area) if image.mask else task
 
 
 def _require_possible(request: Request, model: Model) -> None:

@@ -18,6 +18,9 @@ HASH_CHARACTERS = 10
 LORA_CHARACTERS = 12
 """The same of a LoRA's, and of a file of textual inversion."""
 
+_AREAS = {"whole": "Whole picture", "masked": "Only masked"}
+"""As A1111 calls them."""
+
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = """\
 <?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -64,6 +67,12 @@ class Provenance:
     """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
     embedding_sha256: Mapping[str, str] = field(default_factory=dict)
     """That of each file of `embeddings`, by the name that it has without its suffix."""
+    mask_sha256: str | None = None
+    mask_blur: int | None = None
+    """Pixels, where there is a mask."""
+    inpaint_area: str | None = None
+    """`masked` where no more than that and so many pixels around it was drawn, at `width` and `height`; or `whole`."""
+    mask_padding: int | None = None
 
 
 def parameters_text(p: Provenance) -> str:
@@ -85,6 +94,9 @@ def parameters_text(p: Provenance) -> str:
         "TI hashes": ", ".join(f"{name}: {sha256[:LORA_CHARACTERS]}" for name, sha256 in p.embedding_sha256.items())
         or None,
         "Denoising strength": None if p.strength is None else _number(p.strength),
+        "Mask blur": None if p.mask_blur is None else str(p.mask_blur),
+        "Inpaint area": None if p.inpaint_area is None else _AREAS[p.inpaint_area],
+        "Masked area padding": None if p.mask_padding is None else str(p.mask_padding),
         # The noise is drawn on the CPU whatever the device.
         "RNG": "CPU",
         "Version": f"sdcli {p.sdcli_version}",
