@@ -72,6 +72,7 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
         outpaint=asked.outpaint or (0, 0, 0, 0),
     )
     image = read.read_init(Path(asked.init), asked.width, asked.height, edit)
+    machine.trim_heap()
     if image.frames > 1:
         tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
     return image

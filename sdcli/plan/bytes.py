@@ -153,12 +153,9 @@ def mask_bytes(subject: Subject) -> int:
 
 
 def canvas_bytes(subject: Subject) -> int:
-    """What the host has of the picture that the drawn part is laid over: its colours, and how much each pixel changes.
-
-    While one is laid over the other there are three pictures more.
-    """
+    """What the host takes while the drawn part is laid over a picture: three more of that size, in RGB."""
     width, height = subject.request.canvas or (0, 0)
-    return width * height * (3 + 1 + 3 * 3)
+    return width * height * 3 * 3
 
 
 def _unseen_bytes(subject: Subject, plan: Plan, remainder: Remainder) -> int:
