@@ -24,14 +24,18 @@ Guidance = Literal["batched", "sequential"]
 Residency = Literal["resident", "partial", "streamed"]
 GiveBack = Literal["stage", "block", "piece"]
 Part = Literal["whole", "latents", "pictures"]
+Emphasis = Literal["a1111", "comfy", "none"]
+"""Whose way weights of words go: A1111's, ComfyUI's; with none a prompt is taken as it is written."""
+
 Prediction = Literal["epsilon", "v"]
 """What a denoiser predicts: the noise, or v, a mixture of noise and picture (Salimans and Ho 2022)."""
 
 MapShape = tuple[int, int, int]
 """Samples, height and width of a map."""
 
-Use = Literal["table", "vector", "matrix", "copied"]
-"""What a weight is used for: rows are looked up, it is small, it is multiplied by, or its stage makes copies of it."""
+Use = Literal["table", "vector", "matrix", "copied", "sliced"]
+"""What a weight is used for: rows are looked up, it is small, it is multiplied by, its stage makes copies of it, or it
+is multiplied by a slice at a time, as it lies or cast."""
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -51,6 +55,13 @@ class Request:
     strength: float | None = None
     clip_skip: int | None = None
     """From which of the text encoder's layers words are taken, counted from its last, 1; None is the model's own."""
+    sampler: str | None = None
+    """By its name (models/samplers.py); None is the model's own."""
+    schedule: str | None = None
+    """Of noise levels, by its name; None is the model's own."""
+    emphasis: Emphasis = "a1111"
+    references: tuple[tuple[int, int], ...] = ()
+    """Widths and heights of pictures to go by, which are sent beside the request."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
     masked: bool = False
@@ -62,6 +73,15 @@ class Request:
     def seeds(self) -> range:
         """Image i uses seed + i."""
         return range(self.seed, self.seed + self.count)
+
+    @property
+    def steps_run(self) -> int:
+        """Of all steps those that are run: img2img's are `strength` of all, at least one unless the strength is 0.
+
+        As in diffusers' StableDiffusionImg2ImgPipeline.get_timesteps, which however fails where it comes to none.
+        """
+        strength = 1.0 if self.strength is None else self.strength
+        return min(self.steps, max(int(self.steps * strength), 1 if strength > 0 else 0))
 
     @property
     def guided(self) -> bool:
@@ -96,14 +116,6 @@ class StageNeed:
     peak_bytes: int
     remainder_bytes: int = 0
     """Of them neither baseline nor weights nor bytes that are alive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A decision and why it fell that way."""
-
-    value: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

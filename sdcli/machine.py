@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from uuid import UUID
@@ -20,12 +21,20 @@ from uuid import UUID
 import psutil
 
 from sdcli import arm
-from sdcli.domain import Choice, DeviceName, DtypeName, MapShape
+from sdcli.domain import DeviceName, DtypeName, MapShape
 from sdcli.errors import BadRequest, printable
 from sdcli.units import GIB
 
 DEVICES: tuple[DeviceName, ...] = ("cuda", "mps", "cpu")
 """In the order in which `auto` takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A decision and why it fell that way."""
+
+    value: str
+    reason: str
 
 
 def physical_memory_bytes() -> int:

@@ -37,9 +37,10 @@ class Synthesize:
 class Job:
     """Host → worker: draw, all of it or up to the latents or from them on.
 
-    The payload is the init image, if any and unless pictures alone are asked for: RGB, height x width x 3 bytes. After
-    it comes the mask, if there is one, height x width bytes, not 0 where pixels change. Then come checkpoints to go on
-    from, of the lengths given: the last one of each image begun. Pictures alone are drawn of the images that have one.
+    The payload is, unless pictures alone are asked for, the pictures that the model is to go by, and the init image, if
+    there are any: RGB, height x width x 3 bytes each. After them comes the mask, if there is one, height x width bytes,
+    not 0 where pixels change. Then come checkpoints to go on from, of the lengths given: the last one of each image
+    begun. Pictures alone are drawn of the images that have one.
     """
 
     request: Request
@@ -55,6 +56,8 @@ class Job:
     """The table of weights of each stage."""
     stamps: dict[str, str] = field(default_factory=dict)
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
+    keeps: bool = True
+    """Whether what a stage gives may be kept for other runs, and taken from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,14 @@ class StageBegan:
 
 @dataclass(frozen=True, slots=True)
 class StageLoaded:
-    """Worker → host: the component's weights are where they will be used."""
+    """Worker → host: the component's weights are where they will be used.
+
+    None are where what the stage gives was `kept` by another run.
+    """
 
     name: StageName
     load_s: float
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +254,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
 
 
 def _request(table: dict[str, Any]) -> Request:
-    return Request(**{**table, "canvas": table["canvas"] and tuple(table["canvas"])})
+    references = tuple((width, height) for width, height in table["references"])
+    return Request(**{**table, "references": references, "canvas": table["canvas"] and tuple(table["canvas"])})
 
 
 def _plain(value: Any) -> Any:

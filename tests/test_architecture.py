@@ -54,6 +54,8 @@ FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema
     "embeddings",
     "ldm_names",
     "spellings",
+    "prompts",
+    "byte_pairs",
 }
 """Modules of families/ that the host may load: models are checked by them. All others there are networks, which compute
 with what lies on the floors between, and are a room of their own."""
@@ -70,6 +72,7 @@ BOUNDARIES = {
     "host/watchdog.py": "the same boundary's end in the watch's thread: the host raises it where a person sees it",
     "weights/empty.py": "constructors raise bare exceptions of many kinds for a config that they cannot build",
     "families/sd/text_encoder.py": "the tokenizer library raises bare exceptions of many kinds for a damaged file",
+    "families/qwen3/tokens.py": "the same",
 }
 """Where everything may be caught and not raised again, and why."""
 
@@ -81,6 +84,7 @@ NAMES_OF_MODELS = re.compile(
 
 NAMING_ALLOWED = {
     "blocks/attention.py": "the 77 tokens of a chunk: a number that its comments measure with",
+    "blocks/bands.py": "diffusers' module that has the distribution of latents",
     "blocks/frugal.py": "diffusers' block of attention, which families share, calls its layers attn1 and attn2",
     "engine/lean_imports.py": "modules of diffusers that need not be imported",
     "weights/lend.py": "the 77 tokens of a chunk, in a comment",

@@ -17,16 +17,21 @@ DRAWING = {
     "--text-encoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--prediction": (None, "[epsilon|v]", None),
+    "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),
     "--lora": (None, "FILE[:WEIGHT]", None),
     "--lora-dir": (None, "FOLDER", None),
+    "--prompts": (None, "FILE", None),
     "--negative": ("-n", "TEXT", None),
+    "--emphasis": (None, "[a1111|comfy|none]", "a1111"),
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),
     "--size": (None, "WXH", None),
-    "--steps": ("-s", "INTEGER", "20"),
-    "--guidance": ("-g", "NUMBER", "7.5"),
+    "--steps": ("-s", "INTEGER", "the model's own"),
+    "--guidance": ("-g", "NUMBER", "the model's own"),
+    "--sampler": (None, "NAME", "the model's own"),
+    "--schedule": (None, "NAME", "the model's own"),
     "--clip-skip": (None, "INTEGER", "the model's own"),
     "--seed": (None, "SEED", "random"),
     "--count": ("-b", "INTEGER", "1"),
@@ -39,6 +44,7 @@ DRAWING = {
     "--on-limit": (None, "[kill]", "kill"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
+    "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
     "--quiet": ("-q", "", None),
     "--debug": (None, "", None),
@@ -46,7 +52,11 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--no-metadata"}
+NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+    "--no-metadata",
+    "--no-cache",
+    "--ref",
+}
 
 EDITING = {
     "--init": ("-i", "PATH", None),
@@ -79,7 +89,9 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-NOT_YET = ("--sampler", "--schedule", "doctor", "again")
+COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
+
+NOT_YET = ("--hires", "doctor", "resume")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
@@ -115,7 +127,7 @@ def test_the_commands_are_those_of_the_contract(
 ) -> None:
     text = help_of(capfd, monkeypatch)
     shown = re.findall(r"^  (\w+)  +\S", text.partition("Commands:")[2], re.MULTILINE)
-    assert shown == list(COMMANDS) == ["txt2img", "img2img", "plan", "bench", "models", "completion"]
+    assert shown == list(COMMANDS) == COMMAND_NAMES
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -148,10 +160,10 @@ def test_the_version_is_told(capfd: pytest.CaptureFixture[str]) -> None:
 def test_help_shows_the_defaults_of_the_config_file(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.toml").write_text("steps = 7\n")
+    (tmp_path / "config.toml").write_text("count = 7\n")
     monkeypatch.setenv("SDCLI_CONFIG", str(tmp_path / "config.toml"))
     table = parsed(help_of(capfd, monkeypatch, "txt2img"))
-    assert table["--steps"][2] == "7" and table["--guidance"][2] == "7.5"
+    assert table["--count"][2] == "7" and table["--seed"][2] == "random"
 
 
 def test_the_exit_codes_are_those_of_the_contract() -> None:

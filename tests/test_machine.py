@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from sdcli import machine
-from sdcli.domain import Choice, DtypeName
+from sdcli.domain import DtypeName
 from sdcli.errors import BadRequest
+from sdcli.machine import Choice
 from sdcli.units import GIB, MIB
 
 Files = Callable[[dict[str, str]], None]

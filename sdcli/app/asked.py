@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdcli.domain import Prediction
+from sdcli.domain import Emphasis, Prediction
 
 SEED_END = 2**64
 """Seeds are below this."""
 
-STEPS, GUIDANCE, STRENGTH, MASK_BLUR = 20, 7.5, 0.6, 4
+STRENGTH, MASK_BLUR = 0.6, 4
 """Where nothing was said."""
 
 
@@ -36,6 +36,8 @@ class Asked:
     steps: int | None = None
     guidance: float | None = None
     count: int = 1
+    references: tuple[str, ...] = ()
+    """Files of pictures that the model is to go by."""
     init: str | None = None
     strength: float | None = None
     mask: str | None = None
@@ -55,8 +57,14 @@ class Asked:
     """Where those lie whose names are in a prompt."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of LoRA, and how much of each."""
+    no_cache: bool = False
+    """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None
     """Where those lie that the prompt names."""
+    emphasis: Emphasis = "a1111"
+    sampler: str | None = None
+    schedule: str | None = None
+    """Of noise levels. Both by any of their names (models/samplers.py)."""
 
 
 @dataclass(frozen=True, slots=True)

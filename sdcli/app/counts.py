@@ -17,6 +17,7 @@ from pathlib import Path
 from sdcli import __version__, settings
 from sdcli.domain import DeviceName, DtypeName, Model, Request
 from sdcli.errors import SdcliError
+from sdcli.families.prompts import turns_of
 from sdcli.families.registry import family_of
 from sdcli.messages import Count
 from sdcli.plan.counts import Counts, counts_from_json
@@ -70,10 +71,14 @@ class CountBook:
         return bool(self._awaited)
 
     def _key(self, request: Request) -> str:
-        """Of what counts depend on: neither seeds nor words, but how many words there may be."""
+        """Of what counts depend on: neither seeds nor words, but how many there may be, and how often they change."""
         same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
-        same = replace(same, strength=None if request.strength is None else 0.5, canvas=None)
+        same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
+        same = replace(same, strength=None if request.strength is None else 0.5)
         facts = [LAYOUT, *self._facts, str(same), request.guided, family_of(self._model).chunks(self._model, request)]
+        turns = turns_of(request)
+        if turns.order or turns.weighted:
+            facts += [len(turns.pairs), turns.weighted and request.emphasis]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -82,7 +82,8 @@ class Prospect:
         if not self._copy:
             component = self.task.model.parts[self.subject.steps.lends[0]]
             size_bytes = self.subject.weights.matrices_bytes
-            place = place_of_copy(component, self.task.device, self.task.dtype, self._sees, size_bytes)
+            device, dtype = self.task.device, self.task.dtype
+            place = place_of_copy(component, device, dtype, self._sees, size_bytes) if size_bytes else None
             self._copy.append(place)
         return self._copy[0]
 
@@ -212,7 +213,7 @@ def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, 
     subject = prospect.subject
     need = next(need for need in planned.needs if need.name == subject.steps.name)
     way = way_of(subject, planned.plan)
-    expected = shipped.steps(way, planned.plan.give_back, subject.weights.largest_bytes)
+    expected = shipped.steps(way, planned.plan.give_back, subject.weights.largest_bytes, subject.by_slices)
     counted = need.peak_bytes - need.remainder_bytes - planned.baseline_bytes
     remember_remainder(_key(prospect.task), Seen((peak_bytes - baseline_bytes - counted) / expected, way.heap_bytes))
 

@@ -46,7 +46,12 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
 
 
 def _told(lora: Lora) -> dict[str, Any]:
-    return {"name": lora.name, "weight": lora.weight, "sha256": data_sha256(lora.file)}
+    return {
+        "name": lora.name,
+        "weight": lora.weight,
+        "sha256": data_sha256(lora.file),
+        "file": str(lora.file.path),
+    }
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str]:
@@ -72,7 +77,7 @@ def provenance(
         prompt=request.prompt if task.written is None else task.written,
         negative=request.negative,
         steps=request.steps,
-        sampler=task.model.parts["scheduler"].class_name,
+        sampler=request.sampler or task.model.parts["scheduler"].class_name,
         guidance=request.guidance,
         seed=picture.seed,
         width=request.width,
@@ -92,6 +97,8 @@ def provenance(
         torch_version=record.torch_version,
         loras=loras or [],
         embedding_sha256=embeddings or {},
+        schedule=request.schedule,
+        emphasis=request.emphasis,
         mask_sha256=hashlib.sha256(task.mask).hexdigest() if task.mask else None,
         mask_blur=task.mask_blur,
         inpaint_area=task.inpaint_area,

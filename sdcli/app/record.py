@@ -16,12 +16,15 @@ from sdcli.plan.planner import Planned
 if TYPE_CHECKING:
     from sdcli.images.masks import Canvas
 
+KEPT = "from the cache, where another run kept it"
+"""What is said of a stage that was not computed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """Everything a run needs: what to draw, with what, on what, under which ceiling.
 
-    `pixels` is the init image of img2img, RGB, at the request's size.
+    `pixels` is the init image of img2img, RGB, at the request's size, and `references` are pictures to go by.
     """
 
     model: Model
@@ -33,6 +36,9 @@ class Task:
     debug: bool = False
     written: str | None = None
     """The prompt as it was written, with what is no words in it."""
+    keeps: bool = True
+    """Whether encodings of prompts are kept for other runs, and taken from them."""
+    references: bytes = b""
     mask: bytes = b""
     """Which of the pixels change, one byte each, if not all do."""
     canvas: Canvas | None = None
@@ -101,8 +107,10 @@ class RunRecord:
             case StageBegan(name):
                 predicted = {need.name: need.peak_bytes for need in self.planned.needs} if self.planned else {}
                 self.stages.append(StageRecord(name, predicted_peak_bytes=predicted.get(name, 0)))
-            case StageLoaded(_, load_s):
+            case StageLoaded(name, load_s, kept):
                 self.stages[-1].load_s = load_s
+                if kept:
+                    self.events.append((None, f"{name}: {KEPT}"))
             case StepDone():
                 self.steps.append(replace(message, payload=b""))  # of a thousand pictures they would be many
                 if message.step == message.count:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
+from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
 from sdcli.host.making import make_synthetic
 from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
+from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
+from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.plan.ceiling import decide_ceiling
@@ -48,7 +52,9 @@ def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = Fal
     else:
         image = read_init_of(asked, tell)
         model = find_model(asked, tell, show_making, debug)
-    return task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+        image = _in_whole_patches(asked, model, image)
+    task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+    return with_references(task, asked.references)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
@@ -61,6 +67,22 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
         if masks:
             raise BadRequest("a mask without a picture: give --init IMAGE")
         return None
+    image = _read_init(asked, asked.init, 1)
+    if image.frames > 1:
+        tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
+    return image
+
+
+def _in_whole_patches(asked: Asked, model: Model, image: InitImage | None) -> InitImage | None:
+    """The init image once more, where the model takes no sides in multiples of 8 and not both were asked for."""
+    side = family_of(model).geometry(model).side_multiple
+    if image is None or asked.init is None or not (image.width % side or image.height % side):
+        return image
+    return _read_init(asked, asked.init, side)
+
+
+def _read_init(asked: Asked, init: str, side: int) -> InitImage:
+    """The init image, and its mask if any, at the size that is asked for, else one in multiples of `side` and of 8."""
     from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
 
     edit = read.Edit(
@@ -71,10 +93,8 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
         area=asked.inpaint_area,
         outpaint=asked.outpaint or (0, 0, 0, 0),
     )
-    image = read.read_init(Path(asked.init), asked.width, asked.height, edit)
+    image = read.read_init(Path(init), asked.width, asked.height, edit, math.lcm(side, read.SIDE_MULTIPLE))
     machine.trim_heap()
-    if image.frames > 1:
-        tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
     return image
 
 
@@ -105,11 +125,16 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
 
 def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:
     """The request. Raises BadRequest for what the model or a seed cannot do; what has no effect is told."""
-    geometry, defaults = family_of(model).geometry(model), family_of(model).defaults
+    geometry = family_of(model).geometry(model)
+    defaults = geometry.defaults or family_of(model).defaults
     width, height = geometry.native_size if image is None else (image.width, image.height)
     if image is None:
         width = width if asked.width is None else asked.width
         height = height if asked.height is None else asked.height
+    few = few_steps_of(model, geometry.takes_guidance)
+    if few is not None:
+        asked = _with_few(asked, few, tell)
+    sampler, schedule = _sampler(asked, model, tell)
     request = Request(
         prompt=without_tags(asked.prompt),
         negative=asked.negative,
@@ -121,6 +146,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         count=asked.count,
         strength=None if image is None else STRENGTH if asked.strength is None else asked.strength,
         clip_skip=_clip_skip(asked.clip_skip, geometry.text_layers, tell),
+        emphasis=asked.emphasis,
+        sampler=sampler,
+        schedule=schedule,
         guidance_is_input=geometry.takes_guidance,
         masked=image is not None and bool(image.mask),
         canvas=None if image is None or image.canvas is None else (image.canvas.width, image.canvas.height),
@@ -135,6 +163,33 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         what = f"--negative has no effect at --guidance {request.guidance:g}: give more than 1"
         tell(Note(what, "warning"))
     return request
+
+
+def _with_few(asked: Asked, few: FewSteps, tell: Tell) -> Asked:
+    """What is asked for, where nothing was said with what a distilled model wants; that is told."""
+    wanted = {"steps": few.steps, "guidance": few.guidance, "sampler": few.sampler, "schedule": few.schedule}
+    if asked.sampler is not None or few.sampler is None:  # a schedule goes with its sampler
+        del wanted["sampler"], wanted["schedule"]
+    taken: dict[str, Any] = {
+        name: value for name, value in wanted.items() if value is not None and getattr(asked, name) is None
+    }
+    if taken:
+        options = " ".join(
+            f"--{name} {value:g}" if name == "guidance" else f"--{name} {value}" for name, value in taken.items()
+        )
+        tell(Note(f"taken for {few.method}, for {few.why}: {options}"))
+    return replace(asked, **taken)
+
+
+def _sampler(asked: Asked, model: Model, tell: Tell) -> tuple[str | None, str | None]:
+    """Sampler and schedule that are asked for, by their own names, as far as they have an effect."""
+    sampler, schedule = (None, None) if asked.sampler is None else sampler_named(asked.sampler)
+    sampler = None if sampler == OWN else sampler
+    schedule = schedule if asked.schedule is None else schedule_named(asked.schedule)
+    reason = no_effect(model.parts["scheduler"], sampler, schedule)
+    if reason is not None:
+        tell(Note(f"--schedule {schedule} has no effect: {reason}", "warning"))
+    return sampler, None if reason is not None or schedule == "model" else schedule
 
 
 def _clip_skip(asked: int | None, layers: range, tell: Tell) -> int | None:
@@ -169,7 +224,7 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt)
+    task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt, keeps=not asked.no_cache)
     if image is None:
         return task
     task = replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas)
@@ -177,7 +232,7 @@ def task_of(
 
 
 def _require_possible(request: Request, model: Model) -> None:
-    steps, scheduler = request.steps, model.parts["scheduler"]
+    steps, scheduler = request.steps, scheduler_of(model, request)
     possible = possible_steps(scheduler.class_name, scheduler.config)
     if steps >= possible.stop:
         raise BadRequest(f"--steps {steps} is more than the {possible.stop - 1} the model knows: give fewer")
@@ -188,7 +243,7 @@ def _require_possible(request: Request, model: Model) -> None:
         raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
     if request.seed + request.count > SEED_END:
         raise BadRequest(f"--seed {request.seed} leaves no room for {request.count} pictures: give a smaller seed")
-    factor = family_of(model).geometry(model).latent_factor
+    factor = family_of(model).geometry(model).side_multiple
     for side, pixels in (("width", request.width), ("height", request.height)):
         if pixels % factor:
             below = pixels - pixels % factor

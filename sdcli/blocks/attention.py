@@ -76,15 +76,19 @@ class BoundedAttention:
             for project, given in ((attn.to_q, states), (attn.to_k, context), (attn.to_v, context))
         )
         del states, context  # nobody else may know them any more
-        # the fused kernels have scores in FP32, and BF16 holds what FP32 does
         upcast = attn.upcast_attention and query.dtype == torch.float16
+        return self.attend(query, key, value, attn.scale, upcast).transpose(1, 2).flatten(2)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, upcast: bool = False
+    ) -> torch.Tensor:
+        """Over (batch, heads, tokens, head size), maybe in the place of the queries; `upcast` has scores in FP32."""
+        # the fused kernels have scores in FP32, and BF16 holds what FP32 does
         if self._fused and key.shape[3] <= FUSED_HEAD_LIMIT:
-            mixed = _fused(query, key, value, attn.scale, self._by_heads)
-        elif key.shape[2] < FEW_KEYS and not upcast:
-            mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
-        else:
-            mixed = self._attend(query, key, value, attn.scale, torch.float32 if upcast else None)
-        return mixed.transpose(1, 2).flatten(2)
+            return _fused(query, key, value, scale, self._by_heads)
+        if key.shape[2] < FEW_KEYS and not upcast:
+            return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return self._attend(query, key, value, scale, torch.float32 if upcast else None)
 
     def _attend(
         self,

@@ -27,6 +27,12 @@ from sdcli.weights.packed import PackedConvolution, packing_of
 BAND_BYTES, BAND_ROWS = 4 * MIB, 16
 """Bytes of a band's widest tensor, and rows that a band has at least: the rows around it are computed besides."""
 
+PART_BYTES = 32 * MIB
+"""Of a large map, that come and go together."""
+
+AROUND_ROWS = 8
+"""Rows above those that a residual block and a doubling ask for, and more."""
+
 LARGEST_EXPONENT = 15
 """Of two, below which `Halved` keeps its numbers: FP16 ends at 65,504."""
 
@@ -82,6 +88,54 @@ class Halved(Stored):
         scales = torch.exp2((largest.log2().ceil() - LARGEST_EXPONENT).clamp_(min=0))
         self._scales[:, :, begin:end] = scales
         self.values[:, :, begin:end] = some / scales
+
+
+class Parted:
+    """A stored map that lies in parts, each there from when it is written to when it is used up.
+
+    Of large maps: with the next map the one that it is computed from goes, part by part.
+    """
+
+    def __init__(self, plane: Plane, device: Device, dtype: torch.dtype, kind: type[Stored]) -> None:
+        self.channels, self.height, self.width = plane.channels, plane.height, plane.width
+        self._dtype, self._device, self._kind = torch.float16 if kind is Halved else dtype, device, kind
+        own_bytes = self.channels * self.width * self._dtype.itemsize
+        self.row_bytes = max(plane.row_bytes, self.channels * self.width * dtype.itemsize)
+        each = band_rows(plane)
+        self._rows = each * -(-PART_BYTES // (each * own_bytes))
+        self._parts: list[Stored | None] = [None] * -(-self.height // self._rows)
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        """A view or a copy."""
+        some = [part.rows(first, last) for part, _, (first, last) in self._under(begin, end)]
+        return some[0] if len(some) == 1 else torch.cat(some, dim=2)
+
+    def put(self, begin: int, end: int, some: torch.Tensor) -> None:
+        """Write rows."""
+        for part, given, within in self._under(begin, end):
+            part.put(*within, some[:, :, given])
+
+    def used_up(self, rows: int) -> None:
+        """None of its first so many rows is asked for any more."""
+        for index in range(min(rows // self._rows, len(self._parts))):
+            self._parts[index] = None
+
+    def _under(self, begin: int, end: int) -> Iterator[tuple[Stored, slice, tuple[int, int]]]:
+        """The parts that have these rows: which of the rows that are, and which of the part's."""
+        for index in range(begin // self._rows, -(-end // self._rows)):
+            first = index * self._rows
+            one, other = max(begin, first), min(end, first + self._rows)
+            part = self._parts[index] or self._new(index)
+            yield part, slice(one - begin, other - begin), (one - first, other - first)
+
+    def _new(self, index: int) -> Stored:
+        height = min(self._rows, self.height - index * self._rows)
+        place, lies = self._device.torch_device, self._device.memory_format
+        values = torch.empty(
+            (1, self.channels, height, self.width), dtype=self._dtype, device=place, memory_format=lies
+        )
+        part = self._parts[index] = self._kind(values, self.row_bytes)
+        return part
 
 
 class Doubled:
@@ -256,7 +310,17 @@ def store(plane: Plane, device: Device, dtype: torch.dtype, kind: type[Stored] =
     return stored
 
 
-def overwrite(stored: Stored, plane: Plane, device: Device) -> Stored:
+def part(plane: Plane, device: Device, dtype: torch.dtype, kind: type[Stored], spent: Parted | None = None) -> Parted:
+    """Compute all of a plane, in parts. One that it is computed from, and nothing else is, may be `spent` on it."""
+    parted = Parted(plane, device, dtype, kind)
+    for begin, end in bands(plane, device):
+        parted.put(begin, end, plane.rows(begin, end))
+        if spent is not None:
+            spent.used_up(end * spent.height // plane.height - AROUND_ROWS)
+    return parted
+
+
+def overwrite(stored: Parted, plane: Plane, device: Device) -> Parted:
     """Compute all of a plane in the place of one that it is computed from.
 
     A row may need the two above it as they were (a residual block has two convolutions), so a band is written when

@@ -26,6 +26,7 @@ from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
+from sdcli.models.samplers import scheduler_of
 from sdcli.models.schedulers import possible_steps
 from sdcli.units import MIB, format_size
 
@@ -122,7 +123,8 @@ def _asked(params: Params) -> Asked:
     defaults = {"steps": DEFAULT_STEPS, "seed": 0}
     unsaid = {name: value for name, value in defaults.items() if source(name) is click.core.ParameterSource.DEFAULT}
     asked = asked_of({**params, **prompt, **unsaid})
-    return asked if asked.model is not None else replace(asked, model=DEFAULT_MODEL)
+    model = DEFAULT_MODEL if asked.model is None else asked.model
+    return replace(asked, model=model, no_cache=True)  # a stage that was kept is not measured
 
 
 @contextmanager
@@ -158,7 +160,7 @@ def _alone(voice: Voice) -> Iterator[None]:
 def _warm_up(task: Task, voice: Voice) -> None:
     """One step without a ceiling, so that every measured run finds the files in the page cache."""
     voice.say("warm-up: one step, not measured")
-    scheduler = task.model.parts["scheduler"]
+    scheduler = scheduler_of(task.model, task.request)
     fewest = possible_steps(scheduler.class_name, scheduler.config).start
     short = replace(task, request=replace(task.request, steps=fewest), ceiling=replace(task.ceiling, limit_bytes=None))
     run_task(short, RunRecord(short), None, lambda *_: None)

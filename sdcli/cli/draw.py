@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sdcli.app.asked import Asked
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from sdcli.images.write import Destination
 
 
-def draw(asked: Asked, product: Product, voice: Voice) -> None:
-    """Draw what is asked for. Where it goes is tried before anything else is looked at."""
+def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], None] | None = None) -> None:
+    """Draw what is asked for. Where it goes is tried before anything else is looked at; `look` sees the task."""
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
     destination = plan_output(product.output, asked.count, force=product.force)
     task = prepare(asked, voice.tell, making_lines(voice), voice.debug)
+    if look is not None:
+        look(task)
     carry_out(task, destination, product, voice)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from sdcli.cli.draw import draw
-from sdcli.cli.options import Command, drawing_options, init_options
+from sdcli.cli.editing import init_options
+from sdcli.cli.lines import jobs
+from sdcli.cli.options import Command, drawing_options
 from sdcli.cli.parsed import asked_of, product_of, voice_of
 
 INIT = init_options(
@@ -26,4 +28,5 @@ def command(**params: Any) -> None:
     Without -W and -H the result has the size of the init image, rounded to multiples of 8. With them, the
     image is scaled to cover that size and its centre is taken. The ceiling holds as for txt2img.
     """
-    draw(asked_of(params), product_of(params), voice_of(params))
+    for job in jobs(params, voice_of(params)):
+        draw(asked_of(job), product_of(job), voice_of(job))

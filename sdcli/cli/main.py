@@ -17,9 +17,12 @@ from sdcli.errors import BadRequest, Interrupted, SdcliError, echo, printable, s
 COMMANDS = {
     "txt2img": "Draw a picture from words.",
     "img2img": "Edit a picture with words.",
+    "again": "Draw a picture again from what it says of itself.",
+    "info": "Print what a picture says of how it was made.",
     "plan": "Say whether a picture fits, how, and why; load no weights.",
     "bench": "Run one job under several memory ceilings and compare.",
     "models": "List, fetch, describe, check and remove models.",
+    "samplers": "List samplers and schedules of noise levels with their names.",
     "completion": "Print a script that makes a shell complete commands, options and models.",
 }
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""

@@ -12,12 +12,14 @@ import click
 from click.core import ParameterSource
 
 from sdcli import settings
-from sdcli.app.asked import GUIDANCE, MASK_BLUR, STEPS, STRENGTH
 from sdcli.cli import types
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
 
 COUNT_MOST = 1000
+
+ARGUMENTS = "sdcli.arguments"
+"""What a context calls the command line's own."""
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -34,6 +36,13 @@ PROMPT = (
     click.argument("prompt", type=types.Text(), required=False),
     click.option("-p", "--prompt", "prompt_option", type=types.Text(), help="The prompt, as an option."),
     _option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
+)
+
+
+LINES = (
+    click.option(
+        "--prompts", type=types.PromptLines(), help="A file with a prompt a line, as in: a red fox --seed 7 --steps 9."
+    ),
 )
 
 
@@ -80,6 +89,17 @@ ADDED = (
     ),
 )
 
+REFERENCES = (
+    _option(
+        "--ref",
+        "references",
+        type=types.FilePath(),
+        multiple=True,
+        help="A picture that the model is to go by, if it can: what is in it may be in the new one. May be repeated.",
+        show_default=False,
+    ),
+)
+
 JOB = (
     _option(
         "-n",
@@ -89,17 +109,33 @@ JOB = (
         help="What the picture should not show. Also --negative-prompt.",
         show_default=False,
     ),
+    _option(
+        "--emphasis",
+        type=click.Choice(["a1111", "comfy", "none"]),
+        default="a1111",
+        help="Whose way (words:1.3) weigh; with none brackets are words as well.",
+    ),
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
-    _option("-s", "--steps", type=types.WholeNumber(1, 1000), default=STEPS, help="Denoising steps, 1 to 1000."),
+    _option(
+        "-s",
+        "--steps",
+        type=types.WholeNumber(1, 1000),
+        help="Denoising steps, 1 to 1000.  [default: the model's own]",
+    ),
     _option(
         "-g",
         "--guidance",
         type=types.FiniteNumber(0),
-        default=GUIDANCE,
-        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.",
+        help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.  [default: the model's own]",
     ),
+    _option(
+        "--sampler",
+        type=types.SamplerName(),
+        help="A name of A1111, ComfyUI or sd.cpp: sdcli samplers lists them.  [default: the model's own]",
+    ),
+    _option("--schedule", type=types.ScheduleName(), help="Its noise levels, likewise.  [default: the model's own]"),
     _option(
         "--clip-skip",
         type=types.WholeNumber(1, 64),
@@ -146,6 +182,7 @@ LIMIT = (
 REPORT = (
     _option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of paths."),
     _option("--no-metadata", is_flag=True, help="Leave prompt and settings out of the file."),
+    _option("--no-cache", is_flag=True, help="Keep no encoding of the prompt for other runs, and use none of theirs."),
 )
 
 TALK = (
@@ -168,58 +205,13 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(PROMPT, init, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+    return options(
+        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK
+    )
 
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
 """Options by the names that other programs give them."""
-
-
-def init_options(about: str, about_strength: str, required: bool, envvar: str | None = None) -> tuple[Decorator, ...]:
-    """The options of the init image."""
-    return (
-        click.option("-i", "--init", type=types.FilePath(), help=f"{about} Also --init-img.", required=required),
-        click.option(
-            "--strength",
-            type=types.FiniteNumber(0, 1),
-            default=STRENGTH,
-            show_default=True,
-            envvar=envvar,
-            help=about_strength,
-        ),
-        click.option(
-            "--mask",
-            type=types.FilePath(),
-            help="A picture of which what is white changes, or alpha: what is transparent in the init image.",
-        ),
-        click.option(
-            "--mask-blur",
-            type=types.WholeNumber(0, 64),
-            default=MASK_BLUR,
-            show_default=True,
-            help="Pixels over which what is drawn goes over into what was there.",
-        ),
-        click.option("--invert-mask", is_flag=True, help="What is black changes, or what is opaque."),
-        click.option(
-            "--inpaint-area",
-            type=click.Choice(["whole", "masked"]),
-            default="whole",
-            show_default=True,
-            help="Draw the whole picture, or the masked part alone at the size asked for, and put it back.",
-        ),
-        click.option(
-            "--outpaint",
-            type=types.Margins(),
-            help="Draw margins: pixels left, above, right and below, as in 0,0,128,0.",
-        ),
-        click.option(
-            "--fit",
-            type=click.Choice(["crop", "pad", "stretch", "exact"]),
-            default="crop",
-            show_default=True,
-            help="How the init image comes to another shape; exact: not at all.",
-        ),
-    )
 
 
 class Command(click.Command):
@@ -236,7 +228,8 @@ class Command(click.Command):
     ) -> click.Context:
         known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
         known |= {alias.replace("-", "_"): known[name] for alias, name in ALIASES.items() if name in known}
-        del known["prompt"]  # what is drawn is no habit
+        for name in ("prompt", "prompts"):  # what is drawn is no habit
+            known.pop(name, None)
         aliases = (alias.replace("-", "_") for alias in ALIASES)
         config = settings.read_user_config(dict.fromkeys((*CONFIGURABLE, *aliases)) | known)
         extra["default_map"] = {
@@ -246,6 +239,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
+        if ctx.obj is not types.LINE:
+            ctx.meta[ARGUMENTS] = given
         try:
             rest = super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -273,13 +268,18 @@ class Command(click.Command):
                 raise BadRequest(f"{shown} is no option: if it is the prompt, put -- before it, as in {example}")
 
     def invoke(self, ctx: click.Context) -> Any:
-        _settle_size(ctx)
-        profile = ctx.params.pop("profile", None)
-        if profile is not None:
-            chosen = settings.read_profile(profile)
-            if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
-                ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
+        settle(ctx)
         return super().invoke(ctx)
+
+
+def settle(ctx: click.Context) -> None:
+    """Put what one option says of another into the parameters: a size, a profile."""
+    _settle_size(ctx)
+    profile = ctx.params.pop("profile", None)
+    if profile is not None:
+        chosen = settings.read_profile(profile)
+        if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
+            ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
 
 
 def _settle_size(ctx: click.Context) -> None:
@@ -312,6 +312,7 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
+    | {"sampler", "schedule", "emphasis"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
     | {
         "lora",
@@ -326,6 +327,7 @@ CONFIGURABLE = frozenset(
         "on_limit",
         "json",
         "no_metadata",
+        "no_cache",
     }
 )
 """Keys of the config file. A command takes those that it has options for."""

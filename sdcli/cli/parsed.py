@@ -28,9 +28,13 @@ class Product:
     no_metadata: bool
 
 
+WAYS = ("prompt", "prompt_option", "prompt_file")
+"""To give a prompt."""
+
+
 def asked_of(params: Params) -> Asked:
     """What is asked for. Raises BadRequest unless there is one prompt."""
-    prompt = require_prompt(params["prompt"], params["prompt_option"], params["prompt_file"])
+    prompt = require_prompt(*(params[way] for way in WAYS))
     said = {name: value for name, value in params.items() if name in _ASKED and value is not None}
     if "init" not in said:
         said.pop("strength", None)

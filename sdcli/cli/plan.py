@@ -9,8 +9,10 @@ import click
 
 from sdcli.app.forecast import Forecast, forecast, forecast_report
 from sdcli.app.tasks import prepare
-from sdcli.cli.options import Command, drawing_options, init_options
-from sdcli.cli.parsed import asked_of, voice_of
+from sdcli.cli.editing import init_options
+from sdcli.cli.lines import jobs
+from sdcli.cli.options import Command, drawing_options
+from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import making_lines
 from sdcli.cli.say import hand_out
 from sdcli.plan.remainders import WORDS
@@ -27,6 +29,11 @@ def command(**params: Any) -> None:
     Takes the options of txt2img, and with --init those of img2img. The run that follows takes the same plan. Exit
     code 4 when it does not fit, as the run's would be.
     """
+    for job in jobs(params, voice_of(params)):
+        _plan(job)
+
+
+def _plan(params: Params) -> None:
     voice = voice_of(params)
     task = prepare(asked_of(params), voice.tell, making_lines(voice), voice.debug)
     result = forecast(task)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 
-from sdcli.app.record import RunRecord
+from sdcli.app.record import KEPT, RunRecord
 from sdcli.app.tasks import ShowMaking
 from sdcli.cli.say import Voice, is_terminal, say
 from sdcli.host.watchdog import Watchdog
-from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StepDone
+from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.plan.ceiling import Ceiling
 from sdcli.units import format_pace, format_size
 
@@ -38,6 +38,8 @@ class ProgressLines:
                     self._plan(self._tripped)
                     self._tripped = None
                 self._redraw(f"{name:<14} ...")
+            case StageLoaded(name, kept=True) if self._verbose:
+                self._line(f"{name}: {KEPT}")
             case StepDone(image, step, count, seconds):
                 picture = (
                     f"picture {image + 1} of {self._record.task.request.count}  "

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sdcli.cli.draw import draw
+from sdcli.cli.lines import jobs
 from sdcli.cli.options import Command, drawing_options
 from sdcli.cli.parsed import asked_of, product_of, voice_of
 
@@ -20,4 +21,5 @@ def command(**params: Any) -> None:
     with what would (exit code 4). While it runs, the footprint is kept under the ceiling or the run is
     killed with one line that says where (137). An empty PROMPT draws an unconditional picture.
     """
-    draw(asked_of(params), product_of(params), voice_of(params))
+    for job in jobs(params, voice_of(params)):
+        draw(asked_of(job), product_of(job), voice_of(job))

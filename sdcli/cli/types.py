@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 from sdcli.app.asked import SEED_END
 from sdcli.app.loras import weight_of
 from sdcli.errors import SdcliError, echo, printable
+from sdcli.models.samplers import SAMPLERS, SCHEDULES, sampler_named, schedule_named
 from sdcli.settings import at_home
 from sdcli.units import parse_size
 
@@ -208,6 +209,33 @@ class LoraFile(WeightsFile):
         return (at_home(str(value)), 1.0) if weight is None else (at_home(path), weight)
 
 
+class SamplerName(click.ParamType):
+    """Any name of a sampler."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        sampler_named(str(value))
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        names = [alias for sampler in SAMPLERS for alias in sampler.aliases[:1]]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class ScheduleName(click.ParamType):
+    """Any name of a schedule of noise levels."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        schedule_named(str(value))
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(one.name) for one in SCHEDULES if one.name.startswith(incomplete)]
+
+
 class ModelRef(FilePath):
     """What names a model; a shell completes those on this disk, and paths."""
 
@@ -225,12 +253,17 @@ class PromptFile(click.ParamType):
     """A file or a pipe with the prompt, or `-` for standard input; never read further than a prompt may be long."""
 
     name = "file"
-    _most_bytes = Text.limit_bytes + 1
+    limit_bytes = Text.limit_bytes
+    what = "a prompt"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        path = at_home(str(value))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Text().convert(self.text(value, param, ctx), param, ctx)
+
+    def text(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """All of it, without the last line's end."""
+        path, most_bytes = at_home(str(value)), self.limit_bytes + 1
         try:
-            raw = sys.stdin.buffer.read(self._most_bytes) if path == "-" else _read_some(path, self._most_bytes)
+            raw = sys.stdin.buffer.read(most_bytes) if path == "-" else _read_some(path, most_bytes)
         except ValueError as error:
             self.fail(f"cannot read {echo(path)}: {error}", param, ctx)
         except OSError as error:
@@ -239,14 +272,33 @@ class PromptFile(click.ParamType):
             raise SdcliError(f"cannot read the prompt file {echo(path)}: {error.strerror}") from error
         if raw is None:
             self.fail(f"{echo(path)} is a pipe that nobody writes to: give a file, or - for stdin", param, ctx)
-        if len(raw) >= self._most_bytes:
-            self.fail(f"{echo(path)} is longer than a prompt may be: {Text.limit_bytes} bytes", param, ctx)
+        if len(raw) >= most_bytes:
+            self.fail(f"{echo(path)} is longer than {self.what} may be: {self.limit_bytes} bytes", param, ctx)
         marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes files
         try:
-            text = raw.decode("utf-16" if marked else "utf-8").removesuffix("\n").removesuffix("\r")
+            return raw.decode("utf-16" if marked else "utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             self.fail(f"{echo(path)} is not valid UTF-8", param, ctx)
-        return Text().convert(text, param, ctx)
+
+
+class PromptLines(PromptFile):
+    """A file with a prompt a line, perhaps with options after it; empty lines and those that begin with # are none."""
+
+    limit_bytes = 1024 * 1024
+    what = "a list of prompts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple) or (ctx is not None and ctx.obj is LINE):
+            return ()  # of a line of it
+        lines = self.text(value, param, ctx).lstrip("\ufeff").splitlines()
+        found = [(at, line.strip()) for at, line in enumerate(lines, start=1) if line.strip()[:1] not in ("", "#")]
+        if not found:
+            self.fail(f"{echo(value)} has no prompts", param, ctx)
+        return tuple(found)
+
+
+LINE = object()
+"""What the context of a line of prompts is known by."""
 
 
 _NO_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)

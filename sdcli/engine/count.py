@@ -14,6 +14,7 @@ from sdcli.devices.base import DTYPES, Device
 from sdcli.devices.dry import DryDevice
 from sdcli.domain import Component, Model, Request, WeightUse
 from sdcli.engine.dry_run import DryRun
+from sdcli.engine.masking import beside_rows
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Count, Counted, Message
@@ -23,6 +24,7 @@ from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.weights.borrow import Borrow, Note
 from sdcli.weights.dry_adapters import add_dry
 from sdcli.weights.match import require_match
+from sdcli.weights.sliced import would_lie
 
 
 def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> Note:
@@ -31,7 +33,13 @@ def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> 
     What changes a weight goes beside its layer, where that computes with `packed` weights on the device.
     """
 
-    def note(module: nn.Module, component: Component, parts: tuple[str, ...], fetched: type[nn.Module] | None) -> None:
+    def note(
+        module: nn.Module,
+        component: Component,
+        parts: tuple[str, ...],
+        fetched: type[nn.Module] | None,
+        sliced: type[nn.Module] | None,
+    ) -> None:
         shapes = {name: p.shape for name, p in module.named_parameters() if name.startswith(parts)}
         require_match(component, shapes, parts)
         nn.Module.to(module, dtype)  # not the library's own, which asks for what the worker leaves out
@@ -39,6 +47,10 @@ def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> 
         for name, layer in module.named_modules():
             if fetched is not None and isinstance(layer, fetched) and f"{name}.".startswith(parts):
                 run.copies(component.name, f"{name}.weight", layer)
+            if sliced is not None and isinstance(layer, sliced) and f"{name}.".startswith(parts):
+                origin = component.weights()[f"{name}.weight"]
+                lies = f"{name}.weight" not in component.adapters and would_lie(origin, dtype, device.name == "cpu")
+                run.slices(component.name, f"{name}.weight", layer, lies)
         for name, adapters in component.adapters.items():
             if name.startswith(parts):
                 add_dry(module.get_submodule(name.rpartition(".")[0]), adapters, device, dtype, packed)
@@ -72,6 +84,9 @@ class _Counting:
         self._state: dict[str, dict[str, torch.Tensor]] = {"pixels": {"rgb": pixels}}
         if request.masked:
             self._state["pixels"]["mask"] = pixels[:, :1]
+        for index, (width, height) in enumerate(request.references):
+            levels = torch.empty(1, 3, height, width, dtype=torch.uint8, device="meta")
+            self._state.setdefault("references", {})[str(index)] = levels
         geometry = family_of(model).geometry(model)
         shape = geometry.latent_channels, *geometry.latent_shape(request)
         self._latents = torch.empty(1, *shape, device="meta")
@@ -94,12 +109,13 @@ class _Counting:
     def _steps(self, stage: Stage) -> StageCount:
         ways, weights = dict[str, WayCount](), tuple[WeightUse, ...]()
         conditioning = self._state["conditioning"]
+        others = [t for name, given in self._state.items() if name.startswith("conditioning ") for t in given.values()]
         every = max(len(tensor) for tensor in conditioning.values())
         if "surroundings" in self._state:
             beside = self._network.beside(
                 self._model, self._state["surroundings"], self._latents[:, :1], torch.empty_like(self._latents)
             )
-            conditioning = conditioning | {name: tensor.expand(every, -1, -1, -1) for name, tensor in beside.items()}
+            conditioning = {**beside_rows(conditioning, beside)}
         fused = self._device.fused_attention(self._dtype)
         for scratch_bytes in (0,) if fused else SCRATCHES:
             for samples in {1, every}:
@@ -107,7 +123,9 @@ class _Counting:
                 some = {name: tensor[:samples] for name, tensor in conditioning.items()}
                 with self._entered(stage, run, "", scratch_bytes) as work:
                     latents = self._latents.expand(samples, -1, -1, -1)
+                    kept = [torch.empty_like(tensor) for tensor in others]
                     work(latents, torch.empty((), device="meta"), some, self._request.guidance)
+                    del kept
                 ways[way_of_steps(samples, scratch_bytes)] = _counted(run)
                 weights = run.weights if samples == 1 else weights
         return StageCount(weights, ways)

@@ -13,8 +13,8 @@ import torch
 from sdcli.domain import Guidance, WeightRow
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
-from sdcli.engine.masking import Outside, latent_mask, told_of_mask
-from sdcli.engine.schedulers import begin_at, build_scheduler, step_options
+from sdcli.engine.masking import Outside, beside_rows, latent_mask, told_of_mask
+from sdcli.engine.schedulers import begin_at, build_scheduler, from_noise, from_picture, model_input, step_options
 from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
 from sdcli.engine.work import State, Work
 from sdcli.errors import NotFinite, SdcliError, echo
@@ -54,14 +54,16 @@ def _draw(
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
     request, outside = work.request, None
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler = build_scheduler(work.scheduler, request.steps)
+    scheduler = build_scheduler(work.scheduler, request.steps, work.flow_times)
     timesteps = scheduler.timesteps
     if "init" in state:
         latents, timesteps, outside = _start_from(work, state, scheduler, generator)
     else:
-        latents = _noise(work, generator) * scheduler.init_noise_sigma
-    conditioning = told_of_mask(work, state, state["conditioning"], generator)
+        latents = from_noise(scheduler, _noise(work, generator))
+    beside = told_of_mask(work, state, generator)
     options = step_options(scheduler, generator)
+    if hasattr(denoiser, "foresee"):  # what depends on the time alone is computed for several steps at once
+        denoiser.foresee(timesteps)
     begin = 0
     if resume is not None:
         latents, begin = resume.restore(generator, scheduler), resume.step
@@ -69,7 +71,8 @@ def _draw(
     for step in range(begin, len(timesteps)):
         started, read = time.perf_counter(), denoiser.lent.bytes_read
         timestep = timesteps[step]
-        sample = scheduler.scale_model_input(latents, timestep)
+        conditioning = beside_rows(conditioning_at(state, step // scheduler.order), beside)
+        sample = model_input(scheduler, latents, timestep)
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
@@ -83,6 +86,17 @@ def _draw(
     if begin == len(timesteps):  # no step has said so
         yield LatentsDone(image, Checkpoint.take(image, begin, begin, latents, generator, scheduler).to_bytes())
     return latents
+
+
+def conditioning_at(state: State, step: int) -> Conditioning:
+    """That of a step, counted from 0: what a prompt says may change from step to step.
+
+    A family that has several gives the others as `conditioning 1` and so on, and in `turns` their `order`: which one
+    each step has. A scheduler's steps beyond those have the last one's.
+    """
+    order = state["turns"]["order"] if "turns" in state else None
+    number = 0 if order is None else int(order[min(step, len(order) - 1)])
+    return state[f"conditioning {number}" if number else "conditioning"]
 
 
 def _told(
@@ -163,14 +177,6 @@ def _without_copy(work: Work, table: Table, error: SdcliError) -> Table:
     return [replace(row, stays=False) if row in going else row for row in table]
 
 
-def steps_run(steps: int, strength: float) -> int:
-    """Denoising steps that img2img runs: `strength` of all, at least one unless the strength is 0.
-
-    As in diffusers' StableDiffusionImg2ImgPipeline.get_timesteps, which however fails where it comes to none.
-    """
-    return min(steps, max(int(steps * strength), 1 if strength > 0 else 0))
-
-
 def _start_from(
     work: Work, state: State, scheduler: Any, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, Outside | None]:
@@ -183,18 +189,18 @@ def _start_from(
     the sample of the latents first, then the noise.
     """
     request = work.request
-    timesteps = begin_at(scheduler, request.steps - steps_run(request.steps, request.strength or 0.0))
+    timesteps = begin_at(scheduler, request.steps - request.steps_run)
     is_told, anew = "surroundings" in state, request.strength == 1
     if is_told and anew:
-        return _noise(work, generator) * scheduler.init_noise_sigma, timesteps, None
+        return from_noise(scheduler, _noise(work, generator)), timesteps, None
     latents = work.network.start(work.model, state["init"], generator)
     if len(timesteps) == 0:
         return latents, timesteps, None
     noise = _noise(work, generator)
     if request.masked and anew:
-        noisy = noise * scheduler.init_noise_sigma
+        noisy = from_noise(scheduler, noise)
     else:
-        noisy = scheduler.add_noise(latents, noise, timesteps[:1])
+        noisy = from_picture(scheduler, latents, noise, timesteps)
     outside = Outside(latents, noise, latent_mask(work, state)) if request.masked and not is_told else None
     return noisy, timesteps, outside
 

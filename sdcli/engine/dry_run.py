@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdcli.domain import Use, WeightUse
 from sdcli.units import MIB
+from sdcli.weights.sliced import DrySlices, set_slices
 
 META = torch.device("meta")
 
@@ -38,6 +39,7 @@ class DryRun:
         self._names: dict[int, tuple[str, str, torch.Size]] = {}
         self._uses: dict[tuple[str, str], WeightUse] = {}
         self._copied: set[tuple[str, str]] = set()
+        self._sliced: set[tuple[str, str]] = set()
         self._modes = (torch.no_grad(), _WithoutNumbers(self), _Counting(self))
 
     def know(self, part: str, module: nn.Module, under: tuple[str, ...] = ("",)) -> None:
@@ -57,6 +59,12 @@ class DryRun:
 
         layer.__dict__["fetch"] = fetch
 
+    def slices(self, part: str, name: str, layer: nn.Module, lies: bool) -> None:
+        """The layer's weight is given out by the slice, which is a copy unless it `lies` as the arithmetic wants it."""
+        self._sliced.add((part, name))
+        weight = layer.get_parameter("weight").detach()
+        set_slices(layer, DrySlices(weight, lies, lambda: self._used(weight, "sliced", (1, 1), 0)))
+
     def __enter__(self) -> DryRun:
         for mode in self._modes:
             mode.__enter__()
@@ -70,12 +78,16 @@ class DryRun:
     def weights(self) -> tuple[WeightUse, ...]:
         """All weights in the order of their first use, those that were not seen last."""
         unseen = [
-            WeightUse(part, name, tuple(shape), "vector" if len(shape) < 2 else "matrix", (1, 1), 0)
+            WeightUse(part, name, tuple(shape), "matrix" if is_matrix(name, shape) else "vector", (1, 1), 0)
             for part, name, shape in self._names.values()
             if (part, name) not in self._uses
         ]
         every = (*self._uses.values(), *unseen)
-        return tuple(replace(use, use="copied") if (use.part, use.name) in self._copied else use for use in every)
+        return tuple(replace(use, use=self._use_of(use)) for use in every)
+
+    def _use_of(self, use: WeightUse) -> Use:
+        key = use.part, use.name
+        return "copied" if key in self._copied else "sliced" if key in self._sliced else use.use
 
     def allocated(self, tensor: torch.Tensor) -> None:
         """A tensor came out of an operation; views of what is known are not new."""
@@ -127,6 +139,11 @@ class DryRun:
         if before is not None:
             sees, places = before.sees, before.places + places
         self._uses[part, name] = WeightUse(part, name, tuple(shape), use, sees, places)
+
+
+def is_matrix(name: str, shape: torch.Size) -> bool:
+    """Whether a parameter is a layer's weight, which may stream: a learned token is none, however many sides it has."""
+    return len(shape) > 1 and name.rpartition(".")[2] == "weight"
 
 
 def _storage(tensor: torch.Tensor) -> int:

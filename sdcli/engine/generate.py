@@ -15,7 +15,7 @@ from sdcli.devices.base import Device
 from sdcli.domain import Component, Model
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
-from sdcli.engine.denoise import denoise, steps_run
+from sdcli.engine.denoise import denoise
 from sdcli.engine.latents import Latents
 from sdcli.engine.once import once
 from sdcli.engine.schedulers import rehearse
@@ -79,14 +79,15 @@ def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
         for checkpoint in _checkpoints(job, 0):
             latents[checkpoint.image] = checkpoint.latents
     else:
-        strength = request.strength
-        rehearse(work.scheduler, request.steps, None if strength is None else steps_run(request.steps, strength))
+        run = None if request.strength is None else request.steps_run
+        rehearse(work.scheduler, request.steps, run, work.flow_times)
         state, resume = _unpacked(job)
     del job
     for stage in stages:
         if stage.times == "once":
             state |= yield from once(work, stage, state)
         elif stage.times == "steps":
+            state.pop("references", None)  # what was made of them is there
             yield from denoise(work, stage, state, resume, latents)
             state.clear()
             resume.clear()
@@ -98,12 +99,15 @@ def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
 def _unpacked(job: Job) -> tuple[State, dict[int, Checkpoint]]:
     """The init image, if there is one, as (1, 3, H, W) in -1…1, and its mask, if any, as (1, 1, H, W) of 0 and 1.
 
-    And the checkpoints to go on from, by image.
+    Pictures to go by, of 0 to 255, and the checkpoints to go on from, by image.
     """
-    request, state, at = job.request, State(), 0
+    request, state = job.request, State()
+    references, at = _references(job)
+    if references:
+        state["references"] = references
     if request.strength is not None:
-        at = request.height * request.width * 3
-        levels = torch.frombuffer(bytearray(job.payload[:at]), dtype=torch.uint8)
+        begin, at = at, at + request.height * request.width * 3
+        levels = torch.frombuffer(bytearray(job.payload[begin:at]), dtype=torch.uint8)
         rgb = levels.view(1, request.height, request.width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
         state["pixels"] = {"rgb": rgb}
     if request.masked:
@@ -111,6 +115,16 @@ def _unpacked(job: Job) -> tuple[State, dict[int, Checkpoint]]:
         marks = torch.frombuffer(bytearray(job.payload[begin:at]), dtype=torch.uint8)
         state["pixels"]["mask"] = marks.view(1, 1, request.height, request.width).ne(0).float()
     return state, {checkpoint.image: checkpoint for checkpoint in _checkpoints(job, at)}
+
+
+def _references(job: Job) -> tuple[dict[str, torch.Tensor], int]:
+    """The pictures to go by, (1, 3, H, W) each, and where in the payload they end."""
+    pictures, at = dict[str, torch.Tensor](), 0
+    for index, (width, height) in enumerate(job.request.references):
+        begin, at = at, at + height * width * 3
+        levels = torch.frombuffer(bytearray(job.payload[begin:at]), dtype=torch.uint8)
+        pictures[str(index)] = levels.view(1, height, width, 3).permute(0, 3, 1, 2)
+    return pictures, at
 
 
 def _checkpoints(job: Job, at: int) -> Iterator[Checkpoint]:

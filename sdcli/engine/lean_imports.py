@@ -128,6 +128,11 @@ def import_network(module: str, plainly: bool = False) -> Any:
     import diffusers.utils.import_utils as availability
 
     availability._transformers_available = False
+    # transformers imports torchvision where it is there, which needs of torch what is left out
+    import transformers.utils as transformers
+
+    for library in (transformers, transformers.import_utils):
+        library.is_torchvision_available = lambda: False
     torch.Generator("cpu").manual_seed(0)
     network = importlib.import_module(module)
     network.try_out()

@@ -8,12 +8,14 @@ outside are the host's affair: it lays the drawn part over the init image's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from sdcli.engine.schedulers import from_picture
 from sdcli.engine.work import State, Work
 
 
@@ -32,7 +34,7 @@ class Outside:
         """
         known = self.latents
         if len(next_timestep):
-            known = scheduler.add_noise(known, self.noise, next_timestep)
+            known = from_picture(scheduler, known, self.noise, next_timestep)
         return (1 - self.mask) * known + self.mask * drawn
 
 
@@ -44,16 +46,26 @@ def latent_mask(work: Work, state: State) -> torch.Tensor:
     return F.max_pool2d(mask, work.geometry.latent_factor)
 
 
-def told_of_mask(
-    work: Work, state: State, conditioning: dict[str, torch.Tensor], generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """The conditioning of one picture. What a model made for inpainting is told of its mask is a sample, so that each
-    picture has its own: it is drawn after the noise, as diffusers does with every model."""
+def told_of_mask(work: Work, state: State, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """What a model made for inpainting is told of one picture's mask, one row each; nothing for other models.
+
+    It is a sample, so that each picture has its own: it is drawn after the noise, as diffusers does with every model.
+    """
     if "surroundings" not in state:
         if work.request.masked:
             _ = torch.randn(work.latents_shape, generator=generator)
+        return {}
+    noise = torch.randn(work.latents_shape, generator=generator)
+    told: dict[str, torch.Tensor]
+    told = work.network.beside(work.model, state["surroundings"], latent_mask(work, state), noise)
+    return told
+
+
+def beside_rows(
+    conditioning: Mapping[str, torch.Tensor], beside: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """The conditioning with what stands `beside` it, in as many rows."""
+    if not beside:
         return conditioning
     rows = max(map(len, conditioning.values()))
-    noise = torch.randn(work.latents_shape, generator=generator)
-    beside = work.network.beside(work.model, state["surroundings"], latent_mask(work, state), noise)
-    return conditioning | {name: tensor.expand(rows, -1, -1, -1) for name, tensor in beside.items()}
+    return {**conditioning, **{name: tensor.expand(rows, -1, -1, -1) for name, tensor in beside.items()}}

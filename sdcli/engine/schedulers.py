@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from sdcli.domain import Component
+from sdcli.engine.samplers.levels import levels_by
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import SCHEDULER
-from sdcli.models.schedulers import SCHEDULERS
+from sdcli.families.contract import SCHEDULER, FlowTimes
+from sdcli.models.schedulers import FLOW_SCHEDULERS, SCHEDULERS
 
 TRIPPED_OVER = (
     ArithmeticError,
@@ -29,17 +30,28 @@ TRIPPED_OVER = (
 )
 """What comes of settings that a class does not check, in its constructor or in a step."""
 
+OURS = {
+    "LMSDiscreteScheduler": "sdcli.engine.samplers.lms",
+    **dict.fromkeys(
+        ("DPMSolverAncestral", "DPMSolverModified", "DPMSolverSDE", "EulerAncestral", "ImprovedPNDM"),
+        "sdcli.engine.samplers.solvers",
+    ),
+}
+"""Classes of ours, and the module of each."""
+
 Scalar = int | float | bool | str | None
 
 
-def build_scheduler(component: Component, steps: int) -> Any:
-    """The model's own scheduler, from its checked config, set to so many steps.
+def build_scheduler(component: Component, steps: int, times: FlowTimes | None = None) -> Any:
+    """The model's own scheduler, from its checked config, set to so many steps, of a flow model at its `times`.
 
     As diffusers does, settings of another scheduler are passed over, and the two that old configs have wrong
     for Stable Diffusion are put right (diffusers, StableDiffusionPipeline.__init__). Raises SdcliError for
     settings that the class refuses, and for more steps than it can take.
     """
     with _told(component, steps):
+        if component.class_name in FLOW_SCHEDULERS:
+            return _build_flow(component, steps, times)
         scheduler = _build(component, steps, offset=1)
         known = scheduler.config.num_train_timesteps
         if int(scheduler.timesteps.max()) >= known and not hasattr(scheduler, "sigmas"):
@@ -49,14 +61,28 @@ def build_scheduler(component: Component, steps: int) -> Any:
 
 
 def _build(component: Component, steps: int, offset: int) -> Any:
-    name = component.class_name
-    ours = name == "LMSDiscreteScheduler"
-    module = importlib.import_module("sdcli.engine.lms" if ours else f"diffusers.schedulers.{SCHEDULERS[name]}")
-    kind = getattr(module, name)
+    name, config = component.class_name, component.config
+    kind = getattr(importlib.import_module(OURS.get(name) or f"diffusers.schedulers.{SCHEDULERS[name]}"), name)
     known = inspect.signature(kind.__init__).parameters
-    corrected = {**component.config, "steps_offset": offset, "clip_sample": False}
+    corrected = {**config, "steps_offset": offset, "clip_sample": False}
     scheduler = kind(**{key: value for key, value in corrected.items() if key in known})
+    if "levels" in config:
+
+        def levels(in_sigmas: Any, num_inference_steps: int) -> Any:
+            return levels_by(config["levels"], scheduler, config["aligned"], in_sigmas, num_inference_steps)
+
+        scheduler._convert_to_exponential = levels
     scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def _build_flow(component: Component, steps: int, times: FlowTimes | None) -> Any:
+    """As the pipelines of flow models set theirs."""
+    name = component.class_name
+    kind = getattr(importlib.import_module(f"diffusers.schedulers.{FLOW_SCHEDULERS[name]}"), name)
+    scheduler = kind(**component.config)
+    given = {} if times is None else {"sigmas": [*times.sigmas], "mu": times.mu}
+    scheduler.set_timesteps(steps, **given)
     return scheduler
 
 
@@ -73,25 +99,47 @@ def _told(component: Component, steps: int) -> Iterator[None]:
         ) from error
 
 
-def rehearse(component: Component, steps: int, run: int | None = None) -> None:
+def rehearse(component: Component, steps: int, run: int | None = None, times: FlowTimes | None = None) -> None:
     """Go through all steps with one number that a model finds no noise in: milliseconds, before anything is loaded.
 
     img2img runs only the last `run` of them. Raises SdcliError where an exception, NaN or infinity comes of it.
     """
     with _told(component, steps):
-        scheduler, generator = build_scheduler(component, steps), torch.Generator("cpu").manual_seed(0)
-        states, timesteps = torch.ones(1, 1, 1, 1) * scheduler.init_noise_sigma, scheduler.timesteps
+        scheduler, generator = build_scheduler(component, steps, times), torch.Generator("cpu").manual_seed(0)
+        states, timesteps = from_noise(scheduler, torch.ones(1, 1, 1, 1)), scheduler.timesteps
         if run == 0:
             return
         if run is not None:
             timesteps = begin_at(scheduler, steps - run)
-            states = scheduler.add_noise(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), timesteps[:1])
+            states = from_picture(scheduler, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), timesteps)
         options = step_options(scheduler, generator)
         for timestep in timesteps:
-            nothing = torch.zeros_like(scheduler.scale_model_input(states, timestep))
+            nothing = torch.zeros_like(model_input(scheduler, states, timestep))
             states = scheduler.step(nothing, timestep, states, **options).prev_sample
             if not torch.isfinite(states).all():
                 raise ValueError(f"NaN or infinity at timestep {float(timestep):g}")
+
+
+def from_noise(scheduler: Any, noise: torch.Tensor) -> torch.Tensor:
+    """Latents to begin with: standard normal noise, as large as the scheduler wants it."""
+    scaled: torch.Tensor = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    return scaled
+
+
+def from_picture(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Latents of a picture with noise as of the first of the `timesteps`: of a flow, between the two."""
+    if hasattr(scheduler, "scale_noise"):
+        noisy: torch.Tensor = scheduler.scale_noise(latents, timesteps[:1], noise)
+    else:
+        noisy = scheduler.add_noise(latents, noise, timesteps[:1])
+    return noisy
+
+
+def model_input(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The latents as the model is to see them: a flow's as they are."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    scaled: torch.Tensor = latents if scale is None else scale(latents, timestep)
+    return scaled
 
 
 def begin_at(scheduler: Any, skipped: int) -> torch.Tensor:

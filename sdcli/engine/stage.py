@@ -27,9 +27,9 @@ class Clock:
         self._at = time.perf_counter()
         return StageBegan(self.name)
 
-    def loaded(self) -> StageLoaded:
-        """The weights are in place."""
-        return StageLoaded(self.name, self._lap())
+    def loaded(self, kept: bool = False) -> StageLoaded:
+        """The weights are in place, or what they would give was `kept`."""
+        return StageLoaded(self.name, self._lap(), kept)
 
     def ended(self) -> StageEnded:
         """The work is done and the component is freed: call it outside the loan."""

@@ -1,4 +1,4 @@
-"""Make a synthetic model: the real architecture, seeded random FP16 weights, written tensor by tensor.
+"""Make a synthetic model: the real architecture, seeded random weights, written tensor by tensor.
 
 The distributions are those of an untrained model, with norms and biases a little off their usual 1 and 0, so
 that a weight which is dropped, swapped or not applied changes the picture.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,13 @@ from sdcli.models.configs import checked_config, class_name
 from sdcli.models.header import sample_sha256
 from sdcli.models.synthetic import MANIFEST, family_of_configs, weight_path, write_texts
 from sdcli.settings import read_config
+from sdcli.units import GIB
+
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+"""Types that weights may be written in; else it is FP32."""
+
+LEFT_FREE_BYTES = 1 * GIB
+"""Of the disk, for others."""
 
 PIECE = 2**22
 """Numbers made at a time: 16 MiB in FP32, whatever the size of the tensor."""
@@ -38,14 +46,16 @@ def synthesize(name: str, folder: Path) -> Iterator[Message]:
 
 def write_model(config: dict[str, Any], folder: Path) -> Iterator[Progress]:
     """Make a model from a table of its parts' configs and a seed, in the empty `folder`."""
-    modules = _empty_modules(config)
-    total = sum(2 * p.numel() for module in modules.values() for p in module.parameters())
+    modules, dtype = _empty_modules(config), config.get("dtype", "F16")
+    total = sum(_nbytes(t, dtype) for module in modules.values() for _, t in _stored(module))
     done = 0
     try:
+        _require_room(folder, total)
+        yield Progress(0, total)
         write_texts(config, folder)
         for part, module in modules.items():
             with weight_path(folder, part).open("wb") as file:
-                for written in _write_weights(file, module, f"{config['seed']}/{part.name}"):
+                for written in _write_weights(file, module, f"{config['seed']}/{part.name}", dtype):
                     done += written
                     yield Progress(done, total)
         _write_manifest(folder)
@@ -69,35 +79,66 @@ def _empty_modules(config: dict[str, Any]) -> dict[Part, nn.Module]:
     return modules
 
 
-def _write_weights(file: BinaryIO, module: nn.Module, seed: str) -> Iterator[int]:
+def _require_room(folder: Path, total: int) -> None:
+    """Raise SdcliError where the disk would be full afterwards."""
+    free = shutil.disk_usage(folder).free
+    if free < total + LEFT_FREE_BYTES:
+        raise SdcliError(
+            f"the model takes {total / 1e9:.1f} GB, and {echo(folder.parent)} has {free / 1e9:.1f} GB free:"
+            " make room, or set SDCLI_CACHE to a folder with more"
+        )
+
+
+def _stored(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of its file: parameters, and statistics that were gathered in training."""
+    yield from module.named_parameters()
+    known = dict(module.named_buffers())
+    yield from (
+        (name, known[name]) for name in module.state_dict() if name in known and known[name].is_floating_point()
+    )
+
+
+def _nbytes(tensor: torch.Tensor, dtype: str) -> int:
+    """In a file of this type; statistics are in FP32."""
+    return tensor.numel() * (2 if isinstance(tensor, nn.Parameter) and dtype in HALVES else 4)
+
+
+def _write_weights(file: BinaryIO, module: nn.Module, seed: str, dtype: str) -> Iterator[int]:
     """Write one safetensors file; yields the bytes of each piece written."""
     owners = dict(module.named_modules())
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, parameter in module.named_parameters():
-        end = at + 2 * parameter.numel()
-        header[name] = {"dtype": "F16", "shape": list(parameter.shape), "data_offsets": [at, end]}
+    for name, tensor in _stored(module):
+        end = at + _nbytes(tensor, dtype)
+        stored_as = dtype if isinstance(tensor, nn.Parameter) else "F32"
+        header[name] = {"dtype": stored_as, "shape": list(tensor.shape), "data_offsets": [at, end]}
         at = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     file.write(len(raw).to_bytes(8, "little") + raw)
-    for name, parameter in module.named_parameters():
+    for name, tensor in _stored(module):
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-        mean, deviation = _distribution(owners[name.rpartition(".")[0]], name, parameter)
-        for begin in range(0, parameter.numel(), PIECE):
-            piece = torch.randn(min(PIECE, parameter.numel() - begin), generator=generator)
-            file.write(piece.mul_(deviation).add_(mean).half().numpy().tobytes())
-            yield 2 * piece.numel()
+        mean, deviation = _distribution(owners[name.rpartition(".")[0]], name, tensor)
+        kind = HALVES.get(dtype, torch.float32) if isinstance(tensor, nn.Parameter) else torch.float32
+        for begin in range(0, tensor.numel(), PIECE):
+            piece = torch.randn(min(PIECE, tensor.numel() - begin), generator=generator)
+            raw = piece.mul_(deviation).add_(mean).to(kind).view(torch.uint8).numpy().tobytes()
+            file.write(raw)
+            yield len(raw)
 
 
-def _distribution(owner: nn.Module, name: str, parameter: nn.Parameter) -> tuple[float, float]:
+def _distribution(owner: nn.Module, name: str, parameter: torch.Tensor) -> tuple[float, float]:
     """Mean and standard deviation of one tensor's numbers.
 
     Matrices keep the deviation of torch's own initialisation, U(-1/sqrt(fan in), 1/sqrt(fan in)).
     """
-    if isinstance(owner, nn.GroupNorm | nn.LayerNorm):
+    if isinstance(owner, nn.BatchNorm2d):
+        return (1.0, 0.1) if name.endswith("var") else (0.0, 0.1)
+    if isinstance(owner, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
         return (1.0, 0.1) if name.endswith("weight") else (0.0, 0.1)
+    if parameter.dim() == 1 and name.endswith("weight"):  # norms that are no class of torch's
+        return 1.0, 0.1
     if isinstance(owner, nn.Embedding):
         return 0.0, 0.02
     if name.endswith("bias"):

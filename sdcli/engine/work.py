@@ -11,9 +11,10 @@ import torch
 
 from sdcli.devices.base import DTYPES, Device
 from sdcli.domain import Component, DtypeName, Model, Plan, Request, StageName, WeightRow
-from sdcli.families.contract import Geometry, Stage
+from sdcli.families.contract import FlowTimes, Geometry, Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Job
+from sdcli.models.samplers import scheduler_of
 from sdcli.weights.borrow import Borrow
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -32,6 +33,8 @@ class Work:
     tables: dict[StageName, tuple[WeightRow, ...]]
     prepared: Path | None
     network: Any
+    keeps: bool = True
+    """Whether what a stage gives may be kept for other runs, and taken from them."""
 
     @classmethod
     def of(cls, job: Job, model: Model, device: Device) -> Work:
@@ -39,7 +42,7 @@ class Work:
         family = family_of(model)
         request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
         prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
-        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network)
+        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,13 +51,19 @@ class Work:
 
     @property
     def scheduler(self) -> Component:
-        """The model's own."""
-        return self.model.parts["scheduler"]
+        """The model's own, or what was asked for in its place."""
+        return scheduler_of(self.model, self.request)
 
     @property
     def geometry(self) -> Geometry:
         """Of the model's latents."""
         return family_of(self.model).geometry(self.model)
+
+    @property
+    def flow_times(self) -> FlowTimes | None:
+        """Of a flow model, when its steps are."""
+        times_of = self.geometry.flow_times
+        return None if times_of is None else times_of(self.request)
 
     @property
     def latents_shape(self) -> tuple[int, int, int, int]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile, Word
@@ -68,7 +68,7 @@ class Part:
     """A part of a family's models: a folder in diffusers layout, and what may lie in it.
 
     Of its kinds a network has a stem, a tokenizer has limits of its vocabulary, and a scheduler has neither: it is any
-    of those that models/schedulers.py knows.
+    of those that models/schedulers.py knows, or one of its own classes.
     """
 
     name: str
@@ -105,6 +105,8 @@ class Part:
     """What names of its modules begin with in files of LoRA: before dots, or before underscores in their place."""
     spellings: Callable[[Component, str], Collection[str]] = lambda component, module: (module,)
     """Names that such files have for one of its modules, with dots; none for one that no LoRA changes."""
+    fused_spellings: Callable[[Component, str], Mapping[str, tuple[int, int]]] = lambda component, module: {}
+    """Names that such files have for a module of which this one is a share: which, and of how many that are alike."""
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""
@@ -118,7 +120,10 @@ class Part:
 
 
 SCHEDULER = Part("scheduler", config_file="scheduler_config.json")
-"""The one that all families have."""
+"""That of models that take noise away."""
+
+FLOW_SCHEDULER = replace(SCHEDULER, classes=frozenset({"FlowMatchEulerDiscreteScheduler"}))
+"""That of flow models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +142,34 @@ class Stage:
     """Ways to go about it, with words for what each costs: the quickest first, the one in least memory last."""
     extra_bytes: int = 0
     """What it takes besides weights and tensors: a tokenizer's tables."""
+    kept: bool = False
+    """Whether what it gives is kept for other runs: it goes by the words and its parts, and by nothing else."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         """All parts whose files it reads."""
         return *self.reads, *self.lends
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTimes:
+    """Where a flow model's steps begin on the way from noise to picture: shares of noise, a step each, from 1 down.
+
+    They are shifted towards noise as the model's scheduler says, by `mu` where that depends on the picture.
+    """
+
+    sigmas: tuple[float, ...]
+    mu: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is taken where nobody says anything."""
+
+    steps: int
+    guidance: float
+    aligned_levels: tuple[float, ...] = ()
+    """Noise levels that Align Your Steps found for the family, the noisiest first; none where nobody has looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +188,23 @@ class Geometry:
     """Of the text encoder, from which words may be taken: counted from its last, the first is the model's own."""
     takes_guidance: bool = False
     """Whether the denoiser takes the guidance as an input, and needs no second pass."""
+    patch: int = 1
+    """Latents that the denoiser takes together, along each side: a picture's sides are of whole ones."""
+    defaults: Defaults | None = None
+    """Of the model, where they differ from its family's."""
+    references: int = 0
+    """Pictures that the model can go by, at most."""
+    flow_times: Callable[[Request], FlowTimes] | None = None
+    """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
+
+    @property
+    def side_multiple(self) -> int:
+        """Pixels that the sides of a picture are multiples of."""
+        return self.latent_factor * self.patch
 
     def latent_shape(self, request: Request) -> tuple[int, int]:
         """Height and width of the request's picture in latents."""
         return request.height // self.latent_factor, request.width // self.latent_factor
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What is taken where nobody says anything."""
-
-    steps: int
-    guidance: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from sdcli.domain import Component, Model, Prediction, WeightFile, Word
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Family, FindParts, FindWords, Found, Numbers
+from sdcli.families.contract import Family, FindParts, FindWords, Found, Numbers, Part
+from sdcli.families.flux2.family import Flux2
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
+from sdcli.families.zimage.family import ZImage
 
 Has = Callable[[str], bool]
 """Whether there is something by the name of a part."""
@@ -54,10 +56,13 @@ def family_of(model: Model) -> Family:
     return _FAMILIES[model.family]
 
 
-def recognise(has: Has, pipeline: object = None, index: Path | None = None) -> Family:
+def recognise(
+    has: Has, pipeline: object = None, index: Path | None = None, kind: Callable[[Part], object] = lambda part: None
+) -> Family:
     """The family of a model: by the pipeline that its `index` names, else the one of whose parts it `has` most.
 
-    Raises SdcliError for a pipeline that no family has.
+    Of several with the same parts it is the one whose networks they are: `kind` tells the class of one. Raises
+    SdcliError for a pipeline that no family has.
     """
     families = [*_FAMILIES.values()]
     if pipeline:
@@ -68,7 +73,12 @@ def recognise(has: Has, pipeline: object = None, index: Path | None = None) -> F
                 f"{echo(index)} says that this is {what}: not supported yet; give a {families[0].pipelines[0]}"
             )
         return named
-    return max(families, key=lambda family: sum(has(part.name) for part in family.parts))
+    parts = {family.name: [part for part in family.parts if has(part.name)] for family in families}
+    most = max(map(len, parts.values()))
+    likely = [family for family in families if len(parts[family.name]) == most]
+    if len(likely) == 1:
+        return likely[0]
+    return max(likely, key=lambda family: sum(kind(part) in part.classes for part in parts[family.name]))
 
 
 def part_options() -> dict[str, str]:
@@ -83,3 +93,5 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
+register(Flux2())
+register(ZImage())

@@ -64,9 +64,13 @@ class Provenance:
     torch_version: str
     init_sha256: str | None
     loras: list[dict[str, Any]] = field(default_factory=list)
-    """What changed the model: `name`, `weight`, and the `sha256` of its tensors."""
+    """What changed the model: `name`, `weight`, the `sha256` of its tensors, and its `file`."""
     embedding_sha256: Mapping[str, str] = field(default_factory=dict)
     """That of each file of `embeddings`, by the name that it has without its suffix."""
+    schedule: str | None = None
+    """Of noise levels; None is the model's own."""
+    emphasis: str = "a1111"
+    """Whose way weights of words went."""
     mask_sha256: str | None = None
     mask_blur: int | None = None
     """Pixels, where there is a mask."""
@@ -84,6 +88,7 @@ def parameters_text(p: Provenance) -> str:
     settings: dict[str, str | None] = {
         "Steps": str(p.steps),
         "Sampler": p.sampler,
+        "Schedule type": p.schedule and p.schedule.capitalize(),
         "CFG scale": _number(p.guidance),
         "Seed": str(p.seed),
         "Size": f"{p.width}x{p.height}",

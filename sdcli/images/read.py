@@ -13,7 +13,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,9 @@ ALPHA = "alpha"
 """The mask that an init image brings itself."""
 
 
-def read_init(path: Path, width: int | None, height: int | None, edit: Edit = ALL_OF_IT) -> InitImage:
+def read_init(
+    path: Path, width: int | None, height: int | None, edit: Edit = ALL_OF_IT, multiple: int = SIDE_MULTIPLE
+) -> InitImage:
     """The picture in `path`, upright, without transparency (composited on white), sized by `resized_size`.
 
     Where the aspect ratio differs, it is brought to the size as `edit` says. Margins come to the size besides. Where
@@ -127,16 +129,16 @@ def read_init(path: Path, width: int | None, height: int | None, edit: Edit = AL
     frames, image, alpha = _read(path, edit.mask == ALPHA)
     with _refusals(path):
         if not edit.masks:
-            size = _target(path, image.size, width, height)
+            size = _target(path, image.size, width, height, multiple)
             return InitImage(*size, fitted(image, size, edit.fit).tobytes(), frames)
         mask = _mask(path, edit, image.size, alpha)
         if edit.area == "masked":
             return _around_mask(path, image, mask, edit, (width, height), frames)
-        size = _target(path, image.size, width, height)
+        size = _target(path, image.size, width, height, multiple)
         image, mask = fitted(image, size, edit.fit), fitted(mask, size, edit.fit, SHARP)
         image, mask = _outpainted(image, mask, edit, TARGET_CAP)
         require_some(mask, None if edit.mask == ALPHA else edit.mask)
-        _require_step(image.size)
+        _require_step(image.size, multiple)
         pixels, share = image.tobytes(), blurred(mask, edit.blur).tobytes()
         canvas = Canvas(*image.size, pixels, share, (0, 0, *image.size))
         return InitImage(*image.size, pixels, frames, mask.tobytes(), canvas)
@@ -183,16 +185,16 @@ def _mask(path: Path, edit: Edit, size: tuple[int, int], alpha: Image.Image | No
     return black_and_white(of_size(image.convert("L"), size, edit.mask), edit.invert)
 
 
-def _target(path: Path, own: tuple[int, int], width: int | None, height: int | None) -> tuple[int, int]:
-    size = resized_size(own, width, height)
+def _target(path: Path, own: tuple[int, int], width: int | None, height: int | None, multiple: int) -> tuple[int, int]:
+    size = resized_size(own, width, height, multiple)
     if size[0] * size[1] > TARGET_CAP:
         raise BadRequest(f"{echo(path)} would become {_by(size)}, which is too large: give --width and --height")
     return size
 
 
-def _require_step(size: tuple[int, int]) -> None:
-    if any(side % SIDE_MULTIPLE for side in size):
-        raise BadRequest(f"--outpaint makes it {_by(size)}: both sides must be multiples of {SIDE_MULTIPLE}")
+def _require_step(size: tuple[int, int], multiple: int) -> None:
+    if any(side % multiple for side in size):
+        raise BadRequest(f"--outpaint makes it {_by(size)}: both sides must be multiples of {multiple}")
 
 
 def _read(path: Path, with_alpha: bool = False) -> tuple[int, Image.Image, Image.Image | None]:
@@ -203,27 +205,29 @@ def _read(path: Path, with_alpha: bool = False) -> tuple[int, Image.Image, Image
         return frames, to_rgb(image), alpha_of(image) if with_alpha else None
 
 
-def resized_size(own: tuple[int, int], width: int | None, height: int | None) -> tuple[int, int]:
+def resized_size(
+    own: tuple[int, int], width: int | None, height: int | None, multiple: int = SIDE_MULTIPLE
+) -> tuple[int, int]:
     """Width and height in pixels that a picture of size `own` is resized to.
 
     Both given: these. One given: the other follows the aspect ratio. None given: the picture's own size,
     scaled down in proportion so that the longer side is at most 1024. A side that is not given is rounded
-    to the nearest multiple of 8 (halves up) and is at least 64.
+    to the nearest `multiple` (halves up) and is at least 64.
     """
     if width is not None and height is not None:
         return width, height
     if width is not None:
-        return width, _rounded(own[1] * width, own[0])
+        return width, _rounded(own[1] * width, own[0], multiple)
     if height is not None:
-        return _rounded(own[0] * height, own[1]), height
+        return _rounded(own[0] * height, own[1], multiple), height
     longer = max(own)
     kept = min(longer, SIDE_MAX)
-    return _rounded(own[0] * kept, longer), _rounded(own[1] * kept, longer)
+    return _rounded(own[0] * kept, longer, multiple), _rounded(own[1] * kept, longer, multiple)
 
 
-def _rounded(dividend: int, divisor: int) -> int:
-    step = SIDE_MULTIPLE * divisor
-    return max(SIDE_MIN, (2 * dividend + step) // (2 * step) * SIDE_MULTIPLE)
+def _rounded(dividend: int, divisor: int, multiple: int) -> int:
+    step = multiple * divisor
+    return max(-(-SIDE_MIN // multiple) * multiple, (2 * dividend + step) // (2 * step) * multiple)
 
 
 def _require_file(path: Path) -> None:
@@ -303,3 +307,11 @@ def _too_large(path: Path, size: str) -> SdcliError:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} pixels"
+
+
+def read_sized(path: Path, size_of: Callable[[tuple[int, int]], tuple[int, int]]) -> InitImage:
+    """The picture in `path` as `read_init` has it, at the size that is made of its own."""
+    frames, image, _ = _read(path)
+    with _refusals(path):
+        size = size_of(image.size)
+        return InitImage(*size, fitted(image, size, "crop").tobytes(), frames)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Part
-from sdcli.models.schedulers import SCHEDULERS, SETTINGS, UNSET, checked_scheduler
+from sdcli.models.schedulers import FLOW_SETTINGS, SCHEDULERS, SETTINGS, UNSET, checked_scheduler
 from sdcli.units import MIB
 
 CONFIG_LIMIT_BYTES = 1 * MIB
@@ -76,7 +76,7 @@ def shown(value: object) -> str:
 
 def class_name(part: Part, table: dict[str, Any], path: Path) -> str:
     """The class a config asks for, if our table has it. Raises SdcliError otherwise; nothing is imported."""
-    known = sorted(SCHEDULERS) if part.is_scheduler else sorted(part.classes)
+    known = sorted(part.classes or SCHEDULERS)
     name = table.get("_class_name")
     if name is None and part.default_class is not None:
         name = table.get(part.class_key) or part.default_class
@@ -124,7 +124,7 @@ def checked_config(part: Part, table: dict[str, Any], path: Path) -> dict[str, A
 def keys_passed_over(part: Part, table: dict[str, Any]) -> list[str]:
     """The keys of a config that are not known here: no constructor gets to see them."""
     if part.is_scheduler:
-        known = frozenset().union(*SETTINGS.values(), UNSET)
+        known = frozenset().union(*SETTINGS.values(), *FLOW_SETTINGS.values(), UNSET)
     else:
         known = frozenset(field.name for field in fields(part.schema)) | part.unset.keys() | part.idle
     return sorted(set(table) - _NOTES - known)

@@ -6,11 +6,12 @@ A folder without one is as good. What it says is compared with what is known her
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Family, Library
+from sdcli.families.contract import Family, Library, Part
 from sdcli.families.registry import recognise
 from sdcli.models.configs import read_json
 
@@ -26,10 +27,16 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str]]:
     """
     path = folder / INDEX_FILE
     table = read_json(path) if os.path.lexists(path) else {}
-    family = recognise(lambda part: (folder / part).is_dir(), table.get("_class_name"), path)
+    family = recognise(lambda part: (folder / part).is_dir(), table.get("_class_name"), path, partial(_told, folder))
     if table.get("custom_pipeline") or table.get("auto_map"):
         raise SdcliError(f"{echo(path)} names a pipeline of its own: refused; no code that a model brings is run")
     return family, {part.name: _class(path, part.name, table[part.name]) for part in family.parts if part.name in table}
+
+
+def _told(folder: Path, part: Part) -> object:
+    """The class that a part's own config names."""
+    config = folder / part.name / part.config_file
+    return read_json(config).get("_class_name") if os.path.lexists(config) else None
 
 
 def _class(path: Path, name: str, entry: object) -> str:

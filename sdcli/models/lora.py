@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdcli.domain import Adapter, AdapterKind, Component, Lora, Model, Origin, WeightFile
 from sdcli.errors import SdcliError, echo
+from sdcli.families.contract import Part
 from sdcli.families.kinds import foreign_lora, likely_kind, lora_kind
 from sdcli.families.registry import family_of
 from sdcli.models.header import read_header
@@ -26,6 +27,11 @@ DTYPES = frozenset({"F16", "BF16", "F32", "F8_E4M3", "F8_E5M2"})
 
 Weight = tuple[str, str]
 """A part of the model, and the name of a weight in it."""
+
+Share = tuple[int, int]
+"""Which of several layers that are one in a file, and how many these are."""
+
+WHOLE: Share = (0, 1)
 
 
 @dataclass(slots=True)
@@ -41,10 +47,10 @@ def with_loras(model: Model, loras: Sequence[tuple[str, float]]) -> Model:
 
     Raises SdcliError for what is no such file, is for another model, or is of a kind that is not supported.
     """
-    names = _names_of_modules(model) if loras else {}
+    names = _Names(model) if loras else None
     for path, weight in loras:
         file = read_header(Path(path))
-        found, note = _adapters(model, file, weight, names)
+        found, note = _adapters(model, file, weight, names or _Names(model))
         if weight != 0:
             model = _with(model, Lora(file, weight, len(found)), found)
         if note:
@@ -75,12 +81,10 @@ def _require_one_kind_of_magnitudes(lora: Lora, weight: str, adapters: tuple[Ada
         )
 
 
-def _adapters(
-    model: Model, file: WeightFile, weight: float, names: Mapping[str, Weight]
-) -> tuple[dict[Weight, Adapter], str]:
+def _adapters(model: Model, file: WeightFile, weight: float, names: _Names) -> tuple[dict[Weight, Adapter], str]:
     """What the file changes, and what is to be said of it: how many of its modules are not the model's."""
     groups = _groups(file)
-    matched = {module: names[module] for module in groups if module in names}
+    matched = {module: some for module in groups if (some := names.of(module))}
     shapes = {name: info.shape for name, info in file.tensors.items()}
     label = family_of(model).label(model)
     others = [name for m, group in groups.items() if m not in matched for name in group.tensors.values()]
@@ -90,10 +94,10 @@ def _adapters(
         _refuse_what_is_none(file, groups, shapes, label)
     found: dict[Weight, Adapter] = {}
     alphas = Alphas(file)
-    for module, of in matched.items():
+    for module, of, share in ((module, of, share) for module, some in matched.items() for of, share in some):
         if of in found:
             raise SdcliError(f"{echo(file.path)} changes {echo(of[1])} twice, under two names: fetch it again")
-        found[of] = _adapter(model.parts[of[0]], of[1], file, module, groups[module], weight, alphas)
+        found[of] = _adapter(model.parts[of[0]], of[1], file, module, groups[module], weight, alphas, share)
     other = next((module for module in groups if module not in matched), None)
     if other is None:
         return found, ""
@@ -144,14 +148,24 @@ def _refuse_what_is_none(
 
 
 def _adapter(
-    part: Component, name: str, file: WeightFile, module: str, group: _Group, weight: float, alphas: Alphas
+    part: Component,
+    name: str,
+    file: WeightFile,
+    module: str,
+    group: _Group,
+    weight: float,
+    alphas: Alphas,
+    share: Share,
 ) -> Adapter:
     where = f"{echo(file.path)}: {echo(module)}"
     if len(group.kinds) != 1:
         raise SdcliError(f"{where} is {'of two kinds' if group.kinds else 'without its matrices'}: fetch it again")
     (kind,) = group.kinds
-    alpha = group.tensors.pop(ALPHA, None)
-    tensors = {role: Origin(file.path, stored, file.tensors[stored]) for role, stored in group.tensors.items()}
+    alpha = group.tensors.get(ALPHA)
+    stored = {role: stored for role, stored in group.tensors.items() if role != ALPHA}
+    tensors = {role: Origin(file.path, stored, file.tensors[stored]) for role, stored in stored.items()}
+    if share != WHOLE:
+        tensors = _shared(where, kind, tensors, share)
     tensors, rank = check_shapes(where, kind, tensors, name, part.weights()[name].shape, _meant_for(file))
     scale = 1.0
     if rank is not None and alpha is None:
@@ -169,17 +183,49 @@ def _meant_for(file: WeightFile) -> str:
     return f"it is for {kind}" if kind else "give a LoRA for this model"
 
 
-def _names_of_modules(model: Model) -> dict[str, Weight]:
+def _shared(where: str, kind: AdapterKind, tensors: Mapping[str, Origin], share: Share) -> dict[str, Origin]:
+    """The tensors of one of several layers that are fused in the file: a share of the rows of those for outputs."""
+    which, count = share
+    if kind != "lora" or "mid" in tensors:
+        raise SdcliError(f"{where} changes several layers in one, as a {kind}: only a plain LoRA of those is supported")
+    parted = dict(tensors)
+    for role in ("up", "dora_scale", "magnitude"):
+        if role in tensors and tensors[role].shape[0] > 1:
+            rows, left = divmod(tensors[role].shape[0], count)
+            if left:
+                raise SdcliError(f"{where} changes {count} layers in one, and its rows are not of so many alike")
+            parted[role] = replace(tensors[role], rows=(which * rows, (which + 1) * rows))
+    return parted
+
+
+class _Names:
     """All names that a file of LoRA may have for the model's modules, and their weights."""
-    names: dict[str, Weight] = {}
-    for part in family_of(model).parts:
-        component = model.parts[part.name]
-        for weight, origin in component.weights().items() if part.lora_prefixes else ():
-            if weight.endswith(".weight") and len(origin.shape) > 1:
-                for spelled in part.spellings(component, weight.removesuffix(".weight")):
-                    for name in (spelled, *(_with_prefix(prefix, spelled) for prefix in part.lora_prefixes)):
-                        names.setdefault(name, (part.name, weight))
-    return names
+
+    def __init__(self, model: Model) -> None:
+        self._whole: dict[str, Weight] = {}
+        self._fused: dict[str, list[tuple[Weight, Share]]] = {}
+        for part in family_of(model).parts:
+            component = model.parts[part.name]
+            for weight, origin in component.weights().items() if part.lora_prefixes else ():
+                if weight.endswith(".weight") and len(origin.shape) > 1:
+                    module = weight.removesuffix(".weight")
+                    for spelled in part.spellings(component, module):
+                        for name in _prefixed(part, spelled):
+                            self._whole.setdefault(name, (part.name, weight))
+                    for spelled, share in part.fused_spellings(component, module).items():
+                        for name in _prefixed(part, spelled):
+                            self._fused.setdefault(name, []).append(((part.name, weight), share))
+
+    def of(self, module: str) -> list[tuple[Weight, Share]]:
+        """The weights that a file's module is, and which share of it each is; none for one of another model."""
+        if module in self._whole:
+            return [(self._whole[module], WHOLE)]
+        return self._fused.get(module, [])
+
+
+def _prefixed(part: Part, module: str) -> Iterator[str]:
+    yield module
+    yield from (_with_prefix(prefix, module) for prefix in part.lora_prefixes)
 
 
 def _with_prefix(prefix: str, module: str) -> str:

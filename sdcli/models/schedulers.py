@@ -38,6 +38,9 @@ SCHEDULERS = {
 }
 """The schedulers a model may name, and the module of diffusers.schedulers each lives in."""
 
+FLOW_SCHEDULERS = {"FlowMatchEulerDiscreteScheduler": "scheduling_flow_match_euler_discrete"}
+"""The same for flow models."""
+
 _BETAS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas "
 _SPACED = _BETAS + "prediction_type timestep_spacing steps_offset "
 _LIMITED = "thresholding dynamic_thresholding_ratio sample_max_value "
@@ -81,6 +84,28 @@ SETTINGS = {
 }  # fmt: skip
 """The settings that each scheduler's class takes (diffusers 0.42), besides those of flow models."""
 
+FLOW_SETTINGS = {
+    "FlowMatchEulerDiscreteScheduler": frozenset(
+        [
+            "num_train_timesteps",
+            "shift",
+            "use_dynamic_shifting",
+            "base_shift",
+            "max_shift",
+            "base_image_seq_len",
+            "max_image_seq_len",
+            "invert_sigmas",
+            "shift_terminal",
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "time_shift_type",
+            "stochastic_sampling",
+        ]
+    )
+}
+"""The settings of flow models' schedulers."""
+
 UNSET: dict[str, object] = {
     "use_flow_sigmas": None,
     "flow_shift": 1.0,
@@ -103,6 +128,7 @@ _WORDS = {
         "interpolation_type": "linear log_linear",
         "timestep_type": "discrete continuous",
         "sigma_schedule": "karras exponential",
+        "time_shift_type": "exponential linear",
     }.items()
 }
 """Words that a setting may be, in one class or another."""
@@ -121,6 +147,9 @@ _FLAGS = frozenset(
         "use_beta_sigmas",
         "use_lu_lambdas",
         "predict_x0",
+        "use_dynamic_shifting",
+        "invert_sigmas",
+        "stochastic_sampling",
     ]
 )
 _COUNTS = {
@@ -129,6 +158,8 @@ _COUNTS = {
     "solver_order": 64,
     "predictor_order": 4,
     "corrector_order": 4,
+    "base_image_seq_len": 10**6,
+    "max_image_seq_len": 10**6,
 }
 """Settings that count something, and how much at most."""
 
@@ -137,6 +168,9 @@ _NO_NUMBERS = frozenset([*_WORDS, "trained_betas", "disable_corrector", "solver_
 
 _BETAS_LIMIT, _NUMBER_LIMIT = 1000, 10**6
 """Entries of a list of betas, one a training timestep; and the largest number that anything is set to."""
+
+_SHIFT_LIMIT = 100
+"""Of all flow models that are known 1 to 12."""
 
 RUNGE_KUTTA_STEPS = 4
 """The steps that PNDM goes by Runge and Kutta before its own (Liu et al. 2022, https://arxiv.org/abs/2202.09778)."""
@@ -147,11 +181,12 @@ def checked_scheduler(table: dict[str, Any], path: Path, shown: Callable[[object
 
     Raises SdcliError for what no scheduler has, naming the value as `shown`, and for what is asked for and not done.
     """
-    every = frozenset().union(*SETTINGS.values())
-    taken = SETTINGS.get(str(table.get("_class_name")), every)
+    flows = FLOW_SETTINGS.get(str(table.get("_class_name")))
+    every = flows or frozenset().union(*SETTINGS.values())
+    taken = flows or SETTINGS.get(str(table.get("_class_name")), every)
     kept = {}
     for key, value in table.items():
-        if key in UNSET and value and value != UNSET[key]:
+        if not flows and key in UNSET and value and value != UNSET[key]:
             raise SdcliError(
                 f"{echo(path)} sets {echo(key)} to {shown(value)}: that is another family of model, not supported yet"
             )
@@ -185,6 +220,8 @@ def may_be(key: str, value: object) -> bool:  # noqa: PLR0911
         return key in _FLAGS and isinstance(value, bool)
     if key in _NO_NUMBERS or not isinstance(value, int | float):
         return False
+    if key in ("shift", "shift_terminal"):
+        return 0 < value <= (_SHIFT_LIMIT if key == "shift" else 1)
     return abs(value) <= _NUMBER_LIMIT or (key == "lambda_min_clipped" and value < 0)  # minus infinity is its default
 
 

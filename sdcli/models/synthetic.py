@@ -130,7 +130,7 @@ def _verified(folder: Path) -> str | None:
 
 def family_of_configs(config: Mapping[str, Any]) -> Family:
     """The family of a model that does not exist yet, from the configs of its parts by their names."""
-    return recognise(config.__contains__)
+    return recognise(config.__contains__, kind=lambda part: config[part.name].get("_class_name"))
 
 
 def write_texts(config: Mapping[str, Any], folder: Path) -> None:

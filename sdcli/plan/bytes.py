@@ -27,6 +27,9 @@ STREAMING_BYTES = 6 * MIB
 LEFT_BY_MAKING_BYTES = 6 * MIB
 """What that leaves behind in the heap and in the library's caches."""
 
+LEFT_BY_SLICES_BYTES = 4 * MIB
+"""What products of slices of weights keep for themselves, beyond what other steps leave behind."""
+
 HANDED_TIMES = 3
 """A second worker is handed all pictures' latents before it loads anything: so many times they are there, on both sides
 of the pipe, with what a checkpoint has besides (2.3 times, measured)."""
@@ -56,6 +59,11 @@ class Subject:
     def weights(self) -> Weights:
         """Those of that stage."""
         return weights_of(self.counts[self.steps.name], self.dtype)
+
+    @cached_property
+    def by_slices(self) -> bool:
+        """Whether the steps use their weights by the slice (weights/sliced.py)."""
+        return any(use.use == "sliced" for use in self.counts[self.steps.name].weights)
 
     @property
     def latents_bytes(self) -> int:
@@ -111,6 +119,7 @@ def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) 
     weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
     lent = weights.vectors_bytes + weights.largest_bytes
     work = lent + way.live_bytes + remainder.pictures(way, plan.fresh_decode) + canvas_bytes(subject)
+    work += LEFT_BY_SLICES_BYTES if subject.by_slices and not plan.fresh_decode else 0
     handing = HANDED_TIMES * subject.request.count * subject.latents_bytes if plan.fresh_decode else 0
     return max(2 * subject.latents_bytes + work, handing)
 
@@ -159,7 +168,8 @@ def canvas_bytes(subject: Subject) -> int:
 
 
 def _unseen_bytes(subject: Subject, plan: Plan, remainder: Remainder) -> int:
-    return remainder.steps(way_of(subject, plan), plan.give_back, subject.weights.largest_bytes)
+    sizes = plan.give_back, subject.weights.largest_bytes, subject.by_slices
+    return remainder.steps(way_of(subject, plan), *sizes)
 
 
 def way_of(subject: Subject, plan: Plan) -> WayCount:

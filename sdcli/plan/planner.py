@@ -28,6 +28,7 @@ OFFER_BYTES = 16 * MIB
 
 SMALL_SCRATCH = "a small attention scratch"
 IN_MEMORY = "the model lies on a RAM disk, where mapped pages are counted as memory: each is let go when it was read"
+BY_THE_SLICE = "the denoiser's weights are used where they lie in the model's file, a slice at a time"
 FRESH = "a worker of its own decodes, where nothing of the denoiser is left"
 
 GIVE_BACK: dict[GiveBack, str] = {
@@ -206,6 +207,9 @@ class _Planner:
     def _candidates(self) -> Iterator[Plan]:
         """Every plan of the steps that may be the fastest: all weights resident, or as much as fits, by each tactic."""
         everything = self._subject.weights.matrices_bytes
+        if not everything:  # no share of it kept in memory would save anything
+            yield from (replace(tactic, reasons=(BY_THE_SLICE, *tactic.reasons)) for tactic in self._tactics())
+            return
         size = format_size(everything)
         source = "a prepared copy in the cache" if self._means.prepared else "the model's file"
         for tactic in self._tactics():
@@ -248,7 +252,7 @@ class _Planner:
         """What needs least in every stage: nothing resident, or of a small network all, which needs no copy."""
         everything, tactic = self._subject.weights.matrices_bytes, self._tactics()[-1]
         streamed = replace(tactic, prepared=self._means.prepared)
-        resident = replace(tactic, residency="resident", resident_bytes=everything)
+        resident = replace(tactic, residency="resident", resident_bytes=everything) if everything else streamed
         plan = min(streamed, resident, key=lambda plan: self._need(plan, self._subject.steps).peak_bytes)
         for stage in self._subject.stages:
             if stage.times != "steps":

@@ -32,6 +32,9 @@ class Remainder:
     steps_gaps: Mapping[GiveBack, Curve]
     after_steps: Curve
     fresh_worker: Curve = ((0, 8), (100, 12))
+    steps_by_slices: Curve = ((0, 34), (120, 42), (200, 60))
+    """Gaps where weights are used by the slice, by all that is alive: tensors are of few sizes, and the next one fits
+    where one has gone."""
     scratch_share: float = 0.12
     """Of the largest weight, that the kernels which multiply by it keep for themselves."""
     padding: float = 1.0
@@ -45,8 +48,10 @@ class Remainder:
         """Of a stage that runs once, before the steps."""
         return self._of(way, self.fresh_worker)
 
-    def steps(self, way: WayCount, give_back: GiveBack, largest_bytes: int) -> int:
-        """Of the denoise stage, whose largest weight has so many bytes."""
+    def steps(self, way: WayCount, give_back: GiveBack, largest_bytes: int, sliced: bool = False) -> int:
+        """Of the denoise stage, whose largest weight has so many bytes, or whose weights are used by the slice."""
+        if sliced and give_back != "stage":
+            return int(self.times * (self.kernel_bytes * way.kernels + along(self.steps_by_slices, way.live_bytes)))
         return self._of(way, self.steps_gaps[give_back]) + int(self.times * self.scratch_share * largest_bytes)
 
     def pictures(self, way: WayCount, fresh: bool) -> int:
@@ -79,6 +84,7 @@ WITH_AVX512_IN_FP32 = Remainder(
         "block": ((0, 6), (38, 31), (80, 45), (120, 62), (240, 110)),
         "piece": ((0, 6), (100, 32), (200, 60)),
     },
+    steps_by_slices=((0, 26), (120, 32), (200, 50)),
     after_steps=((0, 15), (40, 28), (61, 46), (113, 52), (200, 64)),
 )
 """Measured without the matrix unit and without bf16."""

@@ -129,10 +129,10 @@ class Changes:
 
 def changes_of(component: Component, source: Source) -> dict[str, Changes]:
     """What changes which of a component's weights, from its open files."""
-    opened: dict[tuple[Path, str], Stored] = {}
+    opened: dict[tuple[Path, str, tuple[int, int] | None], Stored] = {}
 
     def read(origin: Origin, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        key = origin.path, origin.stored
+        key = origin.path, origin.stored, origin.rows
         if key not in opened:
             opened[key] = source.open(origin)
         return opened[key].cast(device, dtype)
@@ -147,31 +147,46 @@ class Merged(Stored):
         super().__init__(base.tensor, base.mapping)
         self._base, self._changes = base, changes
 
+    @property
+    def is_plain(self) -> bool:
+        """It lies nowhere."""
+        return False
+
     def fill(self, room: torch.Tensor) -> torch.Tensor:
         """In FP32, rounded once."""
-        shape, device = self.tensor.shape, room.device
+        for begin, total in self._merged(slice(None), room.device):
+            room[begin : begin + len(total)].copy_(total.view(-1, *room.shape[1:]))
+        return room
+
+    def slice_of(self, rows: slice, columns: slice, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Some rows and columns, rounded once."""
+        return torch.cat([total[:, columns].to(dtype, copy=True) for _, total in self._merged(rows, device)])
+
+    def _merged(self, rows: slice, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows of the changed weight in FP32, as `pieces` gives those of the weight."""
+        shape = self.tensor.shape
         all_loaded = [self._changes.loaded(adapter, device, shape) for adapter in self._changes.adapters]
         norms = [
             input_norms(self._base, loaded, device) if "input_magnitude" in loaded.tensors else None
             for loaded in all_loaded
         ]
-        for begin, plain in pieces(self._base, device):
+        for begin, plain in pieces(self._base, device, rows):
             total = plain.clone()
             for loaded, its in zip(all_loaded, norms, strict=True):
                 total += loaded.changed(plain, begin, its)
-            room[begin : begin + len(plain)].copy_(total.view(-1, *shape[1:]))
-        return room
+            yield begin, total
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """A copy: it lies nowhere."""
         return self.fill(torch.empty(self.tensor.shape, device=device, dtype=dtype))
 
 
-def pieces(base: Stored, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-    """A weight in FP32, some rows at a time: which is the first, and the rows as (rows, in x kernel)."""
-    rows = rows_at_a_time(base.tensor.shape)
-    for begin in range(0, len(base.tensor), rows):
-        yield begin, base.exact(begin, begin + rows, device).flatten(1)
+def pieces(base: Stored, device: torch.device, rows: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor]]:
+    """Rows of a weight in FP32, some at a time: which is the first, and the rows as (rows, in x kernel)."""
+    first, last, _ = rows.indices(len(base.tensor))
+    size = rows_at_a_time(base.tensor.shape)
+    for begin in range(first, last, size):
+        yield begin, base.exact(begin, min(begin + size, last), device).flatten(1)
 
 
 def rows_at_a_time(shape: Sequence[int]) -> int:

@@ -16,8 +16,8 @@ from sdcli.weights.lend import Table, lend_weights
 from sdcli.weights.lent import Lent
 from sdcli.weights.prepared import PreparedCopy
 
-Note = Callable[[nn.Module, Component, tuple[str, ...], type[nn.Module] | None], None]
-"""Told of a module, of which component, under which parts, and which kind of layers fetch copies."""
+Note = Callable[[nn.Module, Component, tuple[str, ...], type[nn.Module] | None, type[nn.Module] | None], None]
+"""Told of a module, of which component, under which parts, which kind of layers fetch copies, and of which slices."""
 
 
 @dataclass(slots=True)
@@ -47,14 +47,15 @@ class Borrow:
         component: Component,
         parts: tuple[str, ...] = ("",),
         fetched: type[nn.Module] | None = None,
+        sliced: type[nn.Module] | None = None,
     ) -> Iterator[Lent]:
         """Lend the component's weights under `parts` to a module on the meta device, as the table says.
 
-        Layers of the kind `fetched` get none: `weight_of` makes a copy of theirs for whoever asks. A dry run tells the
-        table so.
+        Layers of the kind `fetched` get none: `weight_of` makes a copy of theirs for whoever asks. Nor do those of
+        the kind `sliced`, whose weights are given out by the slice (weights/sliced.py). A dry run tells the table so.
         """
         if self.dry is not None:
-            self.dry(module, component, parts, fetched)
+            self.dry(module, component, parts, fetched, sliced)
             yield Lent(self.device, self.dtype)
             return
         with lend_weights(

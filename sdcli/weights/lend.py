@@ -52,7 +52,8 @@ def lend_weights(
     Those that the table says stay move to the device; the rest stream, with `prepared` from there, and with
     `read_ahead` are read a little before they are used. Only parameters under `parts` are lent. With `packed`, layers
     that gain from it compute with packed weights, laid out for what each of them sees. Layers whose weight is copied
-    get none: whoever runs them asks for one with `weight_of`. Raises SdcliError where files and module do not match.
+    get none: whoever runs them asks for one with `weight_of`; and those of sliced weights by weights/sliced.py. Raises
+    SdcliError where files and module do not match.
     """
     empty = {name: p for name, p in module.named_parameters() if name.startswith(parts)}
     require_match(component, {name: p.shape for name, p in empty.items()}, parts)
@@ -66,24 +67,31 @@ def lend_weights(
             stored = {name: source.stored(name, tuple(empty[name].shape)) for name in rows}
             tables = [name for name, row in rows.items() if row.use == "table"]
             copied = [name for name, row in rows.items() if row.use == "copied"]
+            sliced = [name for name, row in rows.items() if row.use == "sliced"]
             streamed = [name for name, row in rows.items() if row.use == "matrix" and not row.stays]
-            packings = packings_of(module, rows.values(), device, dtype) if packed else {}
+            packings = (
+                packings_of(module, (row for row in rows.values() if row.use != "sliced"), device, dtype)
+                if packed
+                else {}
+            )
             changes = {name: some for name, some in changes_of(component, source).items() if name in rows}
             stored |= {name: Merged(stored[name], changes[name]) for name in changes.keys() - packings.keys()}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
-            kept = sorted(set(rows) - {*tables, *copied, *streamed, *packings}, key=source.place)
+            kept = sorted(set(rows) - {*tables, *copied, *sliced, *streamed, *packings}, key=source.place)
             lent.keep([(homes[n], n.rpartition(".")[2], stored[n]) for n in kept])
             _stream_packed(lent, {n: packings[n] for n in packings if n in streamed}, stored, prepared)
             for name in changes.keys() & packings.keys():
                 _add_beside(packings[name][0], homes[name], changes[name], stored[name])
             for name in copied:
                 lent.fetch(homes[name], stored[name])
+            for name in sliced:
+                lent.slice(name, homes[name], stored[name])
             _stream_plain(lent, module, [name for name in streamed if name not in packings], homes, stored)
             for name in tables:
                 lent.look_up(homes[name], stored[name])
             if read_ahead:
-                lent.read_ahead({name: _places(name, stored[name], prepared) for name in streamed})
+                lent.read_ahead({name: _places(name, stored[name], prepared) for name in (*streamed, *sliced)})
             device.synchronize()
             yield lent
     finally:

@@ -18,6 +18,7 @@ from sdcli.devices.base import Device
 from sdcli.domain import MapShape
 from sdcli.weights.packed import Packed
 from sdcli.weights.read_ahead import Place, ReadAhead
+from sdcli.weights.sliced import StoredSlices, set_slices
 from sdcli.weights.source import Stored
 
 Packing = tuple[nn.Module, type[Packed], MapShape]
@@ -34,6 +35,7 @@ class Lent:
         self._hooks: list[Any] = []
         self._replaced: list[tuple[nn.Module, Any]] = []
         self._fetched: list[nn.Module] = []
+        self._sliced: list[nn.Module] = []
         self._buffer = torch.empty(0)
         self._recent: OrderedDict[str, list[torch.Tensor]] = OrderedDict()
         self._reader: ReadAhead | None = None
@@ -124,6 +126,15 @@ class Lent:
         layer.__dict__["fetch"] = lambda: stored.cast(self._device.torch_device, self.dtype)
         self._fetched.append(layer)
 
+    def slice(self, name: str, layer: nn.Module, stored: Stored) -> None:
+        """Leave the layer without its weight, and have `slices_of` give some of it at a time."""
+
+        def reads(nbytes: int) -> None:
+            self._reads(name, nbytes)
+
+        set_slices(layer, StoredSlices(stored, self._device.torch_device, self.dtype, reads))
+        self._sliced.append(layer)
+
     def look_up(self, layer: nn.Module, stored: Stored) -> None:
         """Leave an embedding table mapped, and cast the few rows that were looked up."""
 
@@ -156,9 +167,12 @@ class Lent:
                 layer.forward = before
         for layer in self._fetched:
             del layer.__dict__["fetch"]
+        for layer in self._sliced:
+            del layer.__dict__["slices"]
         self._hooks.clear()
         self._replaced.clear()
         self._fetched.clear()
+        self._sliced.clear()
         self._recent.clear()
         self._buffer = torch.empty(0)
 

@@ -83,6 +83,13 @@ class Stored:
         self._let_go(piece)
         return rows if self._scale == 1.0 else rows * self._scale
 
+    def slice_of(self, rows: slice, columns: slice, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Some rows and columns on the device in this type; never to be written to."""
+        piece = self.tensor[rows, columns]
+        cast = piece.to(device, dtype, copy=self.counts or self._scale != 1.0)
+        self._let_go(self.tensor[rows])
+        return cast if self._scale == 1.0 else cast.mul_(self._scale)
+
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weight on the device in this type: as it is mapped, if it is there and of that type and costs nothing."""
         if self.is_plain:

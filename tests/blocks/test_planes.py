@@ -17,12 +17,14 @@ from sdcli.blocks.planes import (
     Doubled,
     Halved,
     Normed,
+    Parted,
     Plane,
     Remembered,
     Stored,
     Sum,
     bands,
     overwrite,
+    part,
     store,
 )
 from sdcli.devices.cpu import CpuDevice
@@ -40,6 +42,8 @@ def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands of five rows, so that small maps have several and the last one is short."""
     monkeypatch.setattr(planes, "BAND_BYTES", 1)
     monkeypatch.setattr(planes, "BAND_ROWS", 5)
+    monkeypatch.setattr(planes, "PART_BYTES", 1)
+    monkeypatch.setattr(planes, "AROUND_ROWS", 3)
 
 
 def random_map(channels: int = 8, height: int = 23, width: int = 14) -> torch.Tensor:
@@ -123,10 +127,22 @@ def test_a_map_may_be_overwritten_by_what_is_computed_from_it() -> None:
     first, second = lent(nn.Conv2d(8, 8, 3, 1, 1)), lent(nn.Conv2d(8, 8, 3, 1, 1))
     values = random_map()
     whole = second(first(values)) + values
-    stored = Stored(values.clone())
-    plane: Plane = Convolved(Convolved(stored, first, CPU, torch.float32), second, CPU, torch.float32)
+    stored = part(Stored(values), CPU, torch.float32, Stored)
+    plane = Convolved(Convolved(stored, first, CPU, torch.float32), second, CPU, torch.float32)
     assert overwrite(stored, Sum(plane, stored), CPU) is stored
-    assert torch.allclose(stored.values, whole, atol=1e-5)
+    assert torch.allclose(stored.rows(0, 23), whole, atol=1e-5)
+
+
+def test_a_map_in_parts_is_the_same_and_goes_as_it_is_used_up() -> None:
+    values = random_map(height=23)
+    parted = part(Stored(values), CPU, torch.float32, Stored)
+    assert_same(parted, values)
+    layer = lent(nn.Conv2d(8, 6, 3, 1, 1))
+    doubled = F.interpolate(values, scale_factor=2.0, mode="nearest")
+    spent = part(Convolved(Doubled(parted), layer, CPU, torch.float32), CPU, torch.float32, Stored, parted)
+    assert torch.allclose(spent.rows(0, 46), layer(doubled), atol=1e-5)
+    parts = [one is not None for one in parted._parts]
+    assert parts == [False, False, False, False, True], "its first 23 - 3 rows"
 
 
 def test_a_halved_map_takes_half_the_memory_and_no_number_is_too_large_for_it() -> None:
@@ -139,8 +155,10 @@ def test_a_halved_map_takes_half_the_memory_and_no_number_is_too_large_for_it() 
 
     layer = lent(nn.Conv2d(8, 8, 3, 1, 1))
     whole = layer(values) + values
-    overwrite(halved, Sum(Convolved(halved, layer, CPU, torch.float32), halved), CPU)
-    assert torch.allclose(halved.rows(13, 23), whole[:, :, 13:23], atol=5e-3)  # away from the huge ones
+    parted = part(Stored(values), CPU, torch.float32, Halved)
+    assert torch.equal(parted.rows(0, 23), halved.rows(0, 23)) and isinstance(parted, Parted)
+    overwrite(parted, Sum(Convolved(parted, layer, CPU, torch.float32), parted), CPU)
+    assert torch.allclose(parted.rows(13, 23), whole[:, :, 13:23], atol=5e-3)  # away from the huge ones
     halved.put(0, 1, torch.full_like(values[:, :, :1], torch.inf))
     assert not halved.rows(0, 1).isfinite().any()
 

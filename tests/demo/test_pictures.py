@@ -178,7 +178,7 @@ def other_schedule(**settings: Any) -> AbstractContextManager[None]:
     return replaced(
         denoise,
         "build_scheduler",
-        lambda real: lambda scheduler, steps: real(with_settings(scheduler, **settings), steps),
+        lambda real: lambda scheduler, *times: real(with_settings(scheduler, **settings), *times),
     )
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from sdcli.devices import open_device
 from sdcli.engine import denoise as denoise_stage
-from sdcli.engine.denoise import steps_run
 from sdcli.engine.generate import generate
 from sdcli.engine.stage import is_finite
 from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError
@@ -310,7 +309,7 @@ def test_when_a_stage_has_ended_its_weights_and_its_scratch_are_gone(tiny: Path,
     [(20, 1.0, 20), (20, 0.5, 10), (20, 0.04, 1), (20, 0.0, 0), (3, 0.99, 2), (1, 0.01, 1), (1000, 0.3, 300)],
 )
 def test_strength_is_the_share_of_steps_that_run(steps: int, strength: float, run: int) -> None:
-    assert steps_run(steps, strength) == run
+    assert replace(ASTRONAUT, steps=steps, strength=strength).steps_run == run
 
 
 def test_checkpoints_of_several_images_are_told_apart(tiny: Path) -> None:

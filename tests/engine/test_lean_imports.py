@@ -125,3 +125,28 @@ def test_what_must_be_left_out_is_there_to_leave_out() -> None:
 
 def test_nothing_reaches_for_the_network_or_for_threads_of_tokenizers(lean: dict[str, Any]) -> None:
     assert lean["offline"] == "1" and lean["threads"] == "false"
+
+
+@pytest.mark.parametrize("family", ["sd", "flux2", "zimage"])
+def test_packages_that_libraries_find_and_networks_do_without_are_not_imported(tmp_path: Path, family: str) -> None:
+    """torchvision trips over what is left out, and transformers imports it where it is there."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
+    )
+    build = """
+import importlib.util
+from sdcli.weights.empty import without_memory
+with without_memory():
+    linear = torch.nn.Linear(2, 2)
+"""
+    code = f"sys.path.insert(0, sys.argv[1])\n{LEAN.replace('.sd.', f'.{family}.')}import torch\n{build}"
+    seen = told(
+        code,
+        str(tmp_path),
+        there="importlib.util.find_spec('torchvision') is not None",
+        device="linear.weight.device.type",
+    )
+    assert seen == {"there": True, "device": "meta"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +14,23 @@ import torch
 
 from sdcli.domain import Component
 from sdcli.engine.checkpoint import Checkpoint
-from sdcli.engine.denoise import steps_run
 from sdcli.engine.schedulers import (
     begin_at,
     build_scheduler,
+    from_noise,
+    from_picture,
+    model_input,
     rehearse,
     restore_scheduler,
     scheduler_state,
     step_options,
 )
 from sdcli.errors import SdcliError
+from sdcli.families.contract import FLOW_SCHEDULER, FlowTimes
+from sdcli.models.configs import checked_config, class_name
 from sdcli.models.schedulers import SCHEDULERS, SETTINGS, adds_noise, possible_steps
+from tests.networks import numbers
+from tests.support import ASTRONAUT
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EVERY = sorted(SCHEDULERS)
@@ -107,7 +114,7 @@ def test_any_number_of_steps_can_be_gone_or_is_refused_in_one_line(name: str, kn
     refused = set()
     for steps in (1, 2, 3, 4, known - 1, known) if known == 50 else (1, 2, 3, known):
         for strength in (None, 0.01, 0.5, 1.0) if known == 50 else (None,):
-            run = None if strength is None else steps_run(steps, strength)
+            run = None if strength is None else replace(ASTRONAUT, steps=steps, strength=strength).steps_run
             try:
                 rehearse(settings, steps, run)
             except SdcliError as error:
@@ -263,3 +270,60 @@ def test_options_of_a_step_are_those_it_takes() -> None:
         assert options.get("generator", generator) is generator and options.get("eta", 0.0) == 0.0
     assert set(step_options(build_scheduler(component("DDIMScheduler"), 5), generator)) == {"generator", "eta"}
     assert step_options(build_scheduler(component("PNDMScheduler"), 5), generator) == {}
+
+
+# Flow models
+
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
+TIMES = FlowTimes(tuple(1 - step / 4 for step in range(4)), mu=2.0)
+
+
+def flow(**settings: Any) -> Component:
+    table = {"_class_name": FLOW, "use_dynamic_shifting": True, **settings}
+    config = checked_config(FLOW_SCHEDULER, table, Path("scheduler_config.json"))
+    return Component("scheduler", FLOW, config, Path("model"))
+
+
+def test_a_flow_goes_by_its_model_s_times() -> None:
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    theirs.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=2.0)
+    ours = build_scheduler(flow(), 4, TIMES)
+    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.sigmas, theirs.sigmas)
+    static = build_scheduler(flow(use_dynamic_shifting=False, shift=3.0), 4, TIMES)
+    torch.testing.assert_close(static.sigmas, torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0]))
+    rehearse(flow(), 4, times=TIMES)
+    rehearse(flow(), 4, run=2, times=TIMES)
+
+
+def test_a_flow_begins_between_the_picture_and_noise() -> None:
+    scheduler, latents, noise = build_scheduler(flow(), 4, TIMES), numbers(1, 2, 3, 3), numbers(1, 2, 3, 3, seed=2)
+    assert torch.equal(from_noise(scheduler, noise), noise)
+    timesteps = begin_at(scheduler, 2)
+    share = scheduler.sigmas[2]
+    assert len(timesteps) == 2 and timesteps[0] == 1000 * share
+    torch.testing.assert_close(
+        from_picture(scheduler, latents, noise, timesteps), share * noise + (1 - share) * latents
+    )
+    assert model_input(scheduler, latents, timesteps[0]) is latents
+
+
+def test_a_flow_that_lacks_its_shift_is_one_line() -> None:
+    with pytest.raises(SdcliError, match="cannot do 4 steps with its settings"):
+        rehearse(flow(), 4, times=replace(TIMES, mu=None))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("shift", 0), ("shift", "3"), ("time_shift_type", "cubic"), ("use_dynamic_shifting", 1), ("shift_terminal", 2.0)],
+)
+def test_settings_that_no_flow_has_are_refused(key: str, value: object) -> None:
+    with pytest.raises(SdcliError, match=f"sets '{key}' to what no known scheduler has"):
+        flow(**{key: value})
+
+
+def test_a_flow_model_takes_no_other_scheduler() -> None:
+    with pytest.raises(SdcliError, match="asks for the class 'DDIMScheduler': refused; a scheduler may be FlowMatch"):
+        class_name(FLOW_SCHEDULER, {"_class_name": "DDIMScheduler"}, Path("scheduler_config.json"))

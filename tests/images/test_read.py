@@ -612,6 +612,21 @@ def test_resized_size(own: tuple[int, int], width: int | None, height: int | Non
     assert resized_size(own, width, height) == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "width", "expected"),
+    [
+        ((512, 512), None, (512, 512)),
+        ((520, 500), None, (528, 496)),
+        ((3, 3), None, (64, 64)),
+        ((9, 7), 160, (160, 128)),
+    ],
+)
+def test_a_model_may_want_sides_in_larger_multiples(
+    own: tuple[int, int], width: int | None, expected: tuple[int, int]
+) -> None:
+    assert resized_size(own, width, None, multiple=16) == expected
+
+
 def test_an_odd_ratio_is_covered_and_its_centre_kept(tmp_path: Path) -> None:
     image = Image.new("RGB", (192, 64), (255, 0, 0))
     ImageDraw.Draw(image).rectangle((64, 0, 127, 63), fill=(0, 255, 0))

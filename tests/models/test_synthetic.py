@@ -17,11 +17,11 @@ import pytest
 
 from sdcli import settings
 from sdcli.errors import SdcliError
-from sdcli.families.registry import by_name, family_of
+from sdcli.families.registry import family_of
 from sdcli.families.sd.vocabulary import tokenizer_files
 from sdcli.models.header import sample_sha256
 from sdcli.models.opened import open_model
-from sdcli.models.synthetic import LAYOUT, MANIFEST, find_synthetic, weight_path, write_texts
+from sdcli.models.synthetic import LAYOUT, MANIFEST, family_of_configs, find_synthetic, weight_path, write_texts
 from tests.support import geometry_of
 
 Refused = Callable[..., AbstractContextManager[None]]
@@ -277,24 +277,53 @@ def test_a_vocabulary_of_clip_s_size_has_clip_s_layout() -> None:
     assert all(entry.isprintable() for entry in vocabulary)
 
 
-@pytest.mark.parametrize("name", settings.config_names("models"))
+Whole = Callable[[str], Path]
+
+
+@pytest.fixture
+def whole(tmp_path: Path, write_weights: Callable[[Path, dict[str, tuple[str, list[int]]]], Path]) -> Whole:
+    """Makes a folder of a shipped model, with any weights."""
+
+    def make(name: str) -> Path:
+        config = settings.read_config("models", name)
+        write_texts(config, tmp_path)
+        for part in family_of_configs(config).parts:
+            if part.stem is not None:
+                tensors = {tensor: ("F32", [128]) for tensor in ("bn.running_mean", "bn.running_var")}
+                write_weights(weight_path(tmp_path, part), {"weight": ("F16", [1]), **tensors})
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "side"), [("sd15", "sd15", 512), ("klein", "klein-4b", 1024), ("z-image", "z-image-turbo", 1024)]
+)
 def test_the_texts_of_a_shipped_model_and_any_weights_make_a_whole_model(
-    name: str, tmp_path: Path, write_weights: Callable[[Path, dict[str, tuple[str, list[int]]]], Path]
+    whole: Whole, name: str, label: str, side: int
 ) -> None:
-    config = settings.read_config("models", name)
-    write_texts(config, tmp_path)
-    for part in by_name("sd").parts:
-        if part.stem is not None:
-            write_weights(weight_path(tmp_path, part), {"weight": ("F16", [1])})
-    model = open_model(name, tmp_path)
-    assert (
-        family_of(model).label(model) == name and geometry_of(model).native_size[0] == 8 * config["unet"]["sample_size"]
-    )
-    vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text("utf-8"))
+    model = open_model(name, whole(name))
+    assert family_of(model).label(model) == label and geometry_of(model).native_size == (side, side)
+
+
+def test_every_shipped_model_was_looked_at() -> None:
+    assert {*settings.config_names("models")} == {"sd15", "klein", "z-image"}
+
+
+def test_the_texts_of_stable_diffusion_are_clip_s(whole: Whole) -> None:
+    folder = whole("sd15")
+    model = open_model("sd15", folder)
+    vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text("utf-8"))
     assert len(vocabulary) == model.parts["text_encoder"].config["vocab_size"]
-    merges = (tmp_path / "tokenizer" / "merges.txt").read_text("utf-8")
+    merges = (folder / "tokenizer" / "merges.txt").read_text("utf-8")
     assert merges.startswith("#version: 0.2\n") and merges.count("\n") == len(vocabulary) - 513
-    index = json.loads((tmp_path / "model_index.json").read_text("utf-8"))
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
-    assert os.listdir(tmp_path / "scheduler") == ["scheduler_config.json"]
+    assert os.listdir(folder / "scheduler") == ["scheduler_config.json"]
+
+
+def test_the_vocabulary_of_qwen_s_size_has_an_entry_for_each_number(whole: Whole) -> None:
+    table = json.loads((whole("z-image") / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    numbers = [*table["model"]["vocab"].values(), *(mark["id"] for mark in table["added_tokens"])]
+    assert sorted(numbers) == list(range(151_936)) and len(table["model"]["merges"]) == 151_936 - 256 - 5

@@ -1,52 +1,25 @@
-"""The two halves of the autoencoder, borrowed one at a time, and computed band by band.
-
-Of all its maps only the sums along the residual stream are whole: a block's output takes the place of its input. In
-FP32 they lie in FP16 between two blocks, which moves no pixel by more than 1/255. Unless its way is to recompute, two
-more maps are whole, where a block would otherwise compute its first half twice: faster by a third, larger by two to
-three maps, and the same bits.
-"""
+"""The two halves of the autoencoder, borrowed one at a time, and computed band by band (blocks/bands.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
-from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
 
-from sdcli.blocks.attention import BoundedAttention
-from sdcli.blocks.frugal import make_frugal
-from sdcli.blocks.planes import Convolved, Doubled, Halved, Normed, Plane, Remembered, Stored, Sum, overwrite, store
+from sdcli.blocks.bands import DECODER_PARTS, ENCODER_PARTS, Bands, borrow_half
 from sdcli.domain import Component
-from sdcli.units import MIB
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
-
-SCRATCH_BYTES = 8 * MIB
-"""Whatever the plan: it runs once a picture, and in half precision another number of rows may round otherwise."""
-
-RECOMPUTE = "recomputed"
-"""The way of a stage that computes some maps twice rather than keep them."""
-
-DECODER_PARTS = ("decoder.", "post_quant_conv.")
-ENCODER_PARTS = ("encoder.", "quant_conv.")
 
 
 @contextmanager
 def borrow_decoder(component: Component, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Lend a function from (1, channels, h, w) latents as the denoiser knows them to (1, 3, 8h, 8w) pixels in -1…1.
-
-    Its weights stream: each is used once a picture, so keeping them would cost memory and save nothing.
-    """
-    with _half(component, DECODER_PARTS, borrow) as vae:
+    """Lend a function from (1, channels, h, w) latents as the denoiser knows them to (1, 3, 8h, 8w) pixels in -1…1."""
+    with borrow_half(build_autoencoder(component), component, DECODER_PARTS, borrow) as vae:
         scaling_factor = component.settings.scaling_factor
-        yield lambda latents: _Bands(borrow).decode(vae, latents / scaling_factor)
+        yield lambda latents: Bands(borrow).decode(vae, latents / scaling_factor)
 
 
 @contextmanager
@@ -54,108 +27,10 @@ def borrow_encoder(
     component: Component, borrow: Borrow
 ) -> Iterator[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """Lend a function from (1, 3, 8h, 8w) pixels in -1…1 to the mean and deviation of their latents, unscaled."""
-    with _half(component, ENCODER_PARTS, borrow) as vae:
-        yield lambda pixels: _Bands(borrow).encode(vae, pixels)
+    with borrow_half(build_autoencoder(component), component, ENCODER_PARTS, borrow) as vae:
+        yield lambda pixels: Bands(borrow).encode(vae, pixels)
 
 
 def build_autoencoder(component: Component) -> AutoencoderKL:
     """On the meta device."""
     return build(component, lambda: AutoencoderKL(**component.config))
-
-
-class _Bands:
-    """The autoencoder's arithmetic on planes."""
-
-    def __init__(self, borrow: Borrow) -> None:
-        self._device, self._dtype, self._keep_maps = borrow.device, borrow.dtype, borrow.way != RECOMPUTE
-        self._lasting = Halved if borrow.dtype is torch.float32 else Stored
-        """How maps lie that every plan stores."""
-
-    def decode(self, vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-        """(1, channels, h, w), unscaled, to (1, 3, 8h, 8w) in -1…1 on the CPU in FP32."""
-        decoder = vae.decoder
-        plane: Plane = self._placed(latents)
-        if vae.post_quant_conv is not None:
-            plane = self._convolved(plane, vae.post_quant_conv)
-        plane = self._stored(self._convolved(plane, decoder.conv_in))
-        plane = self._level(plane, decoder.mid_block)
-        for block in decoder.up_blocks:
-            plane = self._level(plane, block)
-            for upsampler in block.upsamplers or ():
-                plane = self._convolved(Doubled(plane), upsampler.conv)  # under no other name: what it doubles can go
-                plane = self._exactly(plane) if self._keep_maps else Remembered(plane)
-        plane = self._convolved(self._normed(plane, decoder.conv_norm_out, decoder.conv_act), decoder.conv_out)
-        return self._on_cpu(self._exactly(plane))
-
-    def encode(self, vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1, 3, 8h, 8w) in -1…1 to mean and deviation, (1, channels, h, w) each, on the CPU in FP32."""
-        encoder = vae.encoder
-        plane: Plane = self._stored(self._convolved(self._placed(pixels), encoder.conv_in))
-        for block in encoder.down_blocks:
-            plane = self._level(plane, block)
-            for downsampler in block.downsamplers or ():
-                after = 1 if downsampler.padding == 0 else 0
-                plane = self._stored(self._convolved(plane, downsampler.conv, after))
-        plane = self._level(plane, encoder.mid_block)
-        plane = self._convolved(self._normed(plane, encoder.conv_norm_out, encoder.conv_act), encoder.conv_out)
-        if vae.quant_conv is not None:
-            plane = self._convolved(plane, vae.quant_conv)
-        posterior = DiagonalGaussianDistribution(self._on_cpu(self._exactly(plane)))
-        return posterior.mean, posterior.std
-
-    def _level(self, plane: Plane, block: Any) -> Stored:
-        """Residual blocks and attention by turns: in the middle a block, attention, and a block."""
-        for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", ())):
-            stored = self._residual(plane, resnet)
-            plane = stored if attention is None else self._attended(stored, attention)
-        return stored
-
-    def _residual(self, plane: Plane, block: ResnetBlock2D) -> Stored:
-        """x + conv(silu(norm(conv(silu(norm(x)))))) (He et al. 2016), in the place of x if it has the same shape."""
-        hidden: Plane = self._convolved(self._normed(plane, block.norm1, block.nonlinearity), block.conv1)
-        if self._keep_maps:
-            hidden = self._exactly(hidden)
-        hidden = self._convolved(self._normed(hidden, block.norm2, block.nonlinearity), block.conv2)
-        if block.conv_shortcut is None and isinstance(plane, self._lasting):
-            return overwrite(plane, Sum(hidden, plane), self._device)
-        shortcut = plane if block.conv_shortcut is None else self._convolved(plane, block.conv_shortcut)
-        return self._stored(Sum(hidden, shortcut))
-
-    def _attended(self, stored: Stored, attention: Attention) -> Stored:
-        """Attention is at the smallest side, where a whole map is little."""
-        whole = attention(stored.rows(0, stored.height)).contiguous(memory_format=self._device.memory_format)
-        return self._stored(Stored(whole))
-
-    def _placed(self, values: torch.Tensor) -> Stored:
-        placed = values.to(self._device.torch_device, self._dtype)
-        return Stored(placed.contiguous(memory_format=self._device.memory_format))
-
-    def _stored(self, plane: Plane) -> Stored:
-        """For good."""
-        return store(plane, self._device, self._dtype, self._lasting)
-
-    def _exactly(self, plane: Plane) -> Stored:
-        """For a plan that has the memory, or for the end: not rounded."""
-        return store(plane, self._device, self._dtype)
-
-    def _on_cpu(self, stored: Stored) -> torch.Tensor:
-        return stored.values.to("cpu", torch.float32).contiguous()
-
-    def _normed(self, plane: Plane, norm: nn.GroupNorm, activation: nn.Module) -> Normed:
-        return Normed(plane, norm, activation, self._device)
-
-    def _convolved(self, plane: Plane, layer: nn.Conv2d, after: int = 0) -> Convolved:
-        return Convolved(plane, layer, self._device, self._dtype, after)
-
-
-@contextmanager
-def _half(component: Component, parts: tuple[str, ...], borrow: Borrow) -> Iterator[AutoencoderKL]:
-    vae = build_autoencoder(component)
-    attention = BoundedAttention(SCRATCH_BYTES)
-    vae.set_attn_processor(attention)
-    make_frugal(vae)
-    with borrow.weights(vae, component, parts, fetched=nn.Conv2d):
-        try:
-            yield vae
-        finally:
-            attention.free()

@@ -9,6 +9,7 @@ from typing import Any
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Defaults, Geometry, Part, Stage
+from sdcli.families.prompts import turns_of
 from sdcli.families.sd.embeddings import vectors_of
 from sdcli.families.sd.parts import PARTS
 from sdcli.families.sd.schema import OLD_SIDE, Autoencoder, TextEncoder, Tokenizer, UNet
@@ -23,6 +24,9 @@ TOKENIZER_BYTES = 12 * MIB
 
 SIDE_LIMIT = 8192
 """Pixels of a picture's longer side."""
+
+ALIGNED_LEVELS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+"""https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, of Stable Diffusion 1.5."""
 
 _WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
@@ -47,7 +51,7 @@ class StableDiffusion:
         "requires_safety_checker": False,
     }
     parts: tuple[Part, ...] = PARTS
-    defaults = Defaults(steps=20, guidance=7.5)
+    defaults = Defaults(steps=20, guidance=7.5, aligned_levels=ALIGNED_LEVELS)
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
         """Words, the init image if there is one, the steps, and the pictures."""
@@ -87,8 +91,11 @@ class StableDiffusion:
     def chunks(self, model: Model, request: Request) -> int:
         """A token is at least one byte, two of a chunk's are its marks, and words of vectors may leave room free."""
         own, room = model.parts["text_encoder"].words, _prompt_tokens(model) - 2
-        longest = max(len(text.encode()) + 2 * vectors_of(text, own) for text in (request.prompt, request.negative))
-        return min(CHUNKS_LIMIT, 1 + longest // room)
+        most = 1
+        for wording in {wording for pair in turns_of(request).pairs for wording in pair}:
+            tokens = sum(len(phrase.text.encode()) + 2 * vectors_of(phrase.text, own) for phrase in wording)
+            most = max(most, 1 + tokens // room + sum(phrase.breaks for phrase in wording))
+        return min(CHUNKS_LIMIT, most)
 
     def require_fit(self, ref: str, model: Model) -> None:
         """Raise SdcliError unless latents, colours and words are of one size everywhere."""

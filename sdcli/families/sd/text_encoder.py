@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from sdcli.domain import Component
 from sdcli.errors import SdcliError, echo
+from sdcli.families.prompts import Phrase, Wording
 from sdcli.families.sd.embeddings import split_at
 from sdcli.families.sd.family import CHUNKS_LIMIT
 from sdcli.families.sd.parts import VOCABULARY_LIMITS
@@ -26,48 +27,88 @@ from sdcli.weights.source import numbers_at
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Prompts as token numbers, all in the same number of chunks: (prompts, chunks, tokens); and what was left out."""
+    """Prompts as token numbers, all in the same number of chunks: (prompts, chunks, tokens); and what was left out.
+
+    `weights` are those of the tokens, in the same shape.
+    """
 
     ids: torch.Tensor
     dropped: list[int]
+    weights: torch.Tensor
+    empty: torch.Tensor
+    """A chunk without words, (tokens)."""
+
+    @classmethod
+    def dry(cls, prompts: int, chunks: int, length: int, weighted: bool) -> Tokens:
+        """Of which the shape alone is of interest, and whether words weigh."""
+        ids = torch.zeros(prompts, chunks, length, dtype=torch.long)
+        return cls(ids, [], torch.full(ids.shape, 1.0 + weighted), ids[0, 0])
 
 
-def tokenize(component: Component, length: int, prompts: list[str], own: Mapping[str, range] | None = None) -> Tokens:
+Piece = tuple[list[int], float, int]
+"""Token numbers that stay together, their weight, and how many chunks end before them."""
+
+
+def tokenize(
+    component: Component, length: int, prompts: Sequence[str], own: Mapping[str, range] | None = None
+) -> Tokens:
+    """Prompts that are nothing but words, as `tokenize_all` does it."""
+    return tokenize_all(component, length, [[(Phrase(prompt),) for prompt in prompts]], own or {})[0]
+
+
+def tokenize_all(
+    component: Component, length: int, groups: Sequence[Sequence[Wording]], own: Mapping[str, range]
+) -> list[Tokens]:
     """Split prompts into chunks of `length` tokens, each framed by the begin and end marks and padded.
 
     Words of one's `own` have token numbers of theirs, which stay together in a chunk. A prompt longer than CHUNKS_LIMIT
-    chunks loses its end; `dropped` has the number of tokens lost, a prompt each.
+    chunks loses its end; `dropped` has the number of tokens lost, a prompt each. Each group has a number of chunks.
     """
     tokenizer = _open_tokenizer(component)
+    return [_tokens(tokenizer, length, prompts, own) for prompts in groups]
+
+
+def _tokens(tokenizer: Any, length: int, prompts: Sequence[Wording], own: Mapping[str, range]) -> Tokens:
     room = length - 2
-    parted = [_chunks(_pieces(tokenizer, prompt, own or {}), room) for prompt in prompts]
+    parted = [_chunks(_pieces(tokenizer, prompt, own), room) for prompt in prompts]
     count = min(CHUNKS_LIMIT, max(map(len, parted)))
-    framed = []
-    for chunks in parted:
-        for part in [*chunks, *([[]] * count)][:count]:
-            pad = [tokenizer.pad_token_id] * (room - len(part))
-            marked = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
-            framed.append([*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad])
+    whole = [_framed(tokenizer, part, room) for chunks in parted for part in [*chunks, *([[]] * count)][:count]]
+    framed, weighed = zip(*whole, strict=True)
+    shape = len(prompts), count, length
     return Tokens(
-        torch.tensor(framed, dtype=torch.long).view(len(prompts), count, length),
+        torch.tensor(framed, dtype=torch.long).view(shape),
         [sum(map(len, chunks[count:])) for chunks in parted],
+        torch.tensor(weighed).view(shape),
+        torch.tensor(_framed(tokenizer, [], room)[0]),
     )
 
 
-def _pieces(tokenizer: Any, prompt: str, own: Mapping[str, range]) -> Iterator[list[int]]:
-    """Token numbers of a prompt, what stays together in a list of its own."""
-    for text, name in split_at(prompt, own):
-        yield from ([number] for number in tokenizer(text, add_special_tokens=False)["input_ids"])
-        if name is not None:
-            yield [*own[name]]
+def _framed(tokenizer: Any, part: list[tuple[int, float]], room: int) -> tuple[list[int], list[float]]:
+    """A chunk's token numbers and weights, with its marks."""
+    pad = [(tokenizer.pad_token_id, 1.0)] * (room - len(part))
+    marked = [(tokenizer.bos_token_id, 1.0), *part, (tokenizer.eos_token_id, 1.0)]
+    whole = [*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad]
+    return [number for number, _ in whole], [weight for _, weight in whole]
 
 
-def _chunks(pieces: Iterable[list[int]], room: int) -> list[list[int]]:
-    chunks: list[list[int]] = [[]]
-    for piece in pieces:
+def _pieces(tokenizer: Any, prompt: Wording, own: Mapping[str, range]) -> Iterator[Piece]:
+    """Those of a prompt."""
+    for phrase in prompt:
+        breaks = phrase.breaks
+        for text, name in split_at(phrase.text, own):
+            numbers = [[number] for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            for piece in numbers if name is None else [*numbers, [*own[name]]]:
+                yield piece, phrase.weight, breaks
+                breaks = 0
+
+
+def _chunks(pieces: Iterable[Piece], room: int) -> list[list[tuple[int, float]]]:
+    chunks: list[list[tuple[int, float]]] = [[]]
+    for piece, weight, breaks in pieces:
+        chunks += [[] for _ in range(min(breaks, CHUNKS_LIMIT))]
         if len(chunks[-1]) + len(piece) > room:
             chunks.append([])
-        chunks[-1] += piece
+        chunks[-1] += [(number, weight) for number in piece]
     return chunks
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import chain, product
-from string import ascii_lowercase
+
+from sdcli.families.byte_pairs import byte_alphabet, pairs
 
 
 def written_vocabulary(vocab_size: int) -> dict[str, str]:
@@ -23,26 +22,14 @@ def tokenizer_files(vocab_size: int) -> tuple[dict[str, int], list[str]]:
     The merges join the commonest shape of words, lower-case letters, in twos, threes and fours, so that any
     text can be tokenized and the vocabulary has exactly `vocab_size` entries.
     """
-    alphabet = list(_byte_alphabet())
+    alphabet = list(byte_alphabet())
     entries = alphabet + [letter + "</w>" for letter in alphabet]
     room = vocab_size - len(entries) - 2
     merges: list[str] = []
-    for left, right in chain(_pairs(2), _pairs(3), _pairs(4)):
+    for left, right in pairs():
         for end in ("", "</w>"):
             if len(merges) < room:
                 merges.append(f"{left} {right}{end}")
                 entries.append(f"{left}{right}{end}")
     entries += ["<|startoftext|>", "<|endoftext|>"]
     return {entry: index for index, entry in enumerate(entries)}, merges
-
-
-def _pairs(length: int) -> Iterator[tuple[str, str]]:
-    """Every word of `length` letters as (all but the last, the last)."""
-    return (("".join(letters[:-1]), letters[-1]) for letters in product(ascii_lowercase, repeat=length))
-
-
-def _byte_alphabet() -> Iterator[str]:
-    """The 256 visible characters that stand for bytes in GPT-2's byte-level BPE, which CLIP uses."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    yield from map(chr, visible)
-    yield from (chr(256 + index) for index in range(256 - len(visible)))

@@ -1,0 +1,181 @@
+"""From what a picture says of itself to options that draw it again, and what is not known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcli.app.asked import Note, Tell
+from sdcli.app.loras import without_tags
+from sdcli.app.on_disk import refs_on_disk
+from sdcli.app.record import Task
+from sdcli.errors import BadRequest, echo, printable
+from sdcli.models.header import data_sha256
+from sdcli.models.samplers import OWN, sampler_named, schedule_named
+from sdcli.models.schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from sdcli.images.told import Told
+
+INFO_SCHEMA = "sdcli.told/1"
+
+WRITERS = {"sdcli": "sdcli", "a1111": "A1111, or a program that writes as it does", "comfyui": "ComfyUI"}
+
+_PLAIN = ("prompt", "negative", "steps", "guidance", "seed", "width", "height", "model", "dtype")
+_PERHAPS = ("clip_skip", "prediction", "strength", "schedule")
+_ABOUT = {
+    "schema",
+    "sampler",
+    "emphasis",
+    "parts",
+    "embeddings",
+    "loras",
+    "model_sha256",
+    "model_digest",
+    "init_sha256",
+}
+_ABOUT |= {"device", "sdcli_version", "torch_version", *_PLAIN, *_PERHAPS}
+
+
+@dataclass(slots=True)
+class Replay:
+    """Options by name, as texts or lists of them; and lines about what is not known."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def replay_of(told: Told) -> Replay:
+    """What draws the picture again, as far as it says so. Raises BadRequest for a record that is none."""
+    found = _of_ours(told.record) if told.writer == "sdcli" else _of_others(told)
+    found.options.setdefault("count", "1")
+    return found
+
+
+def _of_ours(record: Mapping[str, Any]) -> Replay:
+    """Of our own JSON (images/metadata.py)."""
+    lacking = [name for name in _PLAIN if not isinstance(record.get(name), str | int | float)]
+    if lacking:
+        raise BadRequest(f"the picture's record lacks {', '.join(lacking)}: it was changed; give these as options")
+    found = Replay({name: str(record[name]) for name in _PLAIN})
+    found.options |= {name: str(record[name]) for name in _PERHAPS if record.get(name) is not None}
+    found.options["prompt"] = without_tags(found.options["prompt"])
+    # before there was a choice, brackets were words
+    found.options["emphasis"] = str(record.get("emphasis", "none"))
+    if record.get("sampler") in SCHEDULERS:
+        found.options["sampler"] = OWN
+    else:
+        _take_sampler(found, str(record.get("sampler")))
+    parts, loras = record.get("parts"), record.get("loras")
+    if isinstance(parts, dict):
+        found.options |= {f"part {name}": str(path) for name, path in parts.items()}
+    embeddings = record.get("embeddings")
+    found.options["embeddings"] = [str(path) for path in embeddings] if isinstance(embeddings, list) else []
+    found.options["loras"] = (
+        [_lora(found, one) for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
+    )
+    found.notes += [f"{printable(key)[:40]} is not known here" for key in record if key not in _ABOUT]
+    return found
+
+
+def _lora(found: Replay, one: Mapping[str, Any]) -> str:
+    """A LoRA as the option takes it, by its file."""
+    file = one.get("file")
+    if not isinstance(file, str):
+        raise BadRequest(f"the picture names the LoRA {echo(one.get('name'))} and not its file: give --lora")
+    return f"{file}:{one.get('weight', 1)}"
+
+
+def _of_others(told: Told) -> Replay:
+    found = Replay(dict(told.values))
+    size = found.options.pop("size", "").partition("x")
+    if all(size):
+        found.options |= {"width": size[0], "height": size[2]}
+    else:
+        found.notes.append("its size is not known: the file's is taken")
+        found.options |= {"width": str(told.width), "height": str(told.height)}
+    schedule = found.options.pop("schedule", None)
+    if "sampler" in found.options:
+        _take_sampler(found, found.options.pop("sampler"))
+    if schedule is not None:
+        try:
+            found.options["schedule"] = schedule_named(schedule)
+        except BadRequest:
+            found.notes.append(f"its schedule {echo(schedule)} is not known: the model's own is taken")
+    found.options["emphasis"] = "comfy" if told.writer == "comfyui" else "a1111"
+    _take_model(found)
+    if "strength" in found.options:
+        found.notes.append(
+            "it was drawn from another picture, or enlarged: give that as --init, or it is drawn from words"
+        )
+    if told.unknown:
+        names = ", ".join(printable(key)[:40] for key in list(told.unknown)[:12])
+        found.notes.append(f"not honoured: {names}{' and more' if len(told.unknown) > 12 else ''}")
+    found.notes.append("other programs draw noise in other ways: expect another picture of the same kind")
+    return found
+
+
+def _take_sampler(found: Replay, name: str) -> None:
+    """The sampler, and the schedule that its name has with it."""
+    try:
+        sampler, schedule = sampler_named(name)
+    except BadRequest:
+        found.notes.append(f"its sampler {echo(name)} is not known: the model's own is taken")
+        return
+    found.options["sampler"] = sampler
+    if schedule is not None:
+        found.options.setdefault("schedule", schedule)
+
+
+def _take_model(found: Replay) -> None:
+    """The model on this disk by the name that others give it: a file's, without folders and suffix."""
+    name = found.options.pop("model", None)
+    if name is None:
+        found.notes.append("its model is not known")
+        return
+    wanted = Path(name.replace("\\", "/")).name.removesuffix(".safetensors").removesuffix(".ckpt")
+    matching = [ref for ref in refs_on_disk() if Path(ref).name.removesuffix(".safetensors") == wanted]
+    if matching:
+        found.options["model"] = matching[0]
+    else:
+        found.notes.append(f"its model {echo(wanted)} is not on this disk: give --model")
+
+
+def compare(told: Told, task: Task, tell: Tell) -> None:
+    """Tell what makes the picture another one than that which says so of itself."""
+    record = told.record
+    if not record:
+        return
+    import hashlib
+
+    def differs(key: str, now: object) -> bool:
+        return record.get(key) is not None and record.get(key) != now
+
+    if differs("model_digest", task.model.digest):
+        tell(Note(f"the model {echo(task.model.ref)} is not the one that drew the picture", "warning"))
+    if task.pixels and differs("init_sha256", hashlib.sha256(task.pixels).hexdigest()):
+        tell(Note("the init image is not the one that the picture was drawn from", "warning"))
+    if differs("device", task.device) or differs("dtype", task.dtype):
+        was = f"{record.get('device')} in {record.get('dtype')}"
+        tell(Note(f"the picture was drawn on {printable(was)[:40]}: the same is drawn up to rounding", "warning"))
+    for lora in task.model.loras:
+        told_of = [one for one in record.get("loras") or [] if isinstance(one, dict) and one.get("name") == lora.name]
+        if told_of and told_of[0].get("sha256") not in (None, data_sha256(lora.file)):
+            tell(Note(f"the LoRA {echo(lora.name)} is not the one that the picture was drawn with", "warning"))
+
+
+def info_report(path: str, told: Told) -> dict[str, Any]:
+    """The JSON of what a picture says of itself."""
+    said = {key: value for key, value in (told.record or told.values).items() if key != "schema"}
+    return {
+        "schema": INFO_SCHEMA,
+        "path": path,
+        "format": told.format,
+        "width": told.width,
+        "height": told.height,
+        "writer": told.writer,
+        "said": said,
+        "unknown": dict(told.unknown),
+    }

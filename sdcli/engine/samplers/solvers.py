@@ -1,0 +1,125 @@
+"""Samplers that diffusers lacks, or has with less than people know of them, by their published formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sdcli.engine.samplers.base import KSampler, TwoCalls, ancestral, noise_like
+
+_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+"""Adams and Bashforth's weights for steps of one length, the newest slope's first."""
+
+
+class EulerAncestral(KSampler):
+    """k-diffusion's sample_euler_ancestral, for any schedule of noise levels: diffusers' class has its own alone."""
+
+    def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
+        """Euler's step to a lower level than the next one, and fresh noise."""
+        level = self.sigmas[index]
+        down, up = ancestral(level, self.sigmas[index + 1])
+        return sample + (sample - seen) / level * (down - level) + noise_like(sample, generator) * up
+
+
+class ImprovedPNDM(KSampler):
+    """iPNDM of order 4 (Zhang and Chen 2022, https://arxiv.org/abs/2204.13902) as ComfyUI's sample_ipndm has it.
+
+    diffusers' class of this name makes its own noise levels, which no Stable Diffusion knows.
+    """
+
+    def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
+        """Adams and Bashforth's step, as if all steps were of one length; the last one to what is seen."""
+        level, following = self.sigmas[index], self.sigmas[index + 1]
+        self.slopes = [*self.slopes, (sample - seen) / level][-len(_ADAMS) :]
+        if following == 0:
+            return seen
+        weights = _ADAMS[len(self.slopes) - 1]
+        slope = sum(w * one for w, one in zip(weights, reversed(self.slopes), strict=True))
+        return sample + (following - level) * slope
+
+
+class DPMSolverModified(KSampler):
+    """DPM++ 2M v2: the step that AUTOMATIC1111/stable-diffusion-webui's discussion 8457 proposes.
+
+    DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) with the lengths of two steps averaged.
+    `seen_before` is the picture that the model saw a step before.
+    """
+
+    seen_before: torch.Tensor | None
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        """As for Euler, with nothing to look back at."""
+        super().set_timesteps(*args, **options)
+        self.seen_before = None
+
+    def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
+        """In times of -log(level)."""
+        level, following, before = self.sigmas[index], self.sigmas[index + 1], self.seen_before
+        self.seen_before = seen
+        if before is None or following == 0:
+            return following / level * sample - (following / level - 1) * seen
+        length, last = (level / following).log(), (self.sigmas[index - 1] / level).log()
+        ratio = torch.maximum(length, last) / torch.minimum(length, last)
+        towards = (1 + 1 / (2 * ratio)) * seen - 1 / (2 * ratio) * before
+        return following / level * sample - (-(length + last) / 2).expm1() * towards
+
+
+class DPMSolverAncestral(TwoCalls):
+    """DPM++ 2S a: k-diffusion's sample_dpmpp_2s_ancestral."""
+
+    def between(self, level: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Half of the way in time to the level that the step goes down to."""
+        return (level * ancestral(level, following)[0]) ** 0.5
+
+    def first(
+        self, sample: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
+    ) -> torch.Tensor:
+        """To the level between, by what is seen now."""
+        level, between, _ = levels
+        return between / level * sample - (between / level - 1) * seen
+
+    def second(
+        self, begun: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
+    ) -> torch.Tensor:
+        """Down, by what was seen between, and up with fresh noise."""
+        level, _, following = levels
+        down, up = ancestral(level, following)
+        return down / level * begun - (down / level - 1) * seen + noise_like(begun, generator) * up
+
+
+class DPMSolverSDE(TwoCalls):
+    """DPM++ SDE: k-diffusion's sample_dpmpp_sde, whose noises are increments of one Brownian motion over the levels.
+
+    `fresh` is the increment of the first half, as standard normal noise.
+    """
+
+    fresh: Any
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        """As for Euler, with nothing begun."""
+        super().set_timesteps(*args, **options)
+        self.fresh = None
+
+    def between(self, level: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Half of the way in time."""
+        return (level * following) ** 0.5
+
+    def first(
+        self, sample: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
+    ) -> torch.Tensor:
+        """An ancestral step to the level between."""
+        level, between, _ = levels
+        down, up = ancestral(level, between)
+        self.fresh = noise_like(sample, generator)
+        return down / level * sample - (down / level - 1) * seen + self.fresh * up
+
+    def second(
+        self, begun: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
+    ) -> torch.Tensor:
+        """An ancestral step over all of it, by what was seen between; the noise goes on from that of the first half."""
+        level, between, following = levels
+        down, up = ancestral(level, following)
+        halves = (level - between) ** 0.5 * self.fresh + (between - following) ** 0.5 * noise_like(begun, generator)
+        self.fresh = None
+        return down / level * begun - (down / level - 1) * seen + halves / (level - following) ** 0.5 * up

@@ -1,0 +1,122 @@
+"""The denoiser, borrowed: its weights by the slice, its attention bounded, what depends on time alone remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+from torch import nn
+
+from sdcli.blocks.attention import BoundedAttention
+from sdcli.blocks.rotary import rotations
+from sdcli.domain import Component
+from sdcli.families.zimage.family import CHUNK
+from sdcli.families.zimage.schema import PATCH
+from sdcli.families.zimage.transformer import Modulation, Pass, Sample, modulations
+from sdcli.weights.borrow import Borrow
+from sdcli.weights.empty import build
+from sdcli.weights.lent import Lent
+
+FORESEEN = 8
+"""Steps whose modulations are computed at once: their weights, a part in 50 of all, are read as often less."""
+
+
+@dataclass(slots=True)
+class Denoiser:
+    """A borrowed transformer. `lent` counts what it reads."""
+
+    model: ZImageTransformer2DModel
+    lent: Lent
+    borrow: Borrow
+    attention: BoundedAttention
+    _times: list[float] = field(default_factory=list)
+    _known: dict[float, Modulation] = field(default_factory=dict)
+
+    def foresee(self, timesteps: torch.Tensor) -> None:
+        """These timesteps are to come, in this order."""
+        self._times = timesteps.tolist()
+
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Mapping[str, torch.Tensor],
+        guidance: float = 1.0,
+    ) -> torch.Tensor:
+        """The model's output for (batch, channels, h, w) latents on the CPU in FP32: the same shape, place and type.
+
+        Each sample has the same bits with and without others. What the network tells is the way to the picture, and
+        schedulers want that to noise.
+        """
+        every = [
+            self._sample(sample, tokens if self.borrow.dry is not None else tokens[: int(length)])
+            for sample, tokens, length in zip(latents, conditioning["tokens"], conditioning["lengths"], strict=True)
+        ]
+        go = Pass(self.model, self._modulation(timestep), self.attention, self.borrow.between)
+        output = torch.empty_like(latents, memory_format=torch.contiguous_format)
+        for index, made in enumerate(go(every)):
+            output[index] = _put_together(made.to("cpu", torch.float32), latents.shape[1:]).neg_()
+        return output
+
+    def _sample(self, latents: torch.Tensor, words: torch.Tensor) -> Sample:
+        device, dtype = self.borrow.device.torch_device, self.borrow.dtype
+        rows, columns = latents.shape[1] // PATCH, latents.shape[2] // PATCH
+        patches = _cut(latents).to(device, dtype)
+        words_at, length = _filled(rows * columns), _filled(len(words))
+        places = torch.zeros(words_at + length, 3, dtype=torch.long)
+        places[: rows * columns] = torch.cartesian_prod(
+            torch.tensor([length + 1]), torch.arange(rows), torch.arange(columns)
+        )
+        places[words_at:, 0] = torch.arange(1, length + 1)
+        config = self.model.config
+        turns = rotations(places, config.axes_dims, config.rope_theta).to(device)
+        return Sample(patches, words.to(device, dtype), turns, words_at)
+
+    def _modulation(self, timestep: torch.Tensor) -> Modulation:
+        (time,) = timestep.reshape(1).tolist()
+        if time not in self._known:
+            begin = self._times.index(time) if time in self._times else None
+            times = [time] if begin is None else self._times[begin : begin + FORESEEN]
+            if self.borrow.dry is not None:
+                times = [time] * FORESEEN
+            given = (1000 - torch.tensor(times)) / 1000
+            made = modulations(self.model, given.to(self.borrow.device.torch_device), self.borrow.dtype)
+            self._known = dict(zip(times, made, strict=True))
+        return self._known[time]
+
+
+def _filled(tokens: int) -> int:
+    return -(-tokens // CHUNK) * CHUNK
+
+
+def _cut(latents: torch.Tensor) -> torch.Tensor:
+    """(channels, h, w) to patches, (h/2 w/2, 2 x 2 x channels)."""
+    parted = latents.unflatten(2, (-1, PATCH)).unflatten(1, (-1, PATCH))  # channels, rows, 2, columns, 2
+    return parted.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+
+
+def _put_together(patches: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The other way: to `shape`."""
+    channels, height, width = shape
+    parted = patches.view(height // PATCH, width // PATCH, PATCH, PATCH, channels)
+    return parted.permute(4, 0, 2, 1, 3).reshape(channels, height, width)
+
+
+def build_transformer(component: Component) -> ZImageTransformer2DModel:
+    """On the meta device."""
+    return build(component, lambda: ZImageTransformer2DModel(**component.config))
+
+
+@contextmanager
+def borrow_denoiser(component: Component, borrow: Borrow) -> Iterator[Denoiser]:
+    """Lend the denoiser, and free it."""
+    model, device = build_transformer(component), borrow.device
+    attention = BoundedAttention(borrow.scratch_bytes, device.fused_attention(borrow.dtype), device.name == "cpu")
+    with borrow.weights(model, component, sliced=nn.Linear) as lent, device.repeating():
+        try:
+            yield Denoiser(model, lent, borrow, attention)
+        finally:
+            attention.free()

@@ -1,0 +1,196 @@
+"""A picture is drawn again from its own metadata, with any option changed; what is not known of it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdcli.cli.main import run
+from tests.cli.conftest import Asked, Command, shell
+from tests.images.test_told import A1111, COMFY
+
+Ask = Callable[..., Asked]
+
+
+def png(path: str, **texts: str) -> Path:
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_itxt(name, text)
+    Image.new("RGB", (64, 72)).save(path, pnginfo=info)
+    return Path(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, suffix: str) -> None:
+    argv = [
+        "txt2img",
+        "a (red:1.4) [fox|cat]: 🦊",
+        "-n",
+        "ugly",
+        "-m",
+        tiny,
+        "-s",
+        "3",
+        "-g",
+        "4.5",
+        "--seed",
+        "random",
+    ]
+    argv += [
+        "--sampler",
+        "DPM++ SDE Karras",
+        "--size",
+        "72x64",
+        "--clip-skip",
+        "2",
+        "--dtype",
+        "fp32",
+        "--emphasis",
+        "comfy",
+    ]
+    assert shell(work, *argv, "-o", f"one{suffix}").returncode == 0
+    others = {"SDCLI_STEPS": "9", "SDCLI_NEGATIVE": "odd", "SDCLI_SAMPLER": "euler", "SDCLI_COUNT": "2"}
+    others |= {"SDCLI_SCHEDULE": "beta", "SDCLI_CLIP_SKIP": "1", "SDCLI_PREDICTION": "v", "SDCLI_EMPHASIS": "none"}
+    done = shell(work, "again", f"one{suffix}", "-o", f"two{suffix}", env=others)
+    assert (done.returncode, done.stdout) == (0, f"two{suffix}\n".encode()), done.stderr
+    assert b"warning" not in done.stderr
+    with Image.open(work / f"one{suffix}") as one, Image.open(work / f"two{suffix}") as two:
+        assert one.tobytes() == two.tobytes()
+    assert (work / f"one{suffix}").read_bytes() == (work / f"two{suffix}").read_bytes()
+
+
+RECORD: dict[str, Any] = {
+    "schema": "sdcli.image/1",
+    "prompt": "a (fox) <lora:gone:1>",
+    "negative": "ugly",
+    "steps": 7,
+    "sampler": "DDIMScheduler",
+    "guidance": 3.5,
+    "seed": 2**64 - 1,
+    "width": 64,
+    "height": 72,
+    "model_digest": None,
+    "clip_skip": 2,
+    "device": "cpu",
+    "dtype": "fp32",
+    "embeddings": [],
+    "parts": {},
+    "loras": [],
+    "strength": None,
+}
+
+
+@pytest.fixture
+def record(tiny: Path) -> dict[str, Any]:
+    return {**RECORD, "model": str(tiny)}
+
+
+def test_all_that_it_says_comes_to_the_task_and_options_go_before_it(
+    asked: Ask, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCLI_GUIDANCE", "9")
+    monkeypatch.setenv("SDCLI_SAMPLER", "Euler")
+    path = png("a.png", sdcli=json.dumps({**record, "emphasis": "a1111", "schedule": "trailing"}))
+    request = asked("again", path).task.request
+    assert (request.prompt, request.negative, request.steps, request.guidance) == ("a (fox)", "ugly", 7, 3.5)
+    assert (request.seed, request.width, request.height, request.clip_skip) == (2**64 - 1, 64, 72, 2)
+    assert (request.sampler, request.schedule, request.emphasis, request.count) == (None, "trailing", "a1111", 1)
+    changed = asked(
+        "again", path, "-p", "a cat", "--size", "80x64", "-s", "3", "--seed", "1", "-b", "2", "--sampler", "lms"
+    )
+    request = changed.task.request
+    assert (request.prompt, request.steps, request.width, request.height) == ("a cat", 3, 80, 64)
+    assert (list(request.seeds), request.sampler, request.guidance) == ([1, 2], "LMS", 3.5)
+
+
+def test_brackets_of_pictures_before_there_were_weights_are_words(asked: Ask, record: dict[str, Any]) -> None:
+    assert asked("again", png("a.png", sdcli=json.dumps(record))).task.request.emphasis == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 10**9}, "the picture's steps: 1000000000 is not from 1 to 1000"),
+        ({"width": 513}, "the picture's width: 513 is not a multiple of 8"),
+        ({"guidance": "nan"}, "the picture's guidance: 'nan' is not a number"),
+        ({"seed": True}, "the picture's seed"),
+        ({"dtype": "int4"}, "the picture's dtype"),
+        ({"emphasis": "loud"}, "the picture's emphasis"),
+        ({"prompt": None}, "the picture's record lacks prompt"),
+        ({"prompt": "x" * 70_000}, "the picture's prompt: the text has 70000 bytes"),
+        ({"init_sha256": "0" * 64, "strength": 0.5}, "give that as --init"),
+        ({"loras": [{"name": "fur", "weight": 1}]}, "names the LoRA 'fur' and not its file: give --lora"),
+        ({"model": "\x1b[2J"}, "no model"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused_in_one_line(
+    sdcli: Command, record: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    outcome = sdcli("again", png("a.png", sdcli=json.dumps({**record, **change})))
+    outcome.refused(3 if "model" in change else 2, said)
+
+
+def test_what_is_another_is_told(asked: Ask, record: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 72)).save("init.png")
+    other = {"model_digest": "0" * 64, "device": "cuda", "init_sha256": "0" * 64, "strength": 0.3, "odd": 1}
+    path = png("a.png", sdcli=json.dumps({**record, **other}))
+    run(["again", str(path), "-i", "init.png"])
+    err = capfd.readouterr().err
+    for line in (
+        "odd is not known here",
+        "is not the one that drew the picture",
+        "the init image is not the one",
+        "the picture was drawn on cuda in fp32",
+    ):
+        assert line in err
+
+
+def test_a1111s_picture_is_drawn_as_far_as_it_is_known(
+    asked: Ask, tiny: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = png("a.png", parameters=A1111.replace("<lora:fur:0.8>", ""))
+    request = asked("again", path, "-m", tiny).task.request
+    assert (request.sampler, request.schedule, request.width, request.height) == ("DPM++ 2M", "karras", 512, 768)
+    assert (request.negative, request.strength, request.clip_skip) == ("ugly, blurred: very", None, 2)
+
+
+def test_what_is_not_known_of_anothers_picture_is_told(sdcli: Command, tiny: Path) -> None:
+    path = png("a.png", parameters=A1111.replace("DPM++ 2M", "Warp 9").replace("<lora:fur:0.8>", ""))
+    err = sdcli("again", path, "-m", tiny, "--mem-limit", "100MiB").err
+    for line in (
+        "its sampler 'Warp 9' is not known: the model's own is taken",
+        "its model 'v1-5, pruned' is not on this disk: give --model",
+        "give that as --init, or it is drawn from words",
+        "not honoured: Hires upscale, ADetailer prompt",
+        "expect another picture of the same kind",
+    ):
+        assert line in err
+
+
+def test_comfyuis_picture(asked: Ask, tiny: Path) -> None:
+    request = asked("again", png("a.png", prompt=json.dumps(COMFY)), "-m", tiny, "-s", "3").task.request
+    assert (request.prompt, request.emphasis, request.sampler, request.steps) == ("a fox", "comfy", "DPM++ 2M", 3)
+
+
+def test_info_prints_what_a_picture_says(sdcli: Command, record: dict[str, Any]) -> None:
+    path = png("a.png", sdcli=json.dumps({**record, "prompt": "two\nlines \x1b[2J"}))
+    lines = sdcli("info", path).out.splitlines()
+    assert lines[0] == "PNG, 64x72, written by sdcli" and "steps: 7" in lines
+    assert r"prompt: two\nlines \x1b[2J" in lines
+    report = json.loads(sdcli("info", path, "--json").out)
+    assert (report["schema"], report["writer"], report["said"]["seed"]) == ("sdcli.told/1", "sdcli", 2**64 - 1)
+    other = json.loads(sdcli("info", png("b.png", parameters=A1111), "--json").out)
+    assert (other["writer"], other["said"]["steps"], other["unknown"]["Hires upscale"]) == ("a1111", "25", "2")
+
+
+@pytest.mark.parametrize("command", ["info", "again"])
+def test_a_picture_that_says_nothing_is_one_line(sdcli: Command, command: str) -> None:
+    sdcli(command, png("a.png")).refused(1, "does not say how it was made")
+    sdcli(command, "gone.png").refused(2, "'gone.png' is not a file")
+    sdcli(command).refused(2, "PICTURE")
