@@ -15,6 +15,7 @@ from sdcli.plan.planner import Planned
 
 if TYPE_CHECKING:
     from sdcli.images.masks import Canvas
+    from sdcli.images.read import Edit
 
 KEPT = "from the cache, where another run kept it"
 """What is said of a stage that was not computed."""
@@ -43,8 +44,8 @@ class Task:
     """Which of the pixels change, one byte each, if not all do."""
     canvas: Canvas | None = None
     """What is drawn is laid over this one."""
-    mask_blur: int | None = None
-    inpaint_area: str | None = None
+    edit: Edit | None = None
+    """How the init image came to its size, and what of it changes."""
 
     @property
     def pictures_size(self) -> tuple[int, int]:

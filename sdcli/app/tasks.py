@@ -227,8 +227,7 @@ def task_of(
     task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt, keeps=not asked.no_cache)
     if image is None:
         return task
-    task = replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas)
-    return replace(task, mask_blur=asked.mask_blur, inpaint_area=asked.inpaint_area) if image.mask else task
+    return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)
 
 
 def _require_possible(request: Request, model: Model) -> None:

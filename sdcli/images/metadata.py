@@ -71,12 +71,21 @@ class Provenance:
     """Of noise levels; None is the model's own."""
     emphasis: str = "a1111"
     """Whose way weights of words went."""
+    reference_sha256: list[str] = field(default_factory=list)
+    """Of the pixels of each picture to go by."""
+    fit: str | None = None
+    """How an init image came to its size."""
+    mask: str | None = None
+    """`alpha`, where what was transparent in the init image changed, or `picture`; None where margins alone did."""
     mask_sha256: str | None = None
     mask_blur: int | None = None
     """Pixels, where there is a mask."""
     inpaint_area: str | None = None
     """`masked` where no more than that and so many pixels around it was drawn, at `width` and `height`; or `whole`."""
     mask_padding: int | None = None
+    invert_mask: bool | None = None
+    outpaint: list[int] | None = None
+    """Margins that were drawn, left, above, right and below. With a `whole` picture they are part of its size."""
 
 
 def parameters_text(p: Provenance) -> str:

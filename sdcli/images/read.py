@@ -77,21 +77,6 @@ SIDE_MULTIPLE, SIDE_MIN, SIDE_MAX = 8, 64, 1024
 
 
 @dataclass(frozen=True, slots=True)
-class InitImage:
-    """An RGB picture: `pixels` holds height x width x 3 bytes, row by row. It is the first of its file's `frames`.
-
-    With a `mask`, height x width bytes, of which 255 changes and 0 does not, what is drawn is laid over the `canvas`.
-    """
-
-    width: int
-    height: int
-    pixels: bytes
-    frames: int = 1
-    mask: bytes = b""
-    canvas: Canvas | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Edit:
     """How an init image is brought to its size, and what of it changes: `mask` is a file, or `alpha` for its own
     transparency; None is all of it. `blur` is in pixels. `outpaint` are margins to draw: left, top, right, bottom."""
@@ -115,6 +100,22 @@ ALPHA = "alpha"
 """The mask that an init image brings itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class InitImage:
+    """An RGB picture: `pixels` holds height x width x 3 bytes, row by row. It is the first of its file's `frames`.
+
+    With a `mask`, height x width bytes, of which 255 changes and 0 does not, what is drawn is laid over the `canvas`.
+    """
+
+    width: int
+    height: int
+    pixels: bytes
+    frames: int = 1
+    mask: bytes = b""
+    canvas: Canvas | None = None
+    edit: Edit = ALL_OF_IT
+
+
 def read_init(
     path: Path, width: int | None, height: int | None, edit: Edit = ALL_OF_IT, multiple: int = SIDE_MULTIPLE
 ) -> InitImage:
@@ -130,7 +131,7 @@ def read_init(
     with _refusals(path):
         if not edit.masks:
             size = _target(path, image.size, width, height, multiple)
-            return InitImage(*size, fitted(image, size, edit.fit).tobytes(), frames)
+            return InitImage(*size, fitted(image, size, edit.fit).tobytes(), frames, edit=edit)
         mask = _mask(path, edit, image.size, alpha)
         if edit.area == "masked":
             return _around_mask(path, image, mask, edit, (width, height), frames)
@@ -141,7 +142,7 @@ def read_init(
         _require_step(image.size, multiple)
         pixels, share = image.tobytes(), blurred(mask, edit.blur).tobytes()
         canvas = Canvas(*image.size, pixels, share, (0, 0, *image.size))
-        return InitImage(*image.size, pixels, frames, mask.tobytes(), canvas)
+        return InitImage(*image.size, pixels, frames, mask.tobytes(), canvas, edit)
 
 
 def _around_mask(
@@ -159,7 +160,8 @@ def _around_mask(
     box = box_around(share, whole)
     part = image.crop(box).resize(whole, SMOOTH)
     canvas = Canvas(*image.size, image.tobytes(), share.tobytes(), box, PADDING)
-    return InitImage(*whole, part.tobytes(), frames, mask.crop(box).resize(whole, SHARP).tobytes(), canvas)
+    marks = mask.crop(box).resize(whole, SHARP).tobytes()
+    return InitImage(*whole, part.tobytes(), frames, marks, canvas, edit)
 
 
 def _outpainted(image: Image.Image, mask: Image.Image, edit: Edit, most: int) -> tuple[Image.Image, Image.Image]:
