@@ -13,9 +13,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from sdcli.domain import Request, Sources
+from sdcli.engine.checkpoint import Checkpoint
+from sdcli.engine.schedulers import OURS
 from sdcli.errors import SdcliError
-from sdcli.messages import StepDone
+from sdcli.messages import LatentsDone, StepDone
 from sdcli.models.opened import open_model
+from sdcli.models.samplers import SAMPLERS
 from sdcli.models.schedulers import SCHEDULERS
 from tests.engine.test_same_picture import gradient, pipeline_of, with_scheduler
 from tests.folders import made, with_clip
@@ -101,6 +104,22 @@ def test_a_run_goes_on_from_any_step(request: pytest.FixtureRequest, tmp_path: P
         blob = stopped.payload
         resumed = run_engine(model, asked, payload=payload() + blob, checkpoints=(len(blob),))
         assert all(torch.equal(*pair) for pair in zip(pictures(resumed), whole, strict=True))
+
+
+@pytest.mark.parametrize("sampler", [one.name for one in SAMPLERS if {one.scheduler, one.levelled} & {*OURS}])
+def test_samplers_of_ours_end_with_the_very_latents_outside_and_go_on(tiny: Path, sampler: str) -> None:
+    asked = replace(REQUEST, sampler=sampler, schedule="karras", steps=4)
+    steps = [event for event in run_engine(tiny, asked, payload=payload()) if isinstance(event, StepDone)]
+    finished = Checkpoint.from_bytes(steps[-1].payload).latents
+    known = [e for e in run_engine(tiny, replace(asked, strength=0.0), payload=payload()) if isinstance(e, LatentsDone)]
+    same = finished == Checkpoint.from_bytes(known[0].payload).latents
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[1:5, 2:6] = True
+    assert same[..., ~inside].all() and not same[..., inside].any()
+    blob = steps[0].payload
+    resumed = run_engine(tiny, asked, payload=payload() + blob, checkpoints=(len(blob),))
+    last = [event for event in resumed if isinstance(event, StepDone)][-1]
+    assert torch.equal(Checkpoint.from_bytes(last.payload).latents, finished)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
