@@ -1,7 +1,4 @@
-"""What is asked for, and how it will be done: plain frozen values that every room may hold.
-
-No torch, no files, no processes.
-"""
+"""What is asked for, and how it is done: plain frozen values that every room may hold. No torch, no files."""
 
 from __future__ import annotations
 
@@ -188,20 +185,21 @@ class Origin:
     """Where a weight comes from: a tensor of a file, or a piece of one, as its layer has it.
 
     A weight of a fused tensor is some of its `rows`, from the first to before the last. Numbers of eight bits are to be
-    multiplied by `scale`, a tensor of one number in the same file.
+    multiplied by `scale`, a tensor of one number in the same file. One that is `turned` has columns for rows there.
     """
 
     path: Path
-    stored: str
-    """Its name in the file."""
+    stored: str  # its name in the file
     info: TensorInfo
     rows: tuple[int, int] | None = None
     scale: str | None = None
+    turned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As its layer has it, up to sides of length 1."""
-        return self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
+        shape = self.info.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.info.shape[1:])
+        return shape[::-1] if self.turned else shape
 
     @property
     def numel(self) -> int:
@@ -331,6 +329,8 @@ class Model:
     notes: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
     """What it is changed by."""
+    said: Mapping[str, bool] = field(default_factory=dict)
+    """What its index says besides its parts, where its family takes something else for granted."""
 
     @property
     def path(self) -> Path:
@@ -344,5 +344,5 @@ class Model:
             (part.name, part.class_name, part.config, [(file.path.name, file.header_sha256) for file in part.files])
             for part in self.parts.values()
         ]
-        changed = [sorted(lora.file.header_sha256 for lora in self.loras)] if self.loras else []
-        return hashlib.sha256(json.dumps([self.family, facts, *changed], sort_keys=True).encode()).hexdigest()
+        more = [one for one in (sorted(lora.file.header_sha256 for lora in self.loras), dict(self.said)) if one]
+        return hashlib.sha256(json.dumps([self.family, facts, *more], sort_keys=True).encode()).hexdigest()

@@ -19,6 +19,8 @@ KINDS = ("lora", "mid", "loha", "loha_wide", "loha_tucker", "lokr", "lokr_low", 
 MAGNITUDES = ("", "outputs", "inputs")
 NAMINGS = ("kohya", "kohya_te1", "ldm", "peft", "peft_base", "diffusers", "processor")
 
+TEXTS = {"text_encoder_2": "lora_te2_"}
+
 RANK = 4
 
 
@@ -108,11 +110,11 @@ def changed(
 
 def spelled(naming: str, part: str, module: str, blocks: Mapping[str, str]) -> str | None:
     """The name of a module with its prefix, as a program writes it; None where it does not have such modules."""
-    text = part == "text_encoder"
-    whole = f"text_model.{module}" if text else module
+    text = part.startswith("text_encoder")
+    whole = f"text_model.{module}" if text and module != "text_projection" else module
     match naming:
         case "kohya" | "kohya_te1":
-            prefix = ("lora_te_" if naming == "kohya" else "lora_te1_") if text else "lora_unet_"
+            prefix = TEXTS.get(part, "lora_te_" if naming == "kohya" else "lora_te1_") if text else "lora_unet_"
             return prefix + whole.replace(".", "_")
         case "ldm":
             original = None if text else original_name(blocks, module)
@@ -154,7 +156,7 @@ def write_lora(
     blocks = {ours: theirs for theirs, ours in original_blocks(opened.parts["unet"].settings).items()}
     file: Tensors = {}
     changes: dict[tuple[str, str], Callable[[torch.Tensor, float], torch.Tensor]] = {}
-    for part in ("text_encoder", "unet"):
+    for part in (*(name for name in opened.parts if name.startswith("text_encoder")), "unet"):
         for name, origin in sorted(opened.parts[part].weights().items()):
             module = name.removesuffix(".weight")
             key = spelled(naming, part, module, blocks)
@@ -202,7 +204,7 @@ def merged(
     """A copy of the model with its weights changed beforehand, each change of the weight as it was; in FP32."""
     shutil.copytree(model, folder)
     opened = open_model("m", folder)
-    for part in ("text_encoder", "unet"):
+    for part in (*(name for name in opened.parts if name.startswith("text_encoder")), "unet"):
         (file,) = opened.parts[part].files
         tensors = load_file(file.path)
         for name, origin in opened.parts[part].weights().items():

@@ -151,7 +151,7 @@ class _Run:
         record, task = self._record, prospect.task
         if record.planned is None:
             record.planned = prospect.plan(self._baseline_bytes())
-            record.folder.describe(job_table(task, record.planned), task.pixels, task.mask)
+            record.folder.describe(job_table(task, record.planned), task.pixels, task.mask, task.references)
             part = "latents" if record.planned.plan.fresh_decode else "whole"
         elif task.dtype != self._task.dtype:
             try:

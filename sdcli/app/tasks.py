@@ -114,7 +114,10 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
     for note in model.notes:
         tell(Note(note))
     for file in asked.embeddings:
-        own = [w.name for part in model.parts.values() for w in part.words if w.origin.path.name == Path(file).name]
+        words = [
+            word for part in model.parts.values() for word in part.words if word.origin.path.name == Path(file).name
+        ]
+        own = [*dict.fromkeys(word.name for word in words)]
         if idle(own, asked):
             what = f"--embedding {echo(file)} has no effect: neither prompt has its word {' or '.join(map(echo, own))}"
             tell(Note(what, "warning"))

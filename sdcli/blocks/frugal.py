@@ -127,9 +127,10 @@ def _residual_block(
     given: torch.Tensor | list[torch.Tensor],
     time: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))) (He et al. 2016): (batch, channels, h, w), one time for all.
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))) (He et al. 2016): (batch, channels, h, w).
 
-    A map that comes in a list is given away: it is written over, and goes when it is last used.
+    All samples have one time, or each its own. A map that comes in a list is given away: it is written over, and goes
+    when it is last used.
     """
     spent = isinstance(given, list)
     states = given.pop() if isinstance(given, list) else given
@@ -138,7 +139,7 @@ def _residual_block(
     states = _norm_silu(block.norm1, samples, states, into)
     del into
     if block.time_emb_proj is not None and time is not None:
-        states = shifted(block.conv1, states, block.time_emb_proj(F.silu(time))[0])
+        states = shifted(block.conv1, states, [block.time_emb_proj(F.silu(one))[0] for one in time.split(1)])
     else:
         states = block.conv1(states)
     return plus(block.conv2, _norm_silu(block.norm2, samples, states, states), shortcut)

@@ -27,7 +27,7 @@ from sdcli.weights.match import require_match
 from sdcli.weights.sliced import would_lie
 
 
-def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> Note:
+def _noted_by(run: DryRun, device: Device, packed: bool) -> Note:
     """Has a dry run know the weights that a stage borrows. Raises SdcliError where the model's files lack some.
 
     What changes a weight goes beside its layer, where that computes with `packed` weights on the device.
@@ -36,6 +36,7 @@ def _noted_by(run: DryRun, device: Device, dtype: torch.dtype, packed: bool) -> 
     def note(
         module: nn.Module,
         component: Component,
+        dtype: torch.dtype,
         parts: tuple[str, ...],
         fetched: type[nn.Module] | None,
         sliced: type[nn.Module] | None,
@@ -132,7 +133,7 @@ class _Counting:
 
     @contextmanager
     def _entered(self, stage: Stage, run: DryRun, way: str, scratch_bytes: int = 0) -> Iterator[Any]:
-        note = _noted_by(run, self._real, self._dtype, stage.times == "steps")
+        note = _noted_by(run, self._real, stage.times == "steps")
         borrow = Borrow(self._device, self._dtype, way=way, scratch_bytes=scratch_bytes, dry=note)
         with getattr(self._network, stage.name)(self._model, self._request, borrow) as work, run:
             yield work

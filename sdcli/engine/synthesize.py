@@ -75,7 +75,8 @@ def _empty_modules(config: dict[str, Any]) -> dict[Part, nn.Module]:
         if part.stem is not None:
             home, table = Path(part.name), config[part.name]
             settings = checked_config(part, table, home)
-            modules[part] = network.build(Component(part.name, class_name(part, table, home), settings, home))
+            kind = class_name(part, table, home)
+            modules[part] = network.build(Component(part.name, kind, settings, home, schema=part.schema))
     return modules
 
 

@@ -213,6 +213,8 @@ class Found:
 
     parts: Mapping[str, Component]
     notes: tuple[str, ...] = ()
+    said: Mapping[str, bool] = field(default_factory=dict)
+    """What a model's index says besides, of the keys that the family's `index_extras` have, where it says otherwise."""
 
 
 FindParts = Callable[[WeightFile, Numbers, Prediction | None], Found]
@@ -220,8 +222,8 @@ FindParts = Callable[[WeightFile, Numbers, Prediction | None], Found]
 step comes what no file has: a scheduler, the tokenizer. Raises SdcliError for weights that cannot be read."""
 
 
-FindWords = Callable[[WeightFile, Mapping[str, Component]], tuple[str, tuple[Word, ...]]]
-"""The words that a file of textual inversion brings to these parts, and the name of the part that has them then. Raises
+FindWords = Callable[[WeightFile, Mapping[str, Component]], Mapping[str, tuple[Word, ...]]]
+"""The words that a file of textual inversion brings to these parts, by the name of the part that has them then. Raises
 SdcliError for a file that brings none to this model."""
 
 

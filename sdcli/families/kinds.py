@@ -8,9 +8,6 @@ from collections.abc import Iterable, Mapping
 CHECKPOINT = "a single-file checkpoint"
 
 _TELLTALES = (
-    ("add_embedding.", "Stable Diffusion XL"),
-    ("conditioner.embedders.", "Stable Diffusion XL"),
-    ("label_emb.", "Stable Diffusion XL"),
     ("control_model.", "a ControlNet"),
     ("controlnet_", "a ControlNet"),
     ("input_hint_block.", "a ControlNet"),
@@ -33,6 +30,9 @@ _TELLTALES = (
     ("quantize.", "a VQ autoencoder"),
     ("time_conv_out.", "Stable Video Diffusion"),
     ("vision_model.", "a CLIP vision model"),
+    ("add_embedding.", "Stable Diffusion XL"),
+    ("conditioner.embedders.", "Stable Diffusion XL"),
+    ("label_emb.", "Stable Diffusion XL"),
     ("model.diffusion_model.", CHECKPOINT),
 )
 """Parts of names that only these have."""

@@ -12,6 +12,9 @@ from sdcli.families.flux2.family import Flux2
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
+from sdcli.families.sdxl.embeddings import words_of as words_of_xl
+from sdcli.families.sdxl.family import StableDiffusionXL
+from sdcli.families.sdxl.single import parts_of as parts_of_xl
 from sdcli.families.zimage.family import ZImage
 
 Has = Callable[[str], bool]
@@ -31,17 +34,23 @@ def register(family: Family, find_parts: FindParts | None = None, find_words: Fi
         _WORD_FINDERS[family.name] = find_words
 
 
-def words_in(family: Family, file: WeightFile, parts: Mapping[str, Component]) -> tuple[str, tuple[Word, ...]]:
-    """The words that a file brings to the parts of a model, and the part that has them then. Raises SdcliError."""
+def words_in(family: Family, file: WeightFile, parts: Mapping[str, Component]) -> Mapping[str, tuple[Word, ...]]:
+    """The words that a file brings to a model, by the part that has them then. Raises SdcliError."""
     find = _WORD_FINDERS.get(family.name)
     if find is None:
         raise SdcliError(f"models like this one take no embeddings, and {echo(file.path)} is given: leave it out")
     return find(file, parts)
 
 
-def parts_in(file: WeightFile, numbers: Numbers, prediction: Prediction | None = None) -> tuple[Family, Found]:
-    """The family that has most parts in a single file, and these parts; there may be none."""
-    found = {name: find(file, numbers, prediction) for name, find in _FINDERS.items()}
+def parts_in(
+    file: WeightFile, numbers: Numbers, prediction: Prediction | None = None, family: str | None = None
+) -> tuple[Family, Found]:
+    """The family that has most parts in a single file, and these parts; there may be none.
+
+    Where the `family` is known, as it finds them.
+    """
+    finders = {family: _FINDERS[family]} if family in _FINDERS else _FINDERS
+    found = {name: find(file, numbers, prediction) for name, find in finders.items()}
     name = max(found, key=lambda name: len(found[name].parts))
     return _FAMILIES[name], found[name]
 
@@ -93,5 +102,6 @@ def looks_like_a_model(has: Has) -> bool:
 
 
 register(StableDiffusion(), parts_of, words_of)
+register(StableDiffusionXL(), parts_of_xl, words_of_xl)
 register(Flux2())
 register(ZImage())

@@ -26,7 +26,7 @@ def parts_in_folder(ref: str, folder: Path, besides: Collection[str] = ()) -> tu
     try:
         if not folder.is_dir():
             raise SdcliError(f"the model {echo(ref)} is not a folder: give one in diffusers layout")
-        family, classes = read_index(folder)
+        family, classes, said = read_index(folder)
         parts = sorted(family.parts, key=lambda part: part.stem is None)  # networks first, which say most
         parts = [part for part in parts if part.name not in besides]
         _require_all(ref, folder, parts)
@@ -34,7 +34,7 @@ def parts_in_folder(ref: str, folder: Path, besides: Collection[str] = ()) -> tu
         raise SdcliError(f"cannot read the model {echo(ref)}: {error.strerror}; check its permissions") from error
     opened = {part.name: component_in(folder / part.name, part, classes.get(part.name)) for part in parts}
     notes = (note for part in parts if part.stem for note in _notes(folder / part.name, part.stem))
-    return family, Found(opened, tuple(notes))
+    return family, Found(opened, tuple(notes), said)
 
 
 def _require_all(ref: str, folder: Path, parts: list[Part]) -> None:

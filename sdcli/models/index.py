@@ -19,9 +19,14 @@ INDEX_FILE = "model_index.json"
 
 _LIBRARIES = get_args(Library)
 
+_IDLE = {"requires_safety_checker"}
+"""Keys that have no say in a picture."""
 
-def read_index(folder: Path) -> tuple[Family, dict[str, str]]:
-    """The family of the model in a folder, and the class of each part that an index names, if there is one.
+
+def read_index(folder: Path) -> tuple[Family, dict[str, str], dict[str, bool]]:
+    """The family of the model in a folder, the class of each part that an index names, and what it says besides.
+
+    That is of the keys that the family knows, where it says otherwise than usual. There may be no index.
 
     Raises SdcliError for a pipeline of a kind that is not known.
     """
@@ -30,7 +35,10 @@ def read_index(folder: Path) -> tuple[Family, dict[str, str]]:
     family = recognise(lambda part: (folder / part).is_dir(), table.get("_class_name"), path, partial(_told, folder))
     if table.get("custom_pipeline") or table.get("auto_map"):
         raise SdcliError(f"{echo(path)} names a pipeline of its own: refused; no code that a model brings is run")
-    return family, {part.name: _class(path, part.name, table[part.name]) for part in family.parts if part.name in table}
+    classes = {part.name: _class(path, part.name, table[part.name]) for part in family.parts if part.name in table}
+    usual = {key: value for key, value in family.index_extras.items() if isinstance(value, bool) and key not in _IDLE}
+    said = {key: table[key] for key, value in usual.items() if isinstance(table.get(key), bool) and table[key] != value}
+    return family, classes, said
 
 
 def _told(folder: Path, part: Part) -> object:

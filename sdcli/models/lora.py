@@ -88,7 +88,10 @@ def _adapters(model: Model, file: WeightFile, weight: float, names: _Names) -> t
     shapes = {name: info.shape for name, info in file.tensors.items()}
     label = family_of(model).label(model)
     others = [name for m, group in groups.items() if m not in matched for name in group.tensors.values()]
-    if foreign := foreign_lora(others):
+    foreign = foreign_lora(others)
+    if foreign and not (
+        matched and label == "sdxl" and foreign == "Stable Diffusion XL"
+    ):  # for a deeper one of its kind
         raise SdcliError(f"{echo(file.path)} is for {foreign}, and the model is {label}: give a LoRA for this model")
     if not matched:
         _refuse_what_is_none(file, groups, shapes, label)

@@ -32,8 +32,8 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     for where in sources.embeddings:
-        name, words = words_in(family, read_header(Path(where)), parts)
-        parts[name] = replace(parts[name], words=(*parts[name].words, *words))
+        for name, words in words_in(family, read_header(Path(where)), parts).items():
+            parts[name] = replace(parts[name], words=(*parts[name].words, *words))
     model = Model(
         ref=ref,
         sources=sources,
@@ -41,6 +41,7 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         parts={part.name: parts[part.name] for part in family.parts},
         sha256=sha256,
         notes=found.notes,
+        said=found.said,
     )
     family.require_fit(ref, model)
     return with_loras(model, sources.loras)
@@ -71,7 +72,7 @@ def _part(family: Family, name: str, where: str) -> Component:
         if not homes:
             raise SdcliError(f"{echo(where)} has no {part.config_file} of a {name}: give its folder, or a file")
         return component_in(homes[0], part)
-    _, found = parts_in_file(where, path)
+    _, found = parts_in_file(where, path, family_name=family.name)
     if name not in found.parts:
         raise SdcliError(f"{echo(where)} has no {name}, it has {', '.join(found.parts)}: give another file")
     return found.parts[name]

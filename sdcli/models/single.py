@@ -14,25 +14,35 @@ from sdcli.families.registry import parts_in
 from sdcli.models.configs import checked_config
 from sdcli.models.header import read_header
 
-WANTED = (CHECKPOINT, "Stable Diffusion 1.x", "Stable Diffusion 2.x", "a latent consistency model")
+WANTED = (
+    CHECKPOINT,
+    "Stable Diffusion 1.x",
+    "Stable Diffusion 2.x",
+    "Stable Diffusion XL",
+    "a latent consistency model",
+)
 """Kinds whose single files are read."""
 
 NUMBERS_LIMIT = 65536
 """Numbers that are read of a tensor, which is a norm's offsets or a scale."""
 
 
-def parts_in_file(ref: str, path: Path, prediction: Prediction | None = None) -> tuple[Family, Found]:
-    """The family of a single file, and the parts that it has: one at least.
+def parts_in_file(
+    ref: str, path: Path, prediction: Prediction | None = None, family_name: str | None = None
+) -> tuple[Family, Found]:
+    """The family of a single file unless its name is known, and the parts that it has: one at least.
 
     Raises SdcliError for a file that has none, naming what it looks like.
     """
     file = read_header(path)
     likely = likely_kind({name: info.shape for name, info in file.tensors.items()})
     likely = None if likely in WANTED else likely
-    family, found = parts_in(file, numbers_in, prediction)
+    family, found = parts_in(file, numbers_in, prediction, family_name)
     if not found.parts or likely is not None:
         what = f"{echo(ref)} looks like {likely}" if likely else f"{echo(ref)} has no network that is known here"
-        raise SdcliError(f"{what}: give a checkpoint of Stable Diffusion 1.x or 2.x, or a folder in diffusers layout")
+        raise SdcliError(
+            f"{what}: give a checkpoint of Stable Diffusion 1.x, 2.x or XL, or a folder in diffusers layout"
+        )
     for part in family.parts:
         if part.stem is not None and part.name in found.parts:
             component = found.parts[part.name]

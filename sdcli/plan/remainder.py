@@ -32,7 +32,7 @@ class Remainder:
     steps_gaps: Mapping[GiveBack, Curve]
     after_steps: Curve
     fresh_worker: Curve = ((0, 8), (100, 12))
-    steps_by_slices: Curve = ((0, 34), (120, 42), (200, 60))
+    steps_by_slices: Curve = ((0, 64), (120, 72), (200, 90))
     """Gaps where weights are used by the slice, by all that is alive: tensors are of few sizes, and the next one fits
     where one has gone."""
     scratch_share: float = 0.12
@@ -69,9 +69,9 @@ class Remainder:
 WITH_AVX512 = Remainder(
     kernel_bytes=352 * KIB,
     steps_gaps={
-        "stage": ((0, 11), (9, 21), (13, 27), (23, 55), (40, 72), (60, 109), (85, 158), (136, 184)),
-        "block": ((0, 11), (13, 24), (23, 42), (60, 58), (85, 64), (136, 116)),
-        "piece": ((0, 11), (13, 19), (23, 37), (40, 46), (61, 51), (136, 74)),
+        "stage": ((0, 15), (9, 25), (13, 31), (23, 60), (40, 77), (60, 115), (85, 164), (136, 190)),
+        "block": ((0, 15), (13, 28), (23, 47), (60, 63), (85, 69), (136, 121)),
+        "piece": ((0, 15), (13, 23), (23, 42), (40, 51), (61, 56), (136, 79)),
     },
     after_steps=((0, 15), (27, 36), (48, 53), (62, 62), (105, 64), (200, 80)),
 )

@@ -16,8 +16,10 @@ from sdcli.weights.lend import Table, lend_weights
 from sdcli.weights.lent import Lent
 from sdcli.weights.prepared import PreparedCopy
 
-Note = Callable[[nn.Module, Component, tuple[str, ...], type[nn.Module] | None, type[nn.Module] | None], None]
-"""Told of a module, of which component, under which parts, which kind of layers fetch copies, and of which slices."""
+Kind = type[nn.Module] | None
+Note = Callable[[nn.Module, Component, torch.dtype, tuple[str, ...], Kind, Kind], None]
+"""Told of a module, of which component, lent in which type under which parts, which kind of layers fetch copies, and of
+which slices."""
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ class Borrow:
         the kind `sliced`, whose weights are given out by the slice (weights/sliced.py). A dry run tells the table so.
         """
         if self.dry is not None:
-            self.dry(module, component, parts, fetched, sliced)
+            self.dry(module, component, self.dtype, parts, fetched, sliced)
             yield Lent(self.device, self.dtype)
             return
         with lend_weights(

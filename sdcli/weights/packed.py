@@ -14,7 +14,7 @@ import functools
 import platform
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -246,13 +246,32 @@ def plus(layer: nn.Module, states: torch.Tensor, residual: torch.Tensor) -> torc
     return output
 
 
-def shifted(layer: nn.Conv2d, states: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """layer(states) + shift, (out,) for every pixel, in one pass if the layer is packed."""
+def shifted(layer: nn.Conv2d, states: torch.Tensor, shifts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """layer(states) + shift, (out,) for every pixel, in one pass if the layer is packed: one for all samples or each.
+
+    Samples with shifts of their own go one after another there, so that each has the bits that it has alone.
+    """
     forward = layer.__dict__.get("forward")
-    if isinstance(forward, PackedConvolution) and layer.bias is not None:
-        return forward(states, shift=shift)
-    output: torch.Tensor = layer(states).add_(shift[:, None, None])
+    packed = forward if isinstance(forward, PackedConvolution) and layer.bias is not None else None
+    if len(shifts) > 1 and (packed is not None or states.is_meta):  # a dry run has what the largest way takes
+        one = shifted(layer, states[:1], shifts[:1])
+        every = torch.empty_like(one.expand(len(shifts), -1, -1, -1), memory_format=_format_of(one))
+        every[:1] = one
+        for number in range(1, len(shifts)):
+            del one
+            some = slice(number, number + 1)
+            one = shifted(layer, states[some], shifts[some])
+            every[some] = one
+        return every
+    if packed is not None:
+        return packed(states, shift=shifts[0])
+    output: torch.Tensor = layer(states).add_(torch.stack([*shifts])[:, :, None, None])
     return output
+
+
+def _format_of(states: torch.Tensor) -> torch.memory_format:
+    last = states.is_contiguous(memory_format=torch.channels_last) and not states.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def packing_of(layer: nn.Module, device: Device, dtype: torch.dtype) -> type[Packed] | None:

@@ -149,6 +149,7 @@ class Source:
         begin = tensor.data_ptr() - origin.info.begin
         mapping = (begin, begin + self._ends[origin.path]) if lies_in_memory(origin.path) else None
         piece = tensor if origin.rows is None else tensor[slice(*origin.rows)]
+        piece = piece.t() if origin.turned else piece
         return Stored(piece if shape is None else piece.view(shape), mapping, scale)
 
     def place(self, name: str) -> tuple[str, int]:

@@ -44,6 +44,13 @@ def test_a_picture_of_every_kind_is_that_of_weights_merged_beforehand(
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 0.8)), expected) <= 1
 
 
+def test_layers_that_clip_skip_leaves_out_are_not_changed(tiny: Path, tmp_path: Path) -> None:
+    request = replace(SHORT, clip_skip=2)
+    change = write_lora(tiny, tmp_path / "x.safetensors")
+    expected = draw(merged(tiny, tmp_path / "m", [(change, 1.0)]), request=request)
+    assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0), request=request), expected) <= 1
+
+
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_every_naming_is_understood(tiny: Path, tmp_path: Path, naming: str) -> None:
     change = write_lora(tiny, tmp_path / "x.safetensors", naming=naming)

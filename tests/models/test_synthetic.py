@@ -297,7 +297,8 @@ def whole(tmp_path: Path, write_weights: Callable[[Path, dict[str, tuple[str, li
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "side"), [("sd15", "sd15", 512), ("klein", "klein-4b", 1024), ("z-image", "z-image-turbo", 1024)]
+    ("name", "label", "side"),
+    [("sd15", "sd15", 512), ("sdxl", "sdxl", 1024), ("klein", "klein-4b", 1024), ("z-image", "z-image-turbo", 1024)],
 )
 def test_the_texts_of_a_shipped_model_and_any_weights_make_a_whole_model(
     whole: Whole, name: str, label: str, side: int
@@ -307,7 +308,7 @@ def test_the_texts_of_a_shipped_model_and_any_weights_make_a_whole_model(
 
 
 def test_every_shipped_model_was_looked_at() -> None:
-    assert {*settings.config_names("models")} == {"sd15", "klein", "z-image"}
+    assert {*settings.config_names("models")} == {"sd15", "sdxl", "klein", "z-image"}
 
 
 def test_the_texts_of_stable_diffusion_are_clip_s(whole: Whole) -> None:

@@ -129,12 +129,28 @@ def test_a_convolution_s_shift_is_added_to_every_pixel(dtype: torch.dtype) -> No
     convolution = nn.Conv2d(16, 24, 3, padding=1).to(dtype)
     states, shift = numbers(2, 16, 5, 7, dtype=dtype), numbers(24, dtype=dtype)
     expected = convolution(states) + shift[:, None, None]
-    assert torch.equal(shifted(convolution, states, shift), expected)
+    assert torch.equal(shifted(convolution, states, [shift]), expected)
     bias = convolution.bias.clone()
     convolution.forward, _ = packed(convolution, convolution.weight.clone())
-    output = shifted(convolution, states, shift)
+    output = shifted(convolution, states, [shift])
     torch.testing.assert_close(output, expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
     assert torch.equal(convolution.bias, bias)
+
+
+@packs
+@pytest.mark.parametrize("dtype", PACKED_DTYPES)
+@torch.no_grad()
+def test_samples_with_shifts_of_their_own_have_the_bits_that_each_has_alone(dtype: torch.dtype) -> None:
+    convolution = nn.Conv2d(16, 24, 3, padding=1).to(dtype)
+    states, shifts = numbers(2, 16, 5, 7, dtype=dtype), [numbers(24, seed=seed, dtype=dtype) for seed in (3, 4)]
+    expected = convolution(states) + torch.stack(shifts)[:, :, None, None]
+    torch.testing.assert_close(shifted(convolution, states, shifts), expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+    convolution.forward, _ = packed(convolution, convolution.weight.clone())
+    together = shifted(convolution, states, shifts)
+    torch.testing.assert_close(together, expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+    for number, shift in enumerate(shifts):
+        some = slice(number, number + 1)
+        assert torch.equal(together[some], shifted(convolution, states[some], [shift]))
 
 
 @pytest.mark.skipif(torch.bfloat16 not in PACKED_DTYPES, reason="this processor has no kernels for bf16")

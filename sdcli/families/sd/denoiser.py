@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -45,12 +46,18 @@ class Denoiser:
         sample = latents.to(device.torch_device, self.borrow.dtype).contiguous(memory_format=device.memory_format)
         size, context = self.unet.config.time_cond_proj_dim, conditioning["tokens"]
         condition = None if size is None else embedded_guidance(guidance, size).to(sample)
+        added = self.added(conditioning)
         if is_plain(self.unet):
-            output = predict(self.unet, sample, timestep, context, self.borrow.between, condition)
+            output = predict(self.unet, sample, timestep, context, self.borrow.between, condition, added)
         else:
-            given = {"encoder_hidden_states": context, "timestep_cond": condition}
+            given: dict[str, Any] = {"encoder_hidden_states": context, "timestep_cond": condition}
+            given["added_cond_kwargs"] = added
             output = self.unet(sample, timestep, **given, return_dict=False)[0]
         return output.to("cpu", torch.float32).contiguous()
+
+    def added(self, conditioning: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the UNet takes with the time besides."""
+        return {}
 
 
 def build_unet(component: Component) -> UNet2DConditionModel:
@@ -61,12 +68,19 @@ def build_unet(component: Component) -> UNet2DConditionModel:
 @contextmanager
 def borrow_denoiser(component: Component, borrow: Borrow) -> Iterator[Denoiser]:
     """Load the denoiser as the plan says, lend it, free it."""
+    with borrow_unet(component, borrow) as (unet, lent):
+        yield Denoiser(unet, lent, borrow)
+
+
+@contextmanager
+def borrow_unet(component: Component, borrow: Borrow) -> Iterator[tuple[UNet2DConditionModel, Lent]]:
+    """Lend a UNet whose attention is bounded and whose forward is frugal, and what counts its reading."""
     unet, device = build_unet(component), borrow.device
     attention = BoundedAttention(borrow.scratch_bytes, device.fused_attention(borrow.dtype), device.name == "cpu")
     unet.set_attn_processor(attention)
     make_frugal(unet, by_sample=device.name == "cpu")
     with borrow.weights(unet, component) as lent, device.repeating():
         try:
-            yield Denoiser(unet, lent, borrow)
+            yield unet, lent
         finally:
             attention.free()

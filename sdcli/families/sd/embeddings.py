@@ -21,9 +21,8 @@ VECTORS_MOST = 75
 _NOT_OURS = {"clip_g": "Stable Diffusion XL", "clip_l": "Stable Diffusion XL", "t5xxl": "another family"}
 
 
-def words_of(file: WeightFile, parts: Mapping[str, Component]) -> tuple[str, tuple[Word, ...]]:
+def words_of(file: WeightFile, parts: Mapping[str, Component]) -> dict[str, tuple[Word, ...]]:
     """The words that a file brings to the text encoder. Raises SdcliError for a file that brings none."""
-    settings: TextEncoder = parts[TEXT_ENCODER.name].settings
     for key, whose in _NOT_OURS.items():
         if key in file.tensors:
             raise SdcliError(f"{echo(file.path)} is an embedding for {whose}, not for this model: give another")
@@ -32,18 +31,25 @@ def words_of(file: WeightFile, parts: Mapping[str, Component]) -> tuple[str, tup
             f"{echo(file.path)} has {len(file.tensors)} tensors and is no textual inversion, which has one:"
             " give an embedding in safetensors"
         )
-    ((stored, info),) = file.tensors.items()
+    (stored,) = file.tensors
+    names = {file.path.stem} | ({stored} if stored not in ("emb_params", "string_to_param") else set())
+    settings: TextEncoder = parts[TEXT_ENCODER.name].settings
+    return {TEXT_ENCODER.name: words_by(file, stored, names, settings.hidden_size)}
+
+
+def words_by(file: WeightFile, stored: str, names: Collection[str], width: int) -> tuple[Word, ...]:
+    """One word by these names, of vectors that a tensor has. Raises SdcliError unless they are of this width."""
+    info = file.tensors[stored]
     shape = info.shape if len(info.shape) == 2 else (1, *info.shape)
     if len(shape) != 2 or info.dtype not in WEIGHT_DTYPES or not 1 <= shape[0] <= VECTORS_MOST:
         raise SdcliError(f"{echo(file.path)} is no textual inversion: its tensor {echo(stored)} is no list of vectors")
-    if shape[1] != settings.hidden_size:
+    if shape[1] != width:
         raise SdcliError(
             f"{echo(file.path)} has vectors of {shape[1]} numbers, and this model's text encoder takes"
-            f" {settings.hidden_size}: it is an embedding for another family"
+            f" {width}: it is an embedding for another family"
         )
     origin = Origin(file.path, stored, info)
-    names = {file.path.stem} | ({stored} if stored not in ("emb_params", "string_to_param") else set())
-    return TEXT_ENCODER.name, tuple(Word(name, shape[0], origin, file.stamp) for name in sorted(names))
+    return tuple(Word(name, shape[0], origin, file.stamp) for name in sorted(names))
 
 
 def split_at(prompt: str, names: Collection[str]) -> Iterator[tuple[str, str | None]]:

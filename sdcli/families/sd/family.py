@@ -114,7 +114,7 @@ class StableDiffusion:
             raise SdcliError(
                 f"the model {echo(ref)} has an autoencoder for {max(colours - {3})} colours: it takes one for 3"
             )
-        words, context = _text(model).hidden_size, unet.cross_attention_dim
+        words, context = self.word_width(model), unet.cross_attention_dim
         for width in [context] if isinstance(context, int) else context:
             if width != words:
                 raise SdcliError(
@@ -127,6 +127,10 @@ class StableDiffusion:
                 f"{echo(model.parts['unet'].config_file)} sets 'sample_size' to {side} pixels:"
                 f" refused; pictures have at most {SIDE_LIMIT}"
             )
+
+    def word_width(self, model: Model) -> int:
+        """Numbers that a token of the prompt has."""
+        return _text(model).hidden_size
 
     def label(self, model: Model) -> str:
         """`sd15` for Stable Diffusion 1.x, else `sd`: the same parts in other sizes."""
@@ -162,9 +166,19 @@ def words_from(component: Component, skip: int | None) -> Component:
         return component
     settings: TextEncoder = component.settings
     layers = settings.num_hidden_layers - (skip - _text_layers(settings).start)
-    left_out = tuple(f"encoder.layers.{layer}." for layer in range(layers, settings.num_hidden_layers))
-    kept = {name: origin for name, origin in component.weights().items() if not name.startswith(left_out)}
-    return replace(component, config=component.config | {"num_hidden_layers": layers}, tensors=kept)
+    return first_layers(component, layers)
+
+
+def first_layers(component: Component, layers: int, besides: tuple[str, ...] = ()) -> Component:
+    """The text encoder with so many layers, and without what has names that begin with those `besides`."""
+    end = component.settings.num_hidden_layers
+    left_out = *(f"encoder.layers.{layer}." for layer in range(layers, end)), *besides
+    return replace(
+        component,
+        config=component.config | {"num_hidden_layers": layers},
+        tensors={name: origin for name, origin in component.weights().items() if not name.startswith(left_out)},
+        adapters={name: some for name, some in component.adapters.items() if not name.startswith(left_out)},
+    )
 
 
 def _unet(model: Model) -> UNet:

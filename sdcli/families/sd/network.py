@@ -15,22 +15,12 @@ from torch import nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from sdcli.domain import Component, Model, Request
-from sdcli.families.emphasis import emphasised
-from sdcli.families.prompts import turns_of
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
 from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
 from sdcli.families.sd.family import StableDiffusion, is_told_of_mask, words_from
-from sdcli.families.sd.text_encoder import (
-    Tokens,
-    borrow_text_encoder,
-    build_text_encoder,
-    own_words,
-    text_config,
-    tokenize_all,
-)
+from sdcli.families.sd.text_encoder import borrow_text_encoder, build_text_encoder, text_config
+from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
 from sdcli.weights.borrow import Borrow
-
-State = dict[str, dict[str, torch.Tensor]]
 
 MASKED = 0.5
 """A mask is 0 below, 1 from there on."""
@@ -53,46 +43,12 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
 
     Words that change from step to step are several of these (engine/denoise.py, `conditioning_at`).
     """
-    turns, length = turns_of(request), StableDiffusion().geometry(model).prompt_tokens
-    if borrow.dry is not None:
-        pairs = [Tokens.dry(1 + request.guided, StableDiffusion().chunks(model, request), length, turns.weighted)]
-    else:
-        groups = [pair[not request.guided :] for pair in turns.pairs]
-        pairs = tokenize_all(model.parts["tokenizer"], length, groups, own_words(model.parts["text_encoder"]))
-        kinds = ("negative prompt", "prompt")[not request.guided :]
-        for kind, *dropped in zip(kinds, *(tokens.dropped for tokens in pairs), strict=True):
-            if any(dropped):
-                borrow.notices.append(f"the {kind} is too long: its last {max(dropped)} tokens are left out")
+    tokens = tokens_of(("tokenizer", "text_encoder"), StableDiffusion(), model, request, request.guided, borrow)
     text = words_from(model.parts["text_encoder"], request.clip_skip)
     with borrow_text_encoder(text, borrow) as encode:
-
-        def run(state: State) -> State:
-            given = [{"tokens": _weighed(tokens, request, borrow, encode)} for tokens in pairs]
-            if borrow.dry is not None:
-                given += [{"tokens": torch.empty_like(given[0]["tokens"])} for _ in turns.pairs[1:]]
-            if borrow.dry is not None and len(given) > 1:
-                _weighed(pairs[0], request, borrow, encode)  # while the others are there
-            encoded: State = {
-                f"conditioning {number}" if number else "conditioning": g for number, g in enumerate(given)
-            }
-            return encoded | ({"turns": {"order": torch.tensor(turns.order)}} if turns.order else {})
-
-        yield run
-
-
-def _weighed(
-    tokens: Tokens, request: Request, borrow: Borrow, encode: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """What the encoder says of prompts, by the weights of their words."""
-    states = encode(tokens.ids)
-    if bool((tokens.weights == 1).all()):
-        return states
-    if borrow.dry is not None:  # what `emphasised` has at once: some of its operations have no kernel for shapes
-        _full = [torch.empty(states.shape, dtype=torch.float32, device=states.device) for _ in range(3)]
-        return torch.empty_like(states)
-    empty = encode(tokens.empty[None, None])[0] if request.emphasis == "comfy" else None
-    parted = states.unflatten(1, tokens.ids.shape[1:])
-    return emphasised(parted, tokens.weights, request.emphasis, empty).flatten(1, 2)
+        yield lambda _: conditionings(
+            request, borrow, lambda: ({"tokens": weighed(one, request, borrow, encode)} for one in tokens)
+        )
 
 
 @contextmanager

@@ -26,10 +26,12 @@ class Twice(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A weight's place in a file: `share` is (which, of how many) equal parts of a fused one."""
+    """A weight's place in a file: `share` is (which, of how many) equal parts of a fused one. A `turned` one has rows
+    where its layer has columns."""
 
     stored: str
     share: tuple[int, int] | None = None
+    turned: bool = False
 
 
 def _each(pairs: Iterable[tuple[str, str]]) -> dict[str, Piece]:

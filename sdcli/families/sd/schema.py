@@ -276,5 +276,5 @@ def corrected_unet(config: dict[str, Any], table: dict[str, Any]) -> dict[str, A
     return config | {"sample_size": OLD_SIDE} if is_old and type(side) is int and side < OLD_SIDE else config
 
 
-def _most(value: int | Sequence[int]) -> int:
-    return value if isinstance(value, int) else max(value)
+def _most(value: int | Sequence[Any]) -> int:
+    return value if isinstance(value, int) else max(map(_most, value))

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdcli.domain import Component, Origin, Prediction, TensorInfo, WeightFile
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import FLOAT8, Found, Numbers
+from sdcli.families.contract import FLOAT8, Found, Numbers, Part
 from sdcli.families.sd import original
 from sdcli.families.sd.original import Names, Piece, Twice
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
-
-PREFIXES = {
-    "unet": ("model.diffusion_model.", "model_ema.diffusion_model", ""),
-    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.", ""),
-    "vae": ("first_stage_model.", ""),
-}
-"""Under which a file has each network, the first that is there; a file of one network alone has none."""
 
 _SIGNS = {
     "unet": re.compile(r"input_blocks\.0\.0\.weight|conv_in\.weight"),
@@ -33,12 +27,15 @@ _SIGNS = {
 }
 """Names that tell that a network is there."""
 
+_OF_SDXL = re.compile(r"label_emb\.|add_embedding\.")
+"""Names that a denoiser of Stable Diffusion has not."""
+
 CLIP_FOLDER = Path(__file__).parent / "clip"
 """CLIP's byte-pair vocabulary (https://github.com/mlfoundations/open_clip, MIT)."""
 
 _MARKS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
 
-_BETAS = {
+BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -64,17 +61,45 @@ OTHER: Mapping[Prediction, Prediction] = {"epsilon": "v", "v": "epsilon"}
 _LAST_NORM = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How to find a part in a file: of which kind of network it is, and under which prefix its tensors are.
+
+    The first that is there; a file of one network alone has none. `pieces` gives the class's own names, and `describe`
+    the config, from shapes by these names and from the file's.
+    """
+
+    part: Part
+    kind: str
+    prefixes: tuple[str, ...]
+    pieces: Callable[[Names], dict[str, Piece]]
+    describe: Callable[[Shapes, Names], dict[str, Any]]
+
+
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has, in either layout. Raises SdcliError for types that are not read."""
-    found: dict[str, Component] = {}
+    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH))
     notes: list[str] = []
-    for part, describe in ((UNET, _unet_config), (TEXT_ENCODER, _text_config), (VAE, _vae_config)):
-        stored = _network(file, part.name)
+    if any(map(_OF_SDXL.match, found["unet"].weights() if "unet" in found else ())):
+        del found["unet"]
+    if "unet" in found:
+        _add_what_no_tensor_tells(file, found, numbers, prediction, notes)
+    return Found(found, tuple(notes))
+
+
+def networks_in(file: WeightFile, searches: Iterable[Search]) -> dict[str, Component]:
+    """The networks that a file has, by their parts' names. Raises SdcliError for types that are not read."""
+    found: dict[str, Component] = {}
+    for search in searches:
+        part, stored = search.part, _network(file, search)
         if stored is None:
             continue
         names, to_file = stored
         try:
-            every = _pieces(part.name, names)
+            every = search.pieces(names)
         except Twice as error:
             both = " and as ".join(echo(to_file[name]) for name in error.args)
             raise SdcliError(f"{echo(file.path)} has one tensor twice, as {both}: fetch it again") from error
@@ -82,7 +107,7 @@ def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) 
         origins = _origins(file, pieces, to_file)
         shapes = {name: origin.shape for name, origin in origins.items()}
         try:
-            config = describe(shapes, names)
+            config = search.describe(shapes, names)
         except KeyError as error:
             raise SdcliError(f"the {part.name} in {echo(file.path)} lacks {echo(error)}: fetch it again") from error
         except (IndexError, ValueError) as error:
@@ -93,36 +118,38 @@ def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) 
             part.name, part.default_class or next(iter(part.classes)), config, file.path, (file,), origins,
             config_name="", schema=part.schema,
         )  # fmt: skip
-    if "unet" in found:
-        _add_what_no_tensor_tells(file, found, numbers, prediction, notes)
-    return Found(found, tuple(notes))
+    return found
 
 
-def _network(file: WeightFile, part: str) -> tuple[Names, Mapping[str, str]] | None:
+def _network(file: WeightFile, search: Search) -> tuple[Names, Mapping[str, str]] | None:
     """The tensors of a network by their names without its prefix, and from those to their names in the file."""
-    for prefix in PREFIXES[part]:
+    for prefix in search.prefixes:
         to_file = {name.removeprefix(prefix): name for name in file.tensors if name.startswith(prefix)}
         if prefix.startswith("model_ema."):
             to_file = {original.with_dots(name): stored for name, stored in to_file.items()}
-        if any(_SIGNS[part].match(name) for name in to_file) and (prefix or _is_alone(part, to_file)):
+        if any(map(_SIGNS[search.kind].match, to_file)) and (prefix or _is_alone(search.kind, to_file)):
             return {name: file.tensors[stored] for name, stored in to_file.items()}, to_file
     return None
 
 
-def _is_alone(part: str, names: Mapping[str, str]) -> bool:
+def _is_alone(kind: str, names: Mapping[str, str]) -> bool:
     """Whether a file without prefixes has this network, and not one that has some of its names."""
     ways = any(name.startswith(("down_blocks.", "input_blocks.")) for name in names)
-    if part == "unet":
+    if kind == "unet":
         return ways
     return not ways and not any(name.startswith(("vision_model.", "visual.")) for name in names)
 
 
-def _pieces(part: str, names: Names) -> dict[str, Piece]:
-    if part == "unet":
-        in_original = any(name.startswith("input_blocks.") for name in names)
-        return original.unet_names(names) if in_original else {name: Piece(name) for name in names}
-    if part == "vae":
-        return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
+def _unet_pieces(names: Names) -> dict[str, Piece]:
+    in_original = any(name.startswith("input_blocks.") for name in names)
+    return original.unet_names(names) if in_original else {name: Piece(name) for name in names}
+
+
+def _vae_pieces(names: Names) -> dict[str, Piece]:
+    return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
+
+
+def _text_pieces(names: Names) -> dict[str, Piece]:
     if "token_embedding.weight" in names:
         return original.open_clip_names(names, _open_clip_layers(names))
     return original.clip_names(names)
@@ -157,7 +184,7 @@ def _origins(file: WeightFile, pieces: Mapping[str, Piece], to_file: Mapping[str
         if piece.share is not None and info.shape:
             which, many = piece.share
             rows = (which * info.shape[0] // many, (which + 1) * info.shape[0] // many)
-        origins[today] = Origin(file.path, stored, info, rows, _scale(file, stored, info))
+        origins[today] = Origin(file.path, stored, info, rows, _scale(file, stored, info), piece.turned)
     return origins
 
 
@@ -172,26 +199,28 @@ def _scale(file: WeightFile, stored: str, info: TensorInfo) -> str | None:
     return scale
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def _levels(shapes: Shapes, home: str) -> range:
+def levels_of(shapes: Shapes, home: str) -> range:
+    """The numbers of what is below this name: levels, layers."""
     found = (re.match(re.escape(home) + r"\.(\d{1,3})\.", name) for name in shapes)
     return range(1 + max((int(one[1]) for one in found if one), default=-1))
 
 
-def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
-    levels = _levels(shapes, "down_blocks")
+def unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    """Of a UNet with one transformer after each block."""
+    levels = levels_of(shapes, "down_blocks")
     widths = [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
     attends = [any(name.startswith(f"down_blocks.{level}.attentions.") for name in shapes) for level in levels]
     home = "mid_block.attentions.0"
+    if not any(name.startswith(f"{home}.") for name in shapes):  # as of SSD-1B
+        attending = (name for name in shapes if name.endswith(".proj_in.weight"))
+        home = next(attending, home).removesuffix(".proj_in.weight")
     is_linear = len(shapes[f"{home}.proj_in.weight"]) == 2
     config: dict[str, Any] = {
         "sample_size": 64,
         "in_channels": shapes["conv_in.weight"][1],
         "out_channels": shapes["conv_out.weight"][0],
         "block_out_channels": widths,
-        "layers_per_block": len(_levels(shapes, "down_blocks.0.resnets")),
+        "layers_per_block": len(levels_of(shapes, "down_blocks.0.resnets")),
         "down_block_types": ["CrossAttnDownBlock2D" if attending else "DownBlock2D" for attending in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attending else "UpBlock2D" for attending in reversed(attends)],
         "cross_attention_dim": shapes[f"{home}.transformer_blocks.0.attn2.to_k.weight"][1],
@@ -203,13 +232,14 @@ def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     return config
 
 
-def _vae_config(shapes: Shapes, names: Names) -> dict[str, Any]:
-    levels = _levels(shapes, "encoder.down_blocks")
+def vae_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    """Of an autoencoder; its scale is the library's default, since no tensor tells."""
+    levels = levels_of(shapes, "encoder.down_blocks")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
         "block_out_channels": [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels],
-        "layers_per_block": len(_levels(shapes, "encoder.down_blocks.0.resnets")),
+        "layers_per_block": len(levels_of(shapes, "encoder.down_blocks.0.resnets")),
         "down_block_types": ["DownEncoderBlock2D" for _ in levels],
         "up_block_types": ["UpDecoderBlock2D" for _ in levels],
         "latent_channels": shapes["decoder.conv_in.weight"][1],
@@ -219,10 +249,11 @@ def _vae_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     }
 
 
-def _text_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+def text_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    """Of CLIP's text encoder, or of OpenCLIP's."""
     words, width = shapes["embeddings.token_embedding.weight"]
     is_open_clip = "token_embedding.weight" in names or width == OPEN_CLIP_WIDTH
-    layers = len(_levels(shapes, "encoder.layers"))
+    layers = len(levels_of(shapes, "encoder.layers"))
     return {
         "vocab_size": words,
         "hidden_size": width,
@@ -234,6 +265,19 @@ def _text_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     }
 
 
+UNET_SEARCH = Search(
+    UNET, "unet", ("model.diffusion_model.", "model_ema.diffusion_model", ""), _unet_pieces, unet_config
+)
+TEXT_SEARCH = Search(
+    TEXT_ENCODER,
+    "text_encoder",
+    ("cond_stage_model.transformer.", "cond_stage_model.model.", ""),
+    _text_pieces,
+    text_config,
+)
+VAE_SEARCH = Search(VAE, "vae", ("first_stage_model.", ""), _vae_pieces, vae_config)
+
+
 def _add_what_no_tensor_tells(
     file: WeightFile,
     found: dict[str, Component],
@@ -243,15 +287,12 @@ def _add_what_no_tensor_tells(
 ) -> None:
     """The tokenizer and the scheduler, and whether the model predicts noise or v; what was assumed is said."""
     is_second = found["unet"].config["use_linear_projection"]
-    marks = {**_MARKS, "pad_token": "!" if is_second else "<|endoftext|>", "model_max_length": 77}
-    found["tokenizer"] = Component(
-        "tokenizer", "CLIPTokenizer", marks, CLIP_FOLDER, config_name=TOKENIZER.config_file, schema=TOKENIZER.schema
-    )
+    found["tokenizer"] = tokenizer("!" if is_second else "<|endoftext|>")
     told, why = _prediction(file, found["unet"], numbers)
     predicts = prediction or told
     if prediction is None:
         notes.append(f"{predicts}-prediction {why}; if it draws noise, give --prediction {OTHER[predicts]}")
-    settings: dict[str, Any] = _BETAS | ({"skip_prk_steps": True} if predicts == "epsilon" else {})
+    settings: dict[str, Any] = BETAS | ({"skip_prk_steps": True} if predicts == "epsilon" else {})
     kind = "PNDMScheduler"
     if predicts == "v":
         kind, settings = "DDIMScheduler", settings | {"prediction_type": "v_prediction"}
@@ -260,12 +301,20 @@ def _add_what_no_tensor_tells(
     if "ztsnr" in file.tensors:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if "time_cond_proj_dim" in found["unet"].config:
-        kind, settings = "LCMScheduler", _BETAS | {"original_inference_steps": 50}
+        kind, settings = "LCMScheduler", BETAS | {"original_inference_steps": 50}
     found["scheduler"] = Component("scheduler", kind, settings, file.path, config_name="")
 
 
-def _prediction(file: WeightFile, unet: Component, numbers: Numbers) -> tuple[Prediction, str]:
-    """What the denoiser predicts, as far as the file tells, and how it tells."""
+def tokenizer(pad: str) -> Component:
+    """CLIP's, that fills chunks with this token."""
+    marks = {**_MARKS, "pad_token": pad, "model_max_length": 77}
+    return Component(
+        "tokenizer", "CLIPTokenizer", marks, CLIP_FOLDER, config_name=TOKENIZER.config_file, schema=TOKENIZER.schema
+    )
+
+
+def told_prediction(file: WeightFile) -> tuple[Prediction, str] | None:
+    """What the denoiser predicts, as far as the file says so, and how."""
     said = [file.notes.get(key, "").lower() for key in ("modelspec.prediction_type", "modelspec.architecture")]
     if "v_pred" in file.tensors:
         return "v", "by its key v_pred"
@@ -273,6 +322,14 @@ def _prediction(file: WeightFile, unet: Component, numbers: Numbers) -> tuple[Pr
         return "v", "by what the file says"
     if said[0] == "epsilon":
         return "epsilon", "by what the file says"
+    return None
+
+
+def _prediction(file: WeightFile, unet: Component, numbers: Numbers) -> tuple[Prediction, str]:
+    """What the denoiser predicts, as far as the file tells, and how it tells."""
+    told = told_prediction(file)
+    if told is not None:
+        return told
     origin = unet.weights().get(_LAST_NORM)
     if not unet.config["use_linear_projection"]:
         return "epsilon", "assumed, as nearly all of Stable Diffusion 1.x"

@@ -37,12 +37,14 @@ class Tokens:
     weights: torch.Tensor
     empty: torch.Tensor
     """A chunk without words, (tokens)."""
+    ends: torch.Tensor
+    """Where the end mark of each chunk is, (prompts, chunks)."""
 
     @classmethod
     def dry(cls, prompts: int, chunks: int, length: int, weighted: bool) -> Tokens:
         """Of which the shape alone is of interest, and whether words weigh."""
         ids = torch.zeros(prompts, chunks, length, dtype=torch.long)
-        return cls(ids, [], torch.full(ids.shape, 1.0 + weighted), ids[0, 0])
+        return cls(ids, [], torch.full(ids.shape, 1.0 + weighted), ids[0, 0], ids[..., 0])
 
 
 Piece = tuple[list[int], float, int]
@@ -73,22 +75,24 @@ def _tokens(tokenizer: Any, length: int, prompts: Sequence[Wording], own: Mappin
     parted = [_chunks(_pieces(tokenizer, prompt, own), room) for prompt in prompts]
     count = min(CHUNKS_LIMIT, max(map(len, parted)))
     whole = [_framed(tokenizer, part, room) for chunks in parted for part in [*chunks, *([[]] * count)][:count]]
-    framed, weighed = zip(*whole, strict=True)
+    framed, weighed, ends = zip(*whole, strict=True)
     shape = len(prompts), count, length
     return Tokens(
         torch.tensor(framed, dtype=torch.long).view(shape),
         [sum(map(len, chunks[count:])) for chunks in parted],
         torch.tensor(weighed).view(shape),
         torch.tensor(_framed(tokenizer, [], room)[0]),
+        torch.tensor(ends).view(shape[:2]),
     )
 
 
-def _framed(tokenizer: Any, part: list[tuple[int, float]], room: int) -> tuple[list[int], list[float]]:
-    """A chunk's token numbers and weights, with its marks."""
+def _framed(tokenizer: Any, part: list[tuple[int, float]], room: int) -> tuple[list[int], list[float], int]:
+    """A chunk's token numbers and weights, with its marks, and where the one at its end is."""
     pad = [(tokenizer.pad_token_id, 1.0)] * (room - len(part))
     marked = [(tokenizer.bos_token_id, 1.0), *part, (tokenizer.eos_token_id, 1.0)]
     whole = [*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad]
-    return [number for number, _ in whole], [weight for _, weight in whole]
+    end = len(whole) - 1 if tokenizer.padding_side == "left" else len(marked) - 1
+    return [number for number, _ in whole], [weight for _, weight in whole], end
 
 
 def _pieces(tokenizer: Any, prompt: Wording, own: Mapping[str, range]) -> Iterator[Piece]:
@@ -183,19 +187,27 @@ def _knowing(table: nn.Embedding, component: Component, borrow: Borrow) -> Itera
 def borrow_text_encoder(component: Component, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Lend a function from token numbers (prompts, chunks, tokens) to what the denoiser attends to.
 
-    That has shape (prompts, chunks x tokens, channels). The weights stream: each is used once.
+    That has shape (prompts, chunks x tokens, channels).
     """
-    model = build_text_encoder(component)
+    with borrow_model(build_text_encoder(component), component, borrow) as run:
+        yield lambda ids: run(ids).last_hidden_state.unflatten(0, ids.shape[:2]).flatten(1, 2)
+
+
+@contextmanager
+def borrow_model(model: CLIPTextModel, component: Component, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], Any]]:
+    """Lend a function from token numbers (prompts, chunks, tokens) to what the model gives for (prompts x chunks, …).
+
+    The weights stream: each is used once.
+    """
     with borrow.weights(model, component), _knowing(model.embeddings.token_embedding, component, borrow):
         known = model.config.vocab_size + sum(map(len, own_words(component).values()))
 
-        def encode(ids: torch.Tensor) -> torch.Tensor:
+        def run(ids: torch.Tensor) -> Any:
             if ids.max() >= known:
                 raise SdcliError(
                     f"the tokenizer knows more words than the text encoder in {echo(component.folder)}:"
                     " they are of two models; fetch both again"
                 )
-            states: torch.Tensor = model(ids.flatten(0, 1).to(borrow.device.torch_device)).last_hidden_state
-            return states.unflatten(0, ids.shape[:2]).flatten(1, 2)
+            return model(ids.flatten(0, 1).to(borrow.device.torch_device))
 
-        yield encode
+        yield run

@@ -6,7 +6,7 @@ further up that still knows it would keep it. The maps of the way down wait for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_2d_blocks import (
     CrossAttnDownBlock2D,
     CrossAttnUpBlock2D,
     DownBlock2D,
+    UNetMidBlock2D,
     UNetMidBlock2DCrossAttn,
     UpBlock2D,
 )
@@ -36,12 +37,17 @@ def predict(
     context: torch.Tensor,
     between: Between,
     condition: torch.Tensor | None = None,
+    added: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """What UNet2DConditionModel.forward gives for (batch, channels, h, w) latents, all at one timestep.
 
-    Attention must have been bounded and the modules made frugal. `condition`, (1, channels), goes with the time.
+    Attention must have been bounded and the modules made frugal. `condition`, (1, channels), goes with the time, and so
+    does what is `added` to it (UNet2DConditionModel's added_cond_kwargs), each sample's own.
     """
     time = unet.time_embedding(unet.time_proj(timestep.reshape(1)).to(latents), condition)
+    if added:
+        each = zip(added["text_embeds"].split(1), added["time_ids"].split(1), strict=True)
+        time = torch.cat([time + _prompt_and_size(unet, pooled, sizes) for pooled, sizes in each])
     states = unet.conv_in(latents)
     skips = [states]
     for block in unet.down_blocks:
@@ -84,6 +90,13 @@ def embedded_guidance(guidance: float, size: int) -> torch.Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, size % 2))[None]
 
 
+def _prompt_and_size(unet: Any, pooled: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """The whole prompt and sizes of the picture as SDXL's denoiser takes them, (1, channels)."""
+    waves = unet.add_time_proj(sizes.flatten()).reshape(1, -1).to(pooled)
+    embedded: torch.Tensor = unet.add_embedding(torch.cat([pooled, waves], dim=-1))
+    return embedded
+
+
 def _pairs(block: Any) -> Iterator[tuple[Any, Any]]:
     """Residual blocks, each with the transformer after it or None."""
     return zip_longest(block.resnets, getattr(block, "attentions", ()))
@@ -114,7 +127,7 @@ def is_plain(unet: UNet2DConditionModel) -> bool:
     return (
         all(isinstance(block, (CrossAttnDownBlock2D, DownBlock2D)) for block in unet.down_blocks)
         and all(isinstance(block, (CrossAttnUpBlock2D, UpBlock2D)) for block in unet.up_blocks)
-        and isinstance(mid, UNetMidBlock2DCrossAttn)
+        and isinstance(mid, UNetMidBlock2DCrossAttn | UNetMidBlock2D)
         and len(mid.resnets) == len(mid.attentions) + 1
         and isinstance(unet.conv_act, nn.SiLU)
         and not unet.config.center_input_sample

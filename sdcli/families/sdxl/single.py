@@ -1,0 +1,123 @@
+"""SDXL in one file of the original layout: its networks, told from names and shapes as Stable Diffusion's are.
+
+The text encoders are `conditioner.embedders.0.` and `.1.` (https://github.com/Stability-AI/generative-models), the
+second in OpenCLIP's layout, whose last matrix has rows for columns. A test compares with diffusers' own converter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sdcli.domain import Component, Prediction, WeightFile
+from sdcli.errors import SdcliError, echo
+from sdcli.families.contract import Found, Numbers
+from sdcli.families.sd import single
+from sdcli.families.sd.original import Names, Piece, open_clip_names
+from sdcli.families.sd.single import Search, Shapes
+from sdcli.families.sdxl.family import SIZES
+from sdcli.families.sdxl.parts import PROJECTION, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL
+
+SCALING_FACTOR = 0.13025
+"""Of the autoencoder's latents."""
+
+SIZE_CHANNELS = 256
+"""Sines and cosines for each number of the picture's size."""
+
+REFINER = "conditioner.embedders.0.model."
+"""Under which the refiner has its only text encoder."""
+
+
+def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
+    """The parts that a file has. Raises SdcliError for types that are not read, and for the refiner."""
+    if any(name.startswith(REFINER) for name in file.tensors):
+        raise SdcliError(f"{echo(file.path)} is SDXL's refiner, which is not supported yet: give the base model")
+    found = single.networks_in(file, (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH))
+    notes: tuple[str, ...] = ()
+    if "vae" in found:
+        found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR)
+    if "unet" in found and "add_embedding.linear_1.weight" not in found["unet"].weights():
+        del found["unet"]
+    if "unet" in found:
+        _tell_sizes(found)
+        found |= {
+            "tokenizer": single.tokenizer("<|endoftext|>"),
+            TOKENIZER_2.name: replace(single.tokenizer("!"), name=TOKENIZER_2.name),
+        }
+        found["scheduler"], notes = _scheduler(file, found["unet"], prediction)
+    return Found(found, notes)
+
+
+def _tell_sizes(found: Mapping[str, Component]) -> None:
+    """What numbers of the picture's size the denoiser takes: all that are not the whole prompt's."""
+    config, second = found["unet"].config, found.get(TEXT_ENCODER_2.name)
+    if second is not None:
+        rest = config["projection_class_embeddings_input_dim"] - second.config["projection_dim"]
+        if rest > 0 and rest % SIZES == 0:
+            config["addition_time_embed_dim"] = rest // SIZES
+
+
+def _scheduler(file: WeightFile, unet: Component, prediction: Prediction | None) -> tuple[Component, tuple[str, ...]]:
+    """That of SDXL's base model; noise of the highest level where the file says so."""
+    told, why = single.told_prediction(file) or ("epsilon", "assumed, as nearly all of SDXL")
+    predicts, notes = prediction or told, list[str]()
+    if prediction is None:
+        notes.append(f"{predicts}-prediction {why}; if it draws noise, give --prediction {single.OTHER[predicts]}")
+    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "steps_offset")
+    betas: dict[str, Any] = {key: single.BETAS[key] for key in kept}
+    kind, settings = "EulerDiscreteScheduler", betas | {"timestep_spacing": "leading"}
+    settings |= {"prediction_type": "v_prediction"} if predicts == "v" else {}
+    if "ztsnr" in file.tensors:
+        settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if "time_cond_proj_dim" in unet.config:
+        kind, settings = "LCMScheduler", single.BETAS | {"original_inference_steps": 50}
+    return Component("scheduler", kind, settings, file.path, config_name=""), tuple(notes)
+
+
+def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    config = single.unet_config(shapes, names)
+    levels = range(len(config["block_out_channels"]))
+    down = [_depth(shapes, f"down_blocks.{level}") for level in levels]
+    up = [_depth(shapes, f"up_blocks.{level}") for level in levels]
+    config |= {
+        "sample_size": 128,
+        "transformer_layers_per_block": down,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": SIZE_CHANNELS,
+    }
+    if up != down[::-1]:
+        config["reverse_transformer_layers_per_block"] = up
+    if not any(name.startswith("mid_block.attentions.") for name in shapes):
+        config["mid_block_type"] = "UNetMidBlock2D"
+    if "add_embedding.linear_1.weight" in shapes:
+        config["projection_class_embeddings_input_dim"] = shapes["add_embedding.linear_1.weight"][1]
+    return config
+
+
+def _depth(shapes: Shapes, home: str) -> int | list[int]:
+    """Layers of a level's transformers: one number where all have as many."""
+    transformers = single.levels_of(shapes, f"{home}.attentions")
+    depths = [len(single.levels_of(shapes, f"{home}.attentions.{n}.transformer_blocks")) for n in transformers]
+    return depths if len(set(depths)) > 1 else depths[0] if depths else 1
+
+
+def _second_pieces(names: Names) -> dict[str, Piece]:
+    layers = (re.match(r"transformer\.resblocks\.(\d{1,3})\.", name) for name in names)
+    pieces = open_clip_names(names, 1 + max((int(layer[1]) for layer in layers if layer), default=-1))
+    for stored, turned in ((PROJECTION, True), (f"{PROJECTION}.weight", False)):
+        if stored in names:
+            pieces[f"{PROJECTION}.weight"] = Piece(stored, turned=turned)
+    return pieces
+
+
+def _second_config(shapes: Shapes, names: Names) -> dict[str, Any]:
+    return single.text_config(shapes, names) | {"projection_dim": shapes[f"{PROJECTION}.weight"][0]}
+
+
+UNET_SEARCH = replace(single.UNET_SEARCH, part=UNET_XL, describe=_unet_config)
+TEXT_SEARCH = replace(single.TEXT_SEARCH, prefixes=("conditioner.embedders.0.transformer.", ""))
+TEXT_2_SEARCH = Search(
+    TEXT_ENCODER_2, "text_encoder", ("conditioner.embedders.1.model.",), _second_pieces, _second_config
+)
