@@ -70,8 +70,8 @@ def recognise(
 ) -> Family:
     """The family of a model: by the pipeline that its `index` names, else the one of whose parts it `has` most.
 
-    Of several with the same parts it is the one whose networks they are: `kind` tells the class of one. Raises
-    SdcliError for a pipeline that no family has.
+    Of several it is the one that lacks fewest, and of those with the same parts the one whose networks they are: `kind`
+    tells the class of one. Raises SdcliError for a pipeline that no family has.
     """
     families = [*_FAMILIES.values()]
     if pipeline:
@@ -82,12 +82,15 @@ def recognise(
                 f"{echo(index)} says that this is {what}: not supported yet; give a {families[0].pipelines[0]}"
             )
         return named
-    parts = {family.name: [part for part in family.parts if has(part.name)] for family in families}
-    most = max(map(len, parts.values()))
-    likely = [family for family in families if len(parts[family.name]) == most]
+    there = {family.name: [part for part in family.parts if has(part.name)] for family in families}
+    if not any(there.values()):
+        return families[0]
+    fits = {family.name: (len(there[family.name]), -len(family.parts)) for family in families}
+    likely = [family for family in families if fits[family.name] == max(fits.values())]
     if len(likely) == 1:
         return likely[0]
-    return max(likely, key=lambda family: sum(kind(part) in part.classes for part in parts[family.name]))
+    networks = {name: [part for part in parts if part.stem is not None] for name, parts in there.items()}
+    return max(likely, key=lambda family: sum(kind(part) in part.classes for part in networks[family.name]))
 
 
 def part_options() -> dict[str, str]:

@@ -165,7 +165,7 @@ USAGE = {
     "O8 two pictures": (["a", "-o", "-", "-b", "2"], "stdout takes one picture, not 2"),
     "a model without a name": (["a", "-m", ""], "is no model's name"),
     "a model on the net": (["a", "-m", "https://example.org/sd"], "is an address"),
-    "a synthetic model that is none": (["a", "-m", "synthetic:sd99"], "there is synthetic:sd15"),
+    "a synthetic model that is none": (["a", "-m", "synthetic:sd99"], "there is synthetic:klein, synthetic:sd15"),
     "P7 what turns the line round is escaped": (["a", "--seed", "\u202e1"], r"'\u202e1' is not a seed"),
     "P7 what moves the cursor is escaped": (["a", "-o", "\x1b[2J\r\n.x"], r"'\x1b[2J\r\n.x' must end in"),
     "P7 also in what click says": (["a", "--device", "\x1b[2J"], "x1b[2J"),

@@ -320,7 +320,7 @@ def test_a_hostile_config_of_any_part_is_refused_by_its_file(
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ({"_class_name": "StableDiffusionXLPipeline"}, ["'StableDiffusionXLPipeline'", "not supported yet"]),
+        ({"_class_name": "StableDiffusion3Pipeline"}, ["'StableDiffusion3Pipeline'", "not supported yet"]),
         ({"_class_name": "FluxPipeline"}, ["'FluxPipeline'"]),
         ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, ["'StableDiffusionDepth2ImgPipeline'"]),
         ({"_class_name": "StableDiffusionControlNetPipeline"}, ["'StableDiffusionControlNetPipeline'"]),

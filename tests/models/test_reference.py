@@ -76,7 +76,7 @@ def test_an_unknown_synthetic_model_is_a_usage_error_that_names_the_known(
     refused: Refused, ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
-    with refused(2, "there is synthetic:klein, synthetic:sd15, synthetic:z-image"):
+    with refused(2, "there is synthetic:klein, synthetic:sd15, synthetic:sdxl, synthetic:z-image"):
         resolve_model(ref, never)
     assert not (tmp_path / "cache").exists()
 
