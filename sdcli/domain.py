@@ -61,6 +61,10 @@ class Request:
     """Widths and heights of pictures to go by, which are sent beside the request."""
     guidance_is_input: bool = False
     """Whether the model takes the guidance as a number, and needs no second pass."""
+    masked: bool = False
+    """Whether a mask, sent beside the pixels, says which of them change."""
+    canvas: tuple[int, int] | None = None
+    """Width and height of the whole picture, in pixels, where what is drawn is laid over a given one."""
 
     @property
     def seeds(self) -> range:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -257,6 +258,12 @@ def _torch_built_for() -> dict[str, str]:
     except OSError:
         return {}
     return dict(re.findall(r"^(cuda|hip|xpu)\b[^=]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE))
+
+
+def trim_heap() -> None:
+    """Give what was freed back to the system, where the C library does not by itself: pictures leave large gaps."""
+    with suppress(OSError, AttributeError, TypeError):  # of systems that have no such library, or no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _NvmlMemory(ctypes.Structure):

@@ -38,9 +38,9 @@ class Job:
     """Host → worker: draw, all of it or up to the latents or from them on.
 
     The payload is, unless pictures alone are asked for, the pictures that the model is to go by, and the init image, if
-    there are any: RGB, height x width x 3 bytes each. After
-    it come checkpoints to go on from, of the lengths given: the last one of each image begun. Pictures alone are drawn
-    of the images that have one.
+    there are any: RGB, height x width x 3 bytes each. After them comes the mask, if there is one, height x width bytes,
+    not 0 where pixels change. Then come checkpoints to go on from, of the lengths given: the last one of each image
+    begun. Pictures alone are drawn of the images that have one.
     """
 
     request: Request
@@ -254,7 +254,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
 
 
 def _request(table: dict[str, Any]) -> Request:
-    return Request(**{**table, "references": tuple((width, height) for width, height in table["references"])})
+    references = tuple((width, height) for width, height in table["references"])
+    return Request(**{**table, "references": references, "canvas": table["canvas"] and tuple(table["canvas"])})
 
 
 def _plain(value: Any) -> Any:

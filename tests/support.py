@@ -53,9 +53,7 @@ def counts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of a folder whose conftest names it: whatever is asked for has been counted, as in a second run."""
 
     def known(self: CountBook, request: Request) -> Counts:
-        return counted(
-            self._model.sources, replace(request, seed=0, count=1, guidance=request.guidance), self._facts[2]
-        )
+        return counted(self._model, replace(request, seed=0, count=1), self._facts[2])
 
     monkeypatch.setattr(CountBook, "__call__", known)
 
@@ -66,9 +64,9 @@ Where = Path | Sources
 _COUNTED: dict[str, Counts] = {}
 
 
-def counted(where: Where, request: Request, dtype: DtypeName = "fp32") -> Counts:
+def counted(where: Where | Model, request: Request, dtype: DtypeName = "fp32") -> Counts:
     """What a dry run of a model counts for a request, on the CPU: the same whatever its scheduler is."""
-    model = open_model("m", where)
+    model = where if isinstance(where, Model) else open_model("m", where)
     networks = replace(model, parts={name: part for name, part in model.parts.items() if name != SCHEDULER.name})
     key = f"{networks.digest} {model.sources.embeddings} {request} {dtype}"
     if key not in _COUNTED:

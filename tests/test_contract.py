@@ -58,10 +58,21 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--ref",
 }
 
+EDITING = {
+    "--init": ("-i", "PATH", None),
+    "--strength": (None, "NUMBER", "0.6"),
+    "--mask": (None, "PATH", None),
+    "--mask-blur": (None, "INTEGER", "4"),
+    "--invert-mask": (None, "", None),
+    "--inpaint-area": (None, "[whole|masked]", "whole"),
+    "--outpaint": (None, "LEFT,TOP,RIGHT,BOTTOM", None),
+    "--fit": (None, "[crop|pad|stretch|exact]", "crop"),
+}
+
 OPTIONS = {
     "txt2img": DRAWING,
-    "img2img": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
-    "plan": DRAWING | {"--init": ("-i", "PATH", None), "--strength": (None, "NUMBER", "0.6")},
+    "img2img": DRAWING | EDITING,
+    "plan": DRAWING | EDITING,
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
     | {
         "--model": ("-m", "TEXT", "synthetic:sd15"),

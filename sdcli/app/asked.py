@@ -11,7 +11,7 @@ from sdcli.domain import Emphasis, Prediction
 SEED_END = 2**64
 """Seeds are below this."""
 
-STRENGTH = 0.6
+STRENGTH, MASK_BLUR = 0.6, 4
 """Where nothing was said."""
 
 
@@ -40,6 +40,14 @@ class Asked:
     """Files of pictures that the model is to go by."""
     init: str | None = None
     strength: float | None = None
+    mask: str | None = None
+    """A file, of which what is white changes, or `alpha` for what is transparent in the init image."""
+    mask_blur: int = MASK_BLUR
+    invert_mask: bool = False
+    inpaint_area: Literal["whole", "masked"] = "whole"
+    outpaint: tuple[int, int, int, int] | None = None
+    """Pixels to draw left of the init image, above, right of it and below."""
+    fit: Literal["crop", "pad", "stretch", "exact"] = "crop"
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

@@ -55,7 +55,7 @@ def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Pa
         model=task.model.sources,
         dtype=task.dtype,
         checkpoints=tuple(map(len, blobs)),
-        payload=(task.references + task.pixels if part != "pictures" else b"") + b"".join(blobs),
+        payload=(task.references + task.pixels + task.mask if part != "pictures" else b"") + b"".join(blobs),
         prepared=None if copy is None else str(copy),
         part=part,
         tables=prospect.tables(plan),

@@ -36,11 +36,12 @@ class RunFolder:
         self._lock: int | None = None
         self._refused = self._aside = False
 
-    def describe(self, job: dict[str, Any], pixels: bytes) -> None:
-        """Put down what is to be done, and the init image, if any, as it will be used."""
+    def describe(self, job: dict[str, Any], pixels: bytes, mask: bytes, references: bytes) -> None:
+        """Put down what is to be done, and the init image, its mask and pictures to go by, if any, as they are used."""
         self.write(JOB, json.dumps(job, indent=2).encode() + b"\n")
-        if pixels:
-            self.write("init.rgb", pixels)
+        for name, data in (("init.rgb", pixels), ("mask.grey", mask), ("references.rgb", references)):
+            if data:
+                self.write(name, data)
 
     def set_aside(self, picture: int) -> None:
         """Keep the latents of a picture that could not be kept itself."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.app.counts import Uncounted
-from sdcli.app.means import Prospect
+from sdcli.app.means import Prospect, known_baseline, typical_baseline
 from sdcli.app.record import Task
 from sdcli.app.report import model_table, plan_table
 from sdcli.errors import WillNotFit
 from sdcli.families.registry import family_of
 from sdcli.host.worker import Worker
 from sdcli.messages import Counted, Start
-from sdcli.plan.baselines import UNCERTAIN_BYTES, remembered_baseline, typical_bytes
+from sdcli.plan.baselines import UNCERTAIN_BYTES
 from sdcli.plan.planner import Planned
 from sdcli.plan.remainders import Source
 from sdcli.units import format_size
@@ -57,8 +57,8 @@ def _have_counted(prospect: Prospect, lack: Uncounted) -> None:
 
 def _forecast(prospect: Prospect) -> Forecast:
     task = prospect.task
-    measured = remembered_baseline(task.device)
-    baseline = measured or typical_bytes(task.device)
+    measured = known_baseline(task)
+    baseline = measured or typical_baseline(task)
     planned, refusal, limit = None, None, task.ceiling.limit_bytes
     limits = [prospect.least_limit_bytes(baseline + unknown) for unknown in (-UNCERTAIN_BYTES, 0, UNCERTAIN_BYTES)]
     unsure = measured is None and limit is not None and limits[0] <= limit < limits[-1]

@@ -32,6 +32,7 @@ class Keeper:
         """Save a picture, once: no second try, not of one that was cut off either."""
         with interrupts.deferred():
             try:
+                picture = self._on_canvas(picture)
                 path = self._save(picture, self._record) if self._save is not None else None
                 self._record.pictures.append((path, replace(picture, payload=b"")))
             except (SdcliError, BrokenPipeError) as error:  # which tells where it is instead, or nobody reads it
@@ -41,6 +42,14 @@ class Keeper:
                 self._fail(error)
             finally:
                 self._record.finished.drop(picture.image)
+
+    def _on_canvas(self, picture: PictureDone) -> PictureDone:
+        """The whole picture, where a part of one was drawn."""
+        canvas = self._record.task.canvas
+        if canvas is None:
+            return picture
+        whole = canvas.with_drawn(picture.payload, picture.width, picture.height)
+        return replace(picture, width=canvas.width, height=canvas.height, payload=whole)
 
     def _fail(self, error: Trouble) -> None:
         if self.trouble is not None:

@@ -17,7 +17,7 @@ from sdcli.domain import MapShape, Plan, StageName, WeightRow
 from sdcli.families.registry import family_of
 from sdcli.messages import Ready
 from sdcli.models.disks import model_in_memory
-from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, typical_bytes
+from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.plan.bytes import Subject, way_of
 from sdcli.plan.ceiling import kernel_share_bytes
 from sdcli.plan.meter import TreeMeter
@@ -142,19 +142,38 @@ def is_hopeless(task: Task) -> bool:
     return limit_bytes is not None and limit_bytes <= hopeless_bytes(task.device)
 
 
+def held_bytes(task: Task) -> int:
+    """What the host has of the picture that what is drawn is laid over: part of the memory that the ceiling covers."""
+    canvas = task.canvas
+    if canvas is None or task.device == "cuda":
+        return 0
+    return len(canvas.pixels) + len(canvas.share) + len(task.mask)
+
+
+def known_baseline(task: Task) -> int | None:
+    """What earlier runs measured before anything was loaded, and what this host has besides; None before the first."""
+    remembered = remembered_baseline(task.device)
+    return None if remembered is None else remembered + held_bytes(task)
+
+
+def typical_baseline(task: Task) -> int:
+    """The same before a first run."""
+    return typical_bytes(task.device) + held_bytes(task)
+
+
 def measured_baseline(task: Task, ready: Ready) -> int:
     """What is in use before anything is loaded, of the memory that the ceiling covers; remembered for the next run."""
     if task.device == "cuda":
         measured = ready.device_peak_bytes + CUDA_KERNELS_BYTES
     else:
         measured = TreeMeter(os.getpid()).footprint_bytes()
-    remember_baseline(task.device, measured)
+    remember_baseline(task.device, measured - held_bytes(task))
     return measured
 
 
 def settled_baseline(task: Task, known_bytes: int | None, measured_bytes: int) -> int:
     """What a plan told beforehand went by, so that the plan stays the same, unless more was measured now."""
-    told = known_bytes or min(typical_bytes(task.device), measured_bytes)
+    told = known_bytes or min(typical_baseline(task), measured_bytes)
     return told if measured_bytes <= told + VARYING_BYTES else measured_bytes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from sdcli import interrupts
 from sdcli.app.folder import Kept, RunFolder
@@ -11,6 +12,10 @@ from sdcli.host.watchdog import Peaks
 from sdcli.messages import LatentsDone, Message, Notice, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
+
+if TYPE_CHECKING:
+    from sdcli.images.masks import Canvas
+    from sdcli.images.read import Edit
 
 KEPT = "from the cache, where another run kept it"
 """What is said of a stage that was not computed."""
@@ -35,6 +40,17 @@ class Task:
     keeps: bool = True
     """Whether encodings of prompts are kept for other runs, and taken from them."""
     references: bytes = b""
+    mask: bytes = b""
+    """Which of the pixels change, one byte each, if not all do."""
+    canvas: Canvas | None = None
+    """What is drawn is laid over this one."""
+    edit: Edit | None = None
+    """How the init image came to its size, and what of it changes."""
+
+    @property
+    def pictures_size(self) -> tuple[int, int]:
+        """Width and height of finished pictures."""
+        return self.request.canvas or (self.request.width, self.request.height)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from sdcli.app.asked import Note, Tell
 from sdcli.app.loras import without_tags
 from sdcli.app.on_disk import refs_on_disk
 from sdcli.app.record import Task
+from sdcli.app.references import digests_of_references
 from sdcli.errors import BadRequest, echo, printable
 from sdcli.models.header import data_sha256
 from sdcli.models.samplers import OWN, sampler_named, schedule_named
@@ -24,7 +25,7 @@ INFO_SCHEMA = "sdcli.told/1"
 WRITERS = {"sdcli": "sdcli", "a1111": "A1111, or a program that writes as it does", "comfyui": "ComfyUI"}
 
 _PLAIN = ("prompt", "negative", "steps", "guidance", "seed", "width", "height", "model", "dtype")
-_PERHAPS = ("clip_skip", "prediction", "strength", "schedule")
+_PERHAPS = ("clip_skip", "prediction", "strength", "schedule", "fit", "mask_blur", "invert_mask", "inpaint_area")
 _ABOUT = {
     "schema",
     "sampler",
@@ -35,6 +36,11 @@ _ABOUT = {
     "model_sha256",
     "model_digest",
     "init_sha256",
+    "reference_sha256",
+    "mask",
+    "mask_sha256",
+    "mask_padding",
+    "outpaint",
 }
 _ABOUT |= {"device", "sdcli_version", "torch_version", *_PLAIN, *_PERHAPS}
 
@@ -76,8 +82,38 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
     found.options["loras"] = (
         [_lora(found, one) for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
     )
+    _take_edit(found, record)
     found.notes += [f"{printable(key)[:40]} is not known here" for key in record if key not in _ABOUT]
     return found
+
+
+def _take_edit(found: Replay, record: Mapping[str, Any]) -> None:
+    """What of an init image changed. Margins that were drawn come to its size again."""
+    if record.get("mask") == "alpha":
+        found.options["mask"] = "alpha"
+    margins = record.get("outpaint")
+    if not isinstance(margins, list) or len(margins) != 4 or not all(isinstance(one, int) for one in margins):
+        return
+    found.options["outpaint"] = ",".join(map(str, margins))
+    if record.get("inpaint_area") == "whole":
+        for name, both in (("width", margins[::2]), ("height", margins[1::2])):
+            side = found.options[name]
+            found.options[name] = str(int(side) - sum(both)) if side.isdecimal() else side
+
+
+def require_given(told: Told, given: Mapping[str, Any]) -> None:
+    """Raise BadRequest where pictures that this one was drawn from are not `given`: it does not hold them."""
+    record = told.record
+    lacking = []
+    if given["init"] is None and record.get("init_sha256") is not None:
+        lacking.append("that as --init")
+    if given["mask"] is None and record.get("mask") == "picture":
+        lacking.append("its mask as --mask")
+    references = record.get("reference_sha256")
+    if isinstance(references, list) and references and not given["references"]:
+        lacking.append("what it went by as --ref" + f", {len(references)} times" * (len(references) > 1))
+    if lacking:
+        raise BadRequest(f"the picture was drawn from another one, which it does not hold: give {', '.join(lacking)}")
 
 
 def _lora(found: Replay, one: Mapping[str, Any]) -> str:
@@ -157,6 +193,10 @@ def compare(told: Told, task: Task, tell: Tell) -> None:
         tell(Note(f"the model {echo(task.model.ref)} is not the one that drew the picture", "warning"))
     if task.pixels and differs("init_sha256", hashlib.sha256(task.pixels).hexdigest()):
         tell(Note("the init image is not the one that the picture was drawn from", "warning"))
+    if task.mask and differs("mask_sha256", hashlib.sha256(task.mask).hexdigest()):
+        tell(Note("the mask is not the one that the picture was drawn with", "warning"))
+    if task.references and differs("reference_sha256", digests_of_references(task)):
+        tell(Note("the pictures to go by are not those that the picture was drawn with", "warning"))
     if differs("device", task.device) or differs("dtype", task.dtype):
         was = f"{record.get('device')} in {record.get('dtype')}"
         tell(Note(f"the picture was drawn on {printable(was)[:40]}: the same is drawn up to rounding", "warning"))

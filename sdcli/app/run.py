@@ -12,7 +12,16 @@ from dataclasses import replace
 from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
 from sdcli.app.keeping import Keeper, Save
-from sdcli.app.means import Prospect, is_hopeless, learn_flops, learn_from, measured_baseline, settled_baseline
+from sdcli.app.means import (
+    Prospect,
+    is_hopeless,
+    known_baseline,
+    learn_flops,
+    learn_from,
+    measured_baseline,
+    settled_baseline,
+    typical_baseline,
+)
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.report import job_table
 from sdcli.app.runs import sweep
@@ -20,7 +29,6 @@ from sdcli.domain import DtypeName, Part
 from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError, WillNotFit
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Count, Counted, Job, Message, Notice, PictureDone, Ready
-from sdcli.plan.baselines import remembered_baseline, typical_bytes
 from sdcli.weights.copies import unfinished
 
 NO_WORKER = (SdcliError, OSError, RuntimeError, MemoryError)
@@ -63,7 +71,7 @@ class _Run:
     def __init__(self, task: Task, record: RunRecord, save: Save | None, show: Hear) -> None:
         self.keeper = Keeper(record, save, self._tell)
         self._task, self._record, self._show = task, record, show
-        self._known_bytes = remembered_baseline(task.device)
+        self._known_bytes = known_baseline(task)
         self._prospects: dict[DtypeName, Prospect] = {}
         self._watchdog: Watchdog | None = None
 
@@ -71,7 +79,7 @@ class _Run:
         """Raise WillNotFit before a worker starts, if that can be known."""
         if self._known_bytes is not None or is_hopeless(self._task):
             with suppress(Uncounted):
-                self.prospect(self._task).plan(self._known_bytes or typical_bytes(self._task.device))
+                self.prospect(self._task).plan(self._known_bytes or typical_baseline(self._task))
 
     def draw(self) -> None:
         """All pictures. What half precision cannot do goes on in fp32 from the last good step."""
@@ -143,7 +151,7 @@ class _Run:
         record, task = self._record, prospect.task
         if record.planned is None:
             record.planned = prospect.plan(self._baseline_bytes())
-            record.folder.describe(job_table(task, record.planned), task.pixels)
+            record.folder.describe(job_table(task, record.planned), task.pixels, task.mask, task.references)
             part = "latents" if record.planned.plan.fresh_decode else "whole"
         elif task.dtype != self._task.dtype:
             try:

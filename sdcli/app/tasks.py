@@ -45,20 +45,29 @@ ShowMaking = Callable[[str], Callable[[Progress], None]]
 
 def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
-    image = read_init_of(asked, tell)
-    model = find_model(asked, tell, show_making, debug)
-    image = _in_whole_patches(asked, model, image)
+    if asked.inpaint_area == "masked" and (asked.width is None or asked.height is None):  # the model knows its size
+        model = find_model(asked, tell, show_making, debug)
+        width, height = family_of(model).geometry(model).native_size
+        image = read_init_of(replace(asked, width=asked.width or width, height=asked.height or height), tell)
+    else:
+        image = read_init_of(asked, tell)
+        model = find_model(asked, tell, show_making, debug)
+        image = _in_whole_patches(asked, model, image)
     task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
     return with_references(task, asked.references)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     """The init image, if any, at the size that is asked for; frames that are left out are told."""
+    masks = asked.mask is not None or asked.outpaint is not None
+    if not masks and (asked.invert_mask or asked.inpaint_area == "masked"):
+        option = "--invert-mask" if asked.invert_mask else "--inpaint-area masked"
+        raise BadRequest(f"{option} without a mask: give --mask IMAGE, --mask alpha or --outpaint")
     if asked.init is None:
+        if masks:
+            raise BadRequest("a mask without a picture: give --init IMAGE")
         return None
-    from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
-
-    image = read.read_init(Path(asked.init), asked.width, asked.height)
+    image = _read_init(asked, asked.init, 1)
     if image.frames > 1:
         tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
     return image
@@ -69,9 +78,24 @@ def _in_whole_patches(asked: Asked, model: Model, image: InitImage | None) -> In
     side = family_of(model).geometry(model).side_multiple
     if image is None or asked.init is None or not (image.width % side or image.height % side):
         return image
-    from sdcli.images import read
+    return _read_init(asked, asked.init, side)
 
-    return read.read_init(Path(asked.init), asked.width, asked.height, math.lcm(side, read.SIDE_MULTIPLE))
+
+def _read_init(asked: Asked, init: str, side: int) -> InitImage:
+    """The init image, and its mask if any, at the size that is asked for, else one in multiples of `side` and of 8."""
+    from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
+
+    edit = read.Edit(
+        fit=asked.fit,
+        mask=asked.mask,
+        blur=asked.mask_blur,
+        invert=asked.invert_mask,
+        area=asked.inpaint_area,
+        outpaint=asked.outpaint or (0, 0, 0, 0),
+    )
+    image = read.read_init(Path(init), asked.width, asked.height, edit, math.lcm(side, read.SIDE_MULTIPLE))
+    machine.trim_heap()
+    return image
 
 
 def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
@@ -129,6 +153,8 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         sampler=sampler,
         schedule=schedule,
         guidance_is_input=geometry.takes_guidance,
+        masked=image is not None and bool(image.mask),
+        canvas=None if image is None or image.canvas is None else (image.canvas.width, image.canvas.height),
     )
     _require_possible(request, model)
     if has_tags(request.negative):
@@ -201,8 +227,10 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    pixels = b"" if image is None else image.pixels
-    return Task(model, request, name, dtype, ceiling, pixels, debug, asked.prompt, not asked.no_cache)
+    task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt, keeps=not asked.no_cache)
+    if image is None:
+        return task
+    return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)
 
 
 def _require_possible(request: Request, model: Model) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from sdcli.app.replay import compare, replay_of
+from sdcli.app.replay import compare, replay_of, require_given
 from sdcli.cli import types
 from sdcli.cli.draw import draw
+from sdcli.cli.editing import init_options
 from sdcli.cli.options import (
     ADDED,
     JOB,
@@ -18,10 +19,10 @@ from sdcli.cli.options import (
     MACHINE,
     OUTPUT,
     PROMPT,
+    REFERENCES,
     REPORT,
     TALK,
     Command,
-    init_options,
     model_option,
     options,
 )
@@ -32,14 +33,14 @@ from sdcli.families.registry import part_options
 INIT = init_options("The picture that it was drawn from.", "As for img2img.", required=False)
 
 
-_PICTURES = {"sampler", "schedule", "clip_skip", "prediction", "embedding_dir", "lora_dir"}
+_PICTURES = {"sampler", "schedule", "clip_skip", "prediction", "embedding_dir", "lora_dir", "references"}
 _PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
 """Options that the environment and the config file have no say in, whether the picture has them or not."""
 
 
 @click.command(cls=Command)
 @click.argument("picture", type=types.FilePath())
-@options(PROMPT[1:], INIT, model_option("the picture's"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@options(PROMPT[1:], INIT, REFERENCES, model_option("the picture's"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
 def command(picture: str, **params: Any) -> None:
     """Draw a picture again from what it says of itself.
 
@@ -67,8 +68,7 @@ def command(picture: str, **params: Any) -> None:
         param = named.get(name, name)
         if param in params and param not in said:
             params[param] = _taken(param, value)
-    if params["init"] is None and told.record.get("init_sha256") is not None:
-        raise BadRequest("the picture was drawn from another one, which it does not hold: give that as --init")
+    require_given(told, params)
     draw(asked_of(params), product_of(params), voice, lambda task: compare(told, task, voice.tell))
 
 

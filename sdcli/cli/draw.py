@@ -39,7 +39,7 @@ def carry_out(task: Task, destination: Destination, product: Product, voice: Voi
     What ends the run early is raised when the report of what was drawn by then is out.
     """
     request = task.request
-    destination.require_room(request.count, request.width, request.height)
+    destination.require_room(request.count, *task.pictures_size)
     record = RunRecord(task)
     progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose)
     paths = _Paths(quiet=product.as_json)

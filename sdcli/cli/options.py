@@ -12,7 +12,6 @@ import click
 from click.core import ParameterSource
 
 from sdcli import settings
-from sdcli.app.asked import STRENGTH
 from sdcli.cli import types
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
@@ -213,21 +212,6 @@ def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
 
 ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
 """Options by the names that other programs give them."""
-
-
-def init_options(about: str, about_strength: str, required: bool, envvar: str | None = None) -> tuple[Decorator, ...]:
-    """The options of the init image."""
-    return (
-        click.option("-i", "--init", type=types.FilePath(), help=f"{about} Also --init-img.", required=required),
-        click.option(
-            "--strength",
-            type=types.FiniteNumber(0, 1),
-            default=STRENGTH,
-            show_default=True,
-            envvar=envvar,
-            help=about_strength,
-        ),
-    )
 
 
 class Command(click.Command):

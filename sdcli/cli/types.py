@@ -91,6 +91,22 @@ class FiniteNumber(click.ParamType):
         return number
 
 
+class Margins(click.ParamType):
+    """Pixels left, above, right and below, as in 0,0,128,0."""
+
+    name = "left,top,right,bottom"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        sides = re.fullmatch(r"([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5})", str(value).replace(" ", ""))
+        margins = tuple(map(int, sides.groups())) if sides else ()
+        if not any(margins) or any(margin > SIDE_MOST for margin in margins):
+            what = f"{echo(value)} are no margins: give pixels left, above, right and below, as in 0,0,128,0"
+            self.fail(what, param, ctx)
+        return margins
+
+
 class Seed(click.ParamType):
     """0 to 2^64-1, or `random`, which other programs call -1."""
 

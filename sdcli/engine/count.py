@@ -14,6 +14,7 @@ from sdcli.devices.base import DTYPES, Device
 from sdcli.devices.dry import DryDevice
 from sdcli.domain import Component, Model, Request, WeightUse
 from sdcli.engine.dry_run import DryRun
+from sdcli.engine.masking import beside_rows
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Count, Counted, Message
@@ -82,6 +83,8 @@ class _Counting:
         self._network = import_module(family_of(model).network)
         pixels = torch.empty(1, 3, request.height, request.width, device="meta")
         self._state: dict[str, dict[str, torch.Tensor]] = {"pixels": {"rgb": pixels}}
+        if request.masked:
+            self._state["pixels"]["mask"] = pixels[:, :1]
         for index, (width, height) in enumerate(request.references):
             levels = torch.empty(1, 3, height, width, dtype=torch.uint8, device="meta")
             self._state.setdefault("references", {})[str(index)] = levels
@@ -109,6 +112,11 @@ class _Counting:
         conditioning = self._state["conditioning"]
         others = [t for name, given in self._state.items() if name.startswith("conditioning ") for t in given.values()]
         every = max(len(tensor) for tensor in conditioning.values())
+        if "surroundings" in self._state:
+            beside = self._network.beside(
+                self._model, self._state["surroundings"], self._latents[:, :1], torch.empty_like(self._latents)
+            )
+            conditioning = {**beside_rows(conditioning, beside)}
         fused = self._device.fused_attention(self._dtype)
         for scratch_bytes in (0,) if fused else SCRATCHES:
             for samples in {1, every}:

@@ -13,6 +13,7 @@ import torch
 from sdcli.domain import Guidance, WeightRow
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.latents import Latents
+from sdcli.engine.masking import Outside, beside_rows, latent_mask, told_of_mask
 from sdcli.engine.schedulers import begin_at, build_scheduler, from_noise, from_picture, model_input, step_options
 from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
 from sdcli.engine.work import State, Work
@@ -51,14 +52,15 @@ def _draw(
     work: Work, image: int, seed: int, state: State, denoiser: Any, resume: Checkpoint | None
 ) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
-    request = work.request
+    request, outside = work.request, None
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(work.scheduler, request.steps, work.flow_times)
     timesteps = scheduler.timesteps
     if "init" in state:
-        latents, timesteps = _start_from(work, state["init"], scheduler, generator)
+        latents, timesteps, outside = _start_from(work, state, scheduler, generator)
     else:
         latents = from_noise(scheduler, _noise(work, generator))
+    beside = told_of_mask(work, state, generator)
     options = step_options(scheduler, generator)
     if hasattr(denoiser, "foresee"):  # what depends on the time alone is computed for several steps at once
         denoiser.foresee(timesteps)
@@ -68,11 +70,14 @@ def _draw(
 
     for step in range(begin, len(timesteps)):
         started, read = time.perf_counter(), denoiser.lent.bytes_read
-        timestep, conditioning = timesteps[step], conditioning_at(state, step // scheduler.order)
+        timestep = timesteps[step]
+        conditioning = beside_rows(conditioning_at(state, step // scheduler.order), beside)
         sample = model_input(scheduler, latents, timestep)
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        if outside is not None:
+            latents = outside.put_back(latents, scheduler, timesteps[step + 1 : step + 2])
         if not is_finite(latents):
             raise _who_is_to_blame(sample, told, output, step + 1, work.dtype)
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
@@ -173,19 +178,31 @@ def _without_copy(work: Work, table: Table, error: SdcliError) -> Table:
 
 
 def _start_from(
-    work: Work, init: Mapping[str, torch.Tensor], scheduler: Any, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    work: Work, state: State, scheduler: Any, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, Outside | None]:
     """Latents of the init image with noise as of the first timestep that is run, and the timesteps to run.
+
+    And what is outside the mask, where there is one that the model is not told of. At a strength of 1 an inpainting
+    begins with noise alone, as in diffusers.
 
     SDEdit (Meng et al. 2022, https://arxiv.org/abs/2108.01073). Draws from the generator as diffusers does:
     the sample of the latents first, then the noise.
     """
     request = work.request
     timesteps = begin_at(scheduler, request.steps - request.steps_run)
-    latents = work.network.start(work.model, init, generator)
+    is_told, anew = "surroundings" in state, request.strength == 1
+    if is_told and anew:
+        return from_noise(scheduler, _noise(work, generator)), timesteps, None
+    latents = work.network.start(work.model, state["init"], generator)
     if len(timesteps) == 0:
-        return latents, timesteps
-    return from_picture(scheduler, latents, _noise(work, generator), timesteps), timesteps
+        return latents, timesteps, None
+    noise = _noise(work, generator)
+    if request.masked and anew:
+        noisy = from_noise(scheduler, noise)
+    else:
+        noisy = from_picture(scheduler, latents, noise, timesteps)
+    outside = Outside(latents, noise, latent_mask(work, state)) if request.masked and not is_told else None
+    return noisy, timesteps, outside
 
 
 def _noise(work: Work, generator: torch.Generator) -> torch.Tensor:

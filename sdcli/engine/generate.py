@@ -97,9 +97,9 @@ def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
 
 
 def _unpacked(job: Job) -> tuple[State, dict[int, Checkpoint]]:
-    """The init image, if there is one, as (1, 3, H, W) in -1…1, and the checkpoints to go on from, by image.
+    """The init image, if there is one, as (1, 3, H, W) in -1…1, and its mask, if any, as (1, 1, H, W) of 0 and 1.
 
-    And pictures to go by, of 0 to 255.
+    Pictures to go by, of 0 to 255, and the checkpoints to go on from, by image.
     """
     request, state = job.request, State()
     references, at = _references(job)
@@ -110,6 +110,10 @@ def _unpacked(job: Job) -> tuple[State, dict[int, Checkpoint]]:
         levels = torch.frombuffer(bytearray(job.payload[begin:at]), dtype=torch.uint8)
         rgb = levels.view(1, request.height, request.width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
         state["pixels"] = {"rgb": rgb}
+    if request.masked:
+        begin, at = at, at + request.height * request.width
+        marks = torch.frombuffer(bytearray(job.payload[begin:at]), dtype=torch.uint8)
+        state["pixels"]["mask"] = marks.view(1, 1, request.height, request.width).ne(0).float()
     return state, {checkpoint.image: checkpoint for checkpoint in _checkpoints(job, at)}
 
 

@@ -8,6 +8,9 @@ init image; and for each stage a context manager of its name, `(model, request, 
 - of a stage that runs once: from what stages before gave to what this one gives, mappings of tensors by name;
 - of the steps: (latents, timestep, conditioning, guidance) to the model's output; its `lent` counts what it reads;
 - of the pictures: latents to pixels, (1, 3, h, w) in -1…1.
+
+A network of models that are made for inpainting has `beside(model, surroundings, mask, noise)` as well: what the steps
+are told of a mask, from the `surroundings` that a stage gave; part of the conditioning, each tensor of one row.
 """
 
 from __future__ import annotations

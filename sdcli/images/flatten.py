@@ -25,6 +25,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _on_background(whole.convert("RGB"), whole.getchannel("A"))
 
 
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is, 0 to 255; None for a picture that has no transparency. Call it after `to_rgb`."""
+    if image.mode.startswith("I"):
+        key = image.info.get("transparency")
+        wide = image.convert("I") if isinstance(key, int) else None
+        return wide and wide.point([0 if value == key else 255 for value in range(2**16)], "L")
+    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+
+
 def _from_16_bit_grey(image: Image.Image) -> Image.Image:
     """The high byte of every pixel, where Pillow's own conversion clips all above 255 to white."""
     wide = image.convert("I")

@@ -18,6 +18,9 @@ HASH_CHARACTERS = 10
 LORA_CHARACTERS = 12
 """The same of a LoRA's, and of a file of textual inversion."""
 
+_AREAS = {"whole": "Whole picture", "masked": "Only masked"}
+"""As A1111 calls them."""
+
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = """\
 <?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -68,6 +71,21 @@ class Provenance:
     """Of noise levels; None is the model's own."""
     emphasis: str = "a1111"
     """Whose way weights of words went."""
+    reference_sha256: list[str] = field(default_factory=list)
+    """Of the pixels of each picture to go by."""
+    fit: str | None = None
+    """How an init image came to its size."""
+    mask: str | None = None
+    """`alpha`, where what was transparent in the init image changed, or `picture`; None where margins alone did."""
+    mask_sha256: str | None = None
+    mask_blur: int | None = None
+    """Pixels, where there is a mask."""
+    inpaint_area: str | None = None
+    """`masked` where no more than that and so many pixels around it was drawn, at `width` and `height`; or `whole`."""
+    mask_padding: int | None = None
+    invert_mask: bool | None = None
+    outpaint: list[int] | None = None
+    """Margins that were drawn, left, above, right and below. With a `whole` picture they are part of its size."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -90,6 +108,9 @@ def parameters_text(p: Provenance) -> str:
         "TI hashes": ", ".join(f"{name}: {sha256[:LORA_CHARACTERS]}" for name, sha256 in p.embedding_sha256.items())
         or None,
         "Denoising strength": None if p.strength is None else _number(p.strength),
+        "Mask blur": None if p.mask_blur is None else str(p.mask_blur),
+        "Inpaint area": None if p.inpaint_area is None else _AREAS[p.inpaint_area],
+        "Masked area padding": None if p.mask_padding is None else str(p.mask_padding),
         # The noise is drawn on the CPU whatever the device.
         "RNG": "CPU",
         "Version": f"sdcli {p.sdcli_version}",

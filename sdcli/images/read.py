@@ -23,7 +23,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.images.chunks import Damaged, PngEssence
-from sdcli.images.flatten import to_rgb
+from sdcli.images.fit import SHARP, SMOOTH, Fit, extended, fitted
+from sdcli.images.flatten import alpha_of, to_rgb
+from sdcli.images.masks import (
+    PADDING,
+    Area,
+    Box,
+    Canvas,
+    black_and_white,
+    blurred,
+    box_around,
+    of_size,
+    require_some,
+    with_margins,
+)
 from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import MIB
 
@@ -35,6 +48,9 @@ PIXEL_CAP = 16_000_000
 
 BYTE_CAP = 256 * MIB
 """Bytes of its file at most: more than 16 megapixels take in any of the formats, uncompressed."""
+
+CANVAS_CAP = 4096 * 1024
+"""Pixels of a picture that a drawn part is put back into: all of it is in memory as long as the run goes on."""
 
 TARGET_CAP = 4096 * 4096
 """Pixels that an init image is resized to at most; only a sliver such as 10000x1 asks for more."""
@@ -61,31 +77,134 @@ SIDE_MULTIPLE, SIDE_MIN, SIDE_MAX = 8, 64, 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """How an init image is brought to its size, and what of it changes: `mask` is a file, or `alpha` for its own
+    transparency; None is all of it. `blur` is in pixels. `outpaint` are margins to draw: left, top, right, bottom."""
+
+    fit: Fit = "crop"
+    mask: str | None = None
+    blur: int = 0
+    invert: bool = False
+    area: Area = "whole"
+    outpaint: Box = (0, 0, 0, 0)
+
+    @property
+    def masks(self) -> bool:
+        """Whether something stays as it is."""
+        return self.mask is not None or any(self.outpaint)
+
+
+ALL_OF_IT = Edit()
+
+ALPHA = "alpha"
+"""The mask that an init image brings itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class InitImage:
-    """An RGB picture: `pixels` holds height x width x 3 bytes, row by row. It is the first of its file's `frames`."""
+    """An RGB picture: `pixels` holds height x width x 3 bytes, row by row. It is the first of its file's `frames`.
+
+    With a `mask`, height x width bytes, of which 255 changes and 0 does not, what is drawn is laid over the `canvas`.
+    """
 
     width: int
     height: int
     pixels: bytes
     frames: int = 1
+    mask: bytes = b""
+    canvas: Canvas | None = None
+    edit: Edit = ALL_OF_IT
 
 
-def read_init(path: Path, width: int | None, height: int | None, multiple: int = SIDE_MULTIPLE) -> InitImage:
+def read_init(
+    path: Path, width: int | None, height: int | None, edit: Edit = ALL_OF_IT, multiple: int = SIDE_MULTIPLE
+) -> InitImage:
     """The picture in `path`, upright, without transparency (composited on white), sized by `resized_size`.
 
-    Where the aspect ratio differs, the picture is scaled until it covers the size and its centre is cut out.
+    Where the aspect ratio differs, it is brought to the size as `edit` says. Margins come to the size besides. Where
+    the masked area alone is drawn, that has the size, and the canvas that of the file.
 
     Raises BadRequest for what is not a regular file, SdcliError for a file that cannot be read or decoded,
     is empty, is of another type, or has more than 16 megapixels (known from its header, before decoding).
     """
+    frames, image, alpha = _read(path, edit.mask == ALPHA)
+    with _refusals(path):
+        if not edit.masks:
+            size = _target(path, image.size, width, height, multiple)
+            return InitImage(*size, fitted(image, size, edit.fit).tobytes(), frames, edit=edit)
+        mask = _mask(path, edit, image.size, alpha)
+        if edit.area == "masked":
+            return _around_mask(path, image, mask, edit, (width, height), frames)
+        size = _target(path, image.size, width, height, multiple)
+        image, mask = fitted(image, size, edit.fit), fitted(mask, size, edit.fit, SHARP)
+        image, mask = _outpainted(image, mask, edit, TARGET_CAP)
+        require_some(mask, None if edit.mask == ALPHA else edit.mask)
+        _require_step(image.size, multiple)
+        pixels, share = image.tobytes(), blurred(mask, edit.blur).tobytes()
+        canvas = Canvas(*image.size, pixels, share, (0, 0, *image.size))
+        return InitImage(*image.size, pixels, frames, mask.tobytes(), canvas, edit)
+
+
+def _around_mask(
+    path: Path, image: Image.Image, mask: Image.Image, edit: Edit, size: tuple[int | None, int | None], frames: int
+) -> InitImage:
+    """The masked part alone, in the size that is to be drawn."""
+    if image.width * image.height > CANVAS_CAP:
+        most = f"{CANVAS_CAP / 10**6:.0f} megapixels"
+        raise SdcliError(f"{echo(path)} is too large to be put together again, {_by(image.size)}: at most {most}")
+    image, mask = _outpainted(image, mask, edit, CANVAS_CAP)
+    require_some(mask, None if edit.mask == ALPHA else edit.mask)
+    share = blurred(mask, edit.blur)
+    own = box_around(share, image.size)
+    whole = resized_size((own[2] - own[0], own[3] - own[1]), *size)
+    box = box_around(share, whole)
+    part = image.crop(box).resize(whole, SMOOTH)
+    canvas = Canvas(*image.size, image.tobytes(), share.tobytes(), box, PADDING)
+    marks = mask.crop(box).resize(whole, SHARP).tobytes()
+    return InitImage(*whole, part.tobytes(), frames, marks, canvas, edit)
+
+
+def _outpainted(image: Image.Image, mask: Image.Image, edit: Edit, most: int) -> tuple[Image.Image, Image.Image]:
+    """With the margins, up to so many pixels."""
+    left, top, right, bottom = edit.outpaint
+    size = (left + image.width + right, top + image.height + bottom)
+    if size == image.size:
+        return image, mask
+    if size[0] * size[1] > most:
+        raise BadRequest(f"--outpaint makes it {_by(size)}, which is too large: give less, or --width and --height")
+    return extended(image, edit.outpaint), with_margins(mask, edit.outpaint)
+
+
+def _mask(path: Path, edit: Edit, size: tuple[int, int], alpha: Image.Image | None) -> Image.Image:
+    """What is to change of a picture of this size, white: nothing where margins alone are drawn."""
+    if edit.mask is None:
+        return Image.new("L", size, 0)
+    if edit.mask == ALPHA:
+        if alpha is None:
+            raise BadRequest(f"{echo(path)} has no transparency: give the picture with some, or a --mask of its own")
+        return black_and_white(alpha, invert=not edit.invert)
+    _, image, _ = _read(Path(edit.mask))
+    return black_and_white(of_size(image.convert("L"), size, edit.mask), edit.invert)
+
+
+def _target(path: Path, own: tuple[int, int], width: int | None, height: int | None, multiple: int) -> tuple[int, int]:
+    size = resized_size(own, width, height, multiple)
+    if size[0] * size[1] > TARGET_CAP:
+        raise BadRequest(f"{echo(path)} would become {_by(size)}, which is too large: give --width and --height")
+    return size
+
+
+def _require_step(size: tuple[int, int], multiple: int) -> None:
+    if any(side % multiple for side in size):
+        raise BadRequest(f"--outpaint makes it {_by(size)}: both sides must be multiples of {multiple}")
+
+
+def _read(path: Path, with_alpha: bool = False) -> tuple[int, Image.Image, Image.Image | None]:
+    """How many frames the file has, the first one as RGB, and its transparency, if it has any and it is asked for."""
     _require_file(path)
     with _refusals(path), path.open("rb") as stream:
         frames, image = _decoded(path, stream)
-        size = resized_size(image.size, width, height, multiple)
-        if size[0] * size[1] > TARGET_CAP:
-            raise BadRequest(f"{echo(path)} would become {_by(size)}, which is too large: give --width and --height")
-        fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
-        return InitImage(*size, fitted.tobytes(), frames)
+        return frames, to_rgb(image), alpha_of(image) if with_alpha else None
 
 
 def resized_size(
@@ -131,7 +250,7 @@ def _require_file(path: Path) -> None:
 
 
 def _decoded(path: Path, stream: BinaryIO) -> tuple[int, Image.Image]:
-    """How many frames there are, and the first one, decoded and turned upright, as RGB."""
+    """How many frames there are, and the first one, decoded and turned upright."""
     head = stream.read(HEAD_BYTES)
     if not head:
         raise SdcliError(f"{echo(path)} is empty: export or download it again")
@@ -153,7 +272,7 @@ def _decoded(path: Path, stream: BinaryIO) -> tuple[int, Image.Image]:
     image.load()
     with suppress(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)  # EXIF that is none turns nothing
-    return frames, to_rgb(image)
+    return frames, image
 
 
 @contextmanager
@@ -194,9 +313,7 @@ def _by(size: tuple[int, int]) -> str:
 
 def read_sized(path: Path, size_of: Callable[[tuple[int, int]], tuple[int, int]]) -> InitImage:
     """The picture in `path` as `read_init` has it, at the size that is made of its own."""
-    _require_file(path)
-    with _refusals(path), path.open("rb") as stream:
-        frames, image = _decoded(path, stream)
+    frames, image, _ = _read(path)
+    with _refusals(path):
         size = size_of(image.size)
-        fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
-        return InitImage(*size, fitted.tobytes(), frames)
+        return InitImage(*size, fitted(image, size, "crop").tobytes(), frames)

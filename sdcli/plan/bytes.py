@@ -122,7 +122,7 @@ def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) 
     count = subject.counts[stage.name]
     weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
     lent = weights.vectors_bytes + weights.largest_bytes
-    work = lent + way.live_bytes + remainder.pictures(way, plan.fresh_decode)
+    work = lent + way.live_bytes + remainder.pictures(way, plan.fresh_decode) + canvas_bytes(subject)
     work += LEFT_BY_SLICES_BYTES if subject.by_slices and not plan.fresh_decode else 0
     handing = HANDED_TIMES * subject.request.count * subject.latents_bytes if plan.fresh_decode else 0
     return max(2 * subject.latents_bytes + work, handing)
@@ -151,8 +151,24 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
     streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes // 2
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
+    kept += mask_bytes(subject)
     alive = way_of(subject, plan).live_bytes
     return weights.vectors_bytes + streaming + kept + alive + _unseen_bytes(subject, plan, remainder)
+
+
+def mask_bytes(subject: Subject) -> int:
+    """What goes along with a mask at every step, if there is one: a number for each pixel, and latents.
+
+    Those of the init image and of what is outside the mask, their noise, and what is put together of them.
+    """
+    request = subject.request
+    return request.width * request.height * DTYPE_BYTES["fp32"] + 5 * subject.latents_bytes if request.masked else 0
+
+
+def canvas_bytes(subject: Subject) -> int:
+    """What the host takes while the drawn part is laid over a picture: three more of that size, in RGB."""
+    width, height = subject.request.canvas or (0, 0)
+    return width * height * 3 * 3
 
 
 def _unseen_bytes(subject: Subject, plan: Plan, remainder: Remainder) -> int:

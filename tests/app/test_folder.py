@@ -215,12 +215,14 @@ def test_a_run_s_folder_has_the_job_and_all_that_is_done_and_goes_with_the_run(
     tiny: Path, script: Callable[[str], None]
 ) -> None:
     script(SCRIPT.replace("END", ""))
-    asked, seen = task(tiny, request=replace(TWO, strength=0.5), pixels=b"pixels"), dict[str, bytes]()
-    record = RunRecord(asked)
-    run_task(asked, record, lambda *_: "fox.png", looks(seen))
+    asked = task(tiny, request=replace(TWO, strength=0.5, masked=True, canvas=(64, 64)), pixels=b"pixels", mask=b"mask")
+    seen, record = dict[str, bytes](), RunRecord(replace(asked, references=b"others"))
+    run_task(record.task, record, lambda *_: "fox.png", looks(seen))
     assert {name: data for name, data in seen.items() if name != "job.json"} == {
         runs.LOCK: b"",
         "init.rgb": b"pixels",
+        "mask.grey": b"mask",
+        "references.rgb": b"others",
         "latents-0": b"latents 0",
         "checkpoint-1": b"step 1 of 1",
     }

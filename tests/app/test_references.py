@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from sdcli.app.asked import Asked, Note
 from sdcli.app.record import Task
+from sdcli.app.references import digests_of_references
 from sdcli.app.tasks import prepare
 from sdcli.errors import BadRequest
 from tests.families.flux2.conftest import klein
@@ -32,6 +34,8 @@ def test_a_picture_is_cut_to_what_the_model_takes(klein: Path, own: tuple[int, i
     assert task.request.references == (size, (64, 64))
     assert len(task.references) == 3 * (size[0] * size[1] + 64 * 64) and task.references[:3] == bytes((200, 30, 90))
     assert task.pixels == b"" and task.request.strength is None
+    told = [hashlib.sha256(bytes((200, 30, 90)) * (size[0] * size[1])).hexdigest()]
+    assert digests_of_references(task) == [*told, hashlib.sha256(bytes(3 * 64 * 64)).hexdigest()]
 
 
 def test_models_that_go_by_none_or_by_fewer_say_so(klein: Path, tiny: Path) -> None:

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdcli.cli.main import run
 from tests.cli.conftest import Asked, Command, shell
+from tests.images.test_masks import photo, spot
 from tests.images.test_told import A1111, COMFY
 
 Ask = Callable[..., Asked]
@@ -63,6 +64,55 @@ def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, 
     with Image.open(work / f"one{suffix}") as one, Image.open(work / f"two{suffix}") as two:
         assert one.tobytes() == two.tobytes()
     assert (work / f"one{suffix}").read_bytes() == (work / f"two{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--mask", "mask.png", "--mask-blur", "2", "--size", "64x80", "--fit", "pad", "--invert-mask"],
+        ["--mask", "mask.png", "--outpaint", "0,8,32,0"],
+        ["--mask", "mask.png", "--inpaint-area", "masked", "--outpaint", "16,0,0,0", "-W", "128", "-H", "64"],
+        ["--outpaint", "0,0,0,24", "--mask-blur", "0"],
+    ],
+    ids=" ".join,
+)
+def test_what_was_drawn_within_a_mask_is_drawn_again_with_it(tiny: Path, work: Path, options: list[str]) -> None:
+    photo().save(work / "init.png")
+    spot().save(work / "mask.png")
+    argv = [
+        "img2img",
+        "a fox",
+        "-i",
+        "init.png",
+        *options,
+        "-m",
+        tiny,
+        "-s",
+        "3",
+        "--strength",
+        "0.7",
+        "--dtype",
+        "fp32",
+    ]
+    assert shell(work, *argv, "-o", "one.png").returncode == 0
+    given = ["-i", "init.png", *options[:2]] if "--mask" in options else ["-i", "init.png"]
+    done = shell(work, "again", "one.png", *given, "-o", "two.png")
+    assert done.returncode == 0 and b"warning" not in done.stderr, done.stderr
+    assert (work / "one.png").read_bytes() == (work / "two.png").read_bytes()
+
+
+def test_another_mask_is_told_and_what_is_transparent_needs_none(tiny: Path, work: Path) -> None:
+    transparent = photo()
+    transparent.putalpha(spot().point([255 - level for level in range(256)]))
+    transparent.save(work / "init.png")
+    spot(box=(8, 8, 40, 40)).save(work / "other.png")
+    argv = ["img2img", "a fox", "-i", "init.png", "--mask", "alpha", "-m", tiny, "-s", "2", "--dtype", "fp32"]
+    assert shell(work, *argv, "-o", "one.png").returncode == 0
+    done = shell(work, "again", "one.png", "-i", "init.png", "-o", "two.png")
+    assert done.returncode == 0 and b"warning" not in done.stderr, done.stderr
+    assert (work / "one.png").read_bytes() == (work / "two.png").read_bytes()
+    done = shell(work, "again", "one.png", "-i", "init.png", "--mask", "other.png", "-o", "three.png")
+    assert done.returncode == 0 and b"the mask is not the one that the picture was drawn with" in done.stderr
 
 
 RECORD: dict[str, Any] = {
@@ -125,6 +175,13 @@ def test_brackets_of_pictures_before_there_were_weights_are_words(asked: Ask, re
         ({"prompt": None}, "the picture's record lacks prompt"),
         ({"prompt": "x" * 70_000}, "the picture's prompt: the text has 70000 bytes"),
         ({"init_sha256": "0" * 64, "strength": 0.5}, "give that as --init"),
+        ({"init_sha256": "0" * 64, "mask": "picture"}, "give that as --init, its mask as --mask"),
+        ({"reference_sha256": ["0" * 64] * 2}, "give what it went by as --ref, 2 times"),
+        ({"fit": "loose"}, "the picture's fit"),
+        ({"mask_blur": 65}, "the picture's mask_blur"),
+        ({"invert_mask": "perhaps"}, "the picture's invert_mask"),
+        ({"outpaint": [0, 0, 10**6, 0]}, "the picture's outpaint"),
+        ({"outpaint": [0, 0, 64, 0], "inpaint_area": "whole"}, "the picture's width: 0 "),
         ({"loras": [{"name": "fur", "weight": 1}]}, "names the LoRA 'fur' and not its file: give --lora"),
         ({"model": "\x1b[2J"}, "no model"),
     ],

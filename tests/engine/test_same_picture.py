@@ -30,7 +30,7 @@ BF16_PSNR_FLOOR_DB = 30.0
 
 def reference(model: Path, request: Request, init: Image.Image | None = None) -> torch.Tensor:
     """What diffusers draws, in FP32 on the CPU."""
-    pipeline = _pipeline(model)
+    pipeline = pipeline_of(model)
     if init is not None:
         pipeline = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
@@ -51,7 +51,7 @@ def reference(model: Path, request: Request, init: Image.Image | None = None) ->
 _PIPELINES: dict[object, Any] = {}
 
 
-def _pipeline(model: Path) -> Any:
+def pipeline_of(model: Path) -> Any:
     """diffusers' own: loaded once for folders that have the same files besides the scheduler's."""
     files = sorted(path for path in model.rglob("*") if path.is_file() and path.parent.name != "scheduler")
     facts = [(str(path.relative_to(model)), path.stat()) for path in files if path.name != "model_index.json"]

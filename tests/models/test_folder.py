@@ -295,8 +295,8 @@ def test_each_level_of_the_autoencoder_but_one_halves(
 def test_a_denoiser_for_other_latents_is_refused_as_not_supported(
     model_folder: Path, edit_config: EditConfig, refused: Refused
 ) -> None:
-    edit_config(model_folder / "unet" / "config.json", in_channels=9)
-    with refused(1, "9 channels for latents of 4", "inpainting"):
+    edit_config(model_folder / "unet" / "config.json", in_channels=8)
+    with refused(1, "8 channels for latents of 4", "InstructPix2Pix"):
         open_model("m", model_folder)
 
 
@@ -322,7 +322,7 @@ def test_a_hostile_config_of_any_part_is_refused_by_its_file(
     [
         ({"_class_name": "StableDiffusion3Pipeline"}, ["'StableDiffusion3Pipeline'", "not supported yet"]),
         ({"_class_name": "FluxPipeline"}, ["'FluxPipeline'"]),
-        ({"_class_name": "StableDiffusionInpaintPipeline"}, ["'StableDiffusionInpaintPipeline'"]),
+        ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, ["'StableDiffusionDepth2ImgPipeline'"]),
         ({"_class_name": "StableDiffusionControlNetPipeline"}, ["'StableDiffusionControlNetPipeline'"]),
         ({"_class_name": "os.system"}, ["'os.system'"]),
         ({"_class_name": ["evil", "Evil"]}, ["somebody's own pipeline"]),

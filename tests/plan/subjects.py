@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from functools import cache
 
 from sdcli.domain import DTYPE_BYTES, DtypeName, Model, Plan, Request, StageNeed, Use, WeightUse
 from sdcli.families.contract import Geometry
 from sdcli.families.sd.family import StableDiffusion
+from sdcli.models.reference import DEMO, resolve_model
 from sdcli.plan.bytes import Subject, stage_need
 from sdcli.plan.counts import Counts, StageCount, WayCount
 from sdcli.plan.remainder import WITH_AVX512, Remainder
@@ -26,6 +27,12 @@ def layers(part: str, use: Use, *counted: tuple[int, tuple[int, ...], int]) -> t
         uses.append(WeightUse(part, f"{index}.weight", shape, use, (1, 1), 512 * 512 // pixels))
         uses.append(WeightUse(part, f"{index}.bias", shape[:1], "vector", (1, 1), 0))
     return tuple(uses)
+
+
+@cache
+def _any_model() -> Model:
+    """One whose stages are those of all others that are told of no mask."""
+    return resolve_model(DEMO, lambda *_: None)
 
 
 UNET = layers(
@@ -73,7 +80,7 @@ def counts_in(dtype: DtypeName) -> Callable[[Request], Counts]:
 
 def subject_of(request: Request, dtype: DtypeName) -> Subject:
     """The request with this model."""
-    stages = StableDiffusion().stages(cast(Model, None), request)
+    stages = StableDiffusion().stages(_any_model(), request)
     return Subject(request, dtype, stages, GEOMETRY, counts_in(dtype))
 
 

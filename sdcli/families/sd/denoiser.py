@@ -36,9 +36,13 @@ class Denoiser:
     ) -> torch.Tensor:
         """The model's output for (batch, channels, h, w) latents on the CPU in FP32: the same shape, place and type.
 
+        What the conditioning has `beside` them, (batch, more channels, h, w), goes in with them.
+
         `guidance` is for models that take it as an input; to others it says nothing.
         """
-        device = self.borrow.device
+        device, beside = self.borrow.device, conditioning.get("beside")
+        if beside is not None:  # of a model made for inpainting: a mask and what is outside it
+            latents = torch.cat([latents, beside], dim=1)
         sample = latents.to(device.torch_device, self.borrow.dtype).contiguous(memory_format=device.memory_format)
         size, context = self.unet.config.time_cond_proj_dim, conditioning["tokens"]
         condition = None if size is None else embedded_guidance(guidance, size).to(sample)

@@ -39,6 +39,7 @@ class StableDiffusion:
     pipelines: tuple[str, ...] = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
         "StableDiffusionInpaintPipelineLegacy",
         "StableDiffusionPipelineSafe",
         "LatentConsistencyModelPipeline",
@@ -65,7 +66,8 @@ class StableDiffusion:
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
         steps = Stage("denoise", "steps", ("unet",), "the denoiser")
         pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
-        return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
+        needs_init = request.strength is not None or is_told_of_mask(model)
+        return (words, init, steps, pictures) if needs_init else (words, steps, pictures)
 
     def geometry(self, model: Model) -> Geometry:
         """Each level of the autoencoder but one halves the sides: 8 pixels to a latent in Stable Diffusion 1.x.
@@ -99,11 +101,13 @@ class StableDiffusion:
         """Raise SdcliError unless latents, colours and words are of one size everywhere."""
         unet, vae = _unet(model), _vae(model)
         taken, latents = unet.in_channels, vae.latent_channels
-        if taken != latents or unet.out_channels != latents:
+        if taken not in (latents, _with_mask(latents)) or unet.out_channels != latents:
+            kinds = {2 * latents: "InstructPix2Pix", latents + 1: "a depth model", latents + 3: "an upscaler"}
+            what = f": it looks like {kinds[taken]}" if taken in kinds else ""
             raise SdcliError(
-                f"the model {echo(ref)} has a denoiser of {taken if taken != latents else unet.out_channels} channels"
-                f" for latents of {latents}: inpainting and other variants are not supported yet; give a text-to-image"
-                " model"
+                f"the model {echo(ref)} has a denoiser of"
+                f" {unet.out_channels if taken in (latents, _with_mask(latents)) else taken} channels for latents of"
+                f" {latents}{what}; give a text-to-image or an inpainting model"
             )
         colours = {vae.in_channels, vae.out_channels}
         if colours != {3}:
@@ -138,6 +142,16 @@ class StableDiffusion:
         """A vocabulary of the size that the text encoder has."""
         files = written_vocabulary(config["text_encoder"]["vocab_size"])
         return {f"tokenizer/{name}": text for name, text in files.items()}
+
+
+def _with_mask(latents: int) -> int:
+    """Channels that a denoiser made for inpainting takes: latents, a mask, and latents of what is outside it."""
+    return 2 * latents + 1
+
+
+def is_told_of_mask(model: Model) -> bool:
+    """Whether the denoiser was made for inpainting."""
+    return _unet(model).in_channels == _with_mask(_vae(model).latent_channels)
 
 
 def _text_layers(text: TextEncoder) -> range:

@@ -17,10 +17,13 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from sdcli.domain import Component, Model, Request
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
 from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
-from sdcli.families.sd.family import StableDiffusion, words_from
+from sdcli.families.sd.family import StableDiffusion, is_told_of_mask, words_from
 from sdcli.families.sd.text_encoder import borrow_text_encoder, build_text_encoder, text_config
 from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
 from sdcli.weights.borrow import Borrow
+
+MASKED = 0.5
+"""A mask is 0 below, 1 from there on."""
 
 BUILDERS: dict[str, Callable[[Component], nn.Module]] = {
     "text_encoder": build_text_encoder,
@@ -50,12 +53,23 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
 
 @contextmanager
 def encode_image(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
-    """Pixels to `mean` and `deviation` of their latents, unscaled."""
+    """Pixels to `mean` and `deviation` of their latents, unscaled; those of what is outside the mask as `surroundings`,
+    where the denoiser is told of it: grey without a mask."""
     with borrow_encoder(model.parts["vae"], borrow) as encode:
 
+        def encoded(rgb: torch.Tensor) -> dict[str, torch.Tensor]:
+            mean, deviation = encode(rgb)
+            return {"mean": mean, "deviation": deviation}
+
         def run(state: State) -> State:
-            mean, deviation = encode(state["pixels"]["rgb"])
-            return {"init": {"mean": mean, "deviation": deviation}}
+            given, pixels = State(), state.get("pixels", {})
+            if request.strength is not None:
+                given["init"] = encoded(pixels["rgb"])
+            if is_told_of_mask(model):
+                grey = torch.zeros(1, 3, request.height, request.width, device="meta" if borrow.dry else "cpu")
+                known = pixels["rgb"] * (pixels["mask"] < MASKED) if request.masked else grey
+                given["surroundings"] = encoded(known)
+            return given
 
         yield run
 
@@ -66,6 +80,14 @@ def start(model: Model, init: Mapping[str, torch.Tensor], generator: torch.Gener
     sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
     scaled: torch.Tensor = sampled * model.parts["vae"].settings.scaling_factor
     return scaled
+
+
+def beside(
+    model: Model, surroundings: Mapping[str, torch.Tensor], mask: torch.Tensor, noise: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the denoiser takes `beside` latents: the mask, and a sample of latents of what is outside it."""
+    sampled = surroundings["mean"] + surroundings["deviation"] * noise
+    return {"beside": torch.cat([mask, sampled * model.parts["vae"].settings.scaling_factor], dim=1)}
 
 
 @contextmanager

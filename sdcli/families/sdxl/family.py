@@ -35,7 +35,11 @@ class StableDiffusionXL(StableDiffusion):
 
     name = "sdxl"
     network = "sdcli.families.sdxl.network"
-    pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    pipelines: tuple[str, ...] = (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    )
     index_extras: Mapping[str, object] = {ZEROS: True}
     parts: tuple[Part, ...] = PARTS
     defaults = Defaults(steps=25, guidance=5.0, aligned_levels=ALIGNED_LEVELS)

@@ -18,7 +18,7 @@ from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.sd import network as sd
 from sdcli.families.sd.denoiser import Denoiser, borrow_unet
-from sdcli.families.sd.network import start, try_out
+from sdcli.families.sd.network import beside, start, try_out
 from sdcli.families.sd.text_encoder import Tokens
 from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
 from sdcli.families.sdxl.family import StableDiffusionXL, has_zeros
@@ -28,7 +28,7 @@ from sdcli.weights.borrow import Borrow
 Lent = TypeVar("Lent")
 Loan = Callable[[], AbstractContextManager[Lent]]
 
-__all__ = ["build", "decode", "denoise", "encode_image", "encode_prompt", "start", "try_out"]
+__all__ = ["beside", "build", "decode", "denoise", "encode_image", "encode_prompt", "start", "try_out"]
 
 
 def build(component: Component) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2_klein_inpaint import Flux2KleinInpaintPipeline
 from PIL import Image
 
 from sdcli.domain import Request
@@ -117,3 +118,25 @@ def test_pictures_to_go_by_are_those_of_the_pipeline(klein: Path, pipeline: Any,
     guided = replace(request, guidance=3.0)
     one_by_one = draw(klein, request=guided, payload=payload, plan=replace(STREAMED, guidance="sequential"))
     assert torch.equal(one_by_one, draw(klein, request=guided, payload=payload))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_mask_goes_with_pictures_to_go_by(klein: Path, pipeline: Any, strength: float) -> None:
+    """The library's pipeline always goes by the picture that it edits."""
+    inpaint = Flux2KleinInpaintPipeline(**pipeline.components)
+    inpaint.set_progress_bar_config(disable=True)
+    request = replace(REQUEST, steps=4, strength=strength, masked=True, references=((96, 64),))
+    rgb = torch.randint(256, (64, 96, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    mask = torch.zeros(64, 96, dtype=torch.uint8)
+    mask[16:48, 32:80] = 255
+    init, marks = rgb.numpy(), mask.numpy()
+    given = {"image": Image.fromarray(init), "mask_image": Image.fromarray(marks), "strength": strength}
+    ours = draw(klein, request=request, payload=init.tobytes() * 2 + marks.tobytes())
+    assert largest_difference(ours, theirs(inpaint, request, **given)) <= 1
+    assert largest_difference(ours, draw(klein, request=replace(request, masked=False), payload=init.tobytes() * 2)) > 1
+    words_alone = replace(request, references=())
+    without = draw(klein, request=words_alone, payload=init.tobytes() + marks.tobytes())
+    outside = mask == 0
+    only_through = draw(klein, request=replace(words_alone, masked=False, strength=0.0), payload=init.tobytes())
+    changes = (without - only_through).abs().float()
+    assert changes[~outside].mean() > 2 * changes[outside].mean()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+from PIL import Image
 
 from sdcli.domain import Request
 from sdcli.engine.synthesize import write_model
@@ -92,6 +93,22 @@ def changed(folder: Path, home: Path, **parts: dict[str, Any]) -> Path:
     copy.mkdir()
     deque(write_model(XL | {part: XL[part] | settings for part, settings in parts.items()}, copy), maxlen=0)
     return copy
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("channels", [4, 9])
+def test_inpainting_is_the_pipeline_s(xl: Path, tmp_path: Path, channels: int, strength: float) -> None:
+    folder = xl if channels == 4 else changed(xl, tmp_path, unet={"in_channels": channels})
+    request = replace(REQUEST, width=64, strength=strength, steps=10, masked=True)
+    init, marks = gradient(64, 64), np.zeros((64, 64), np.uint8)
+    marks[8:40, 16:48] = 255
+    inpaint = StableDiffusionXLInpaintPipeline(**opened(folder).components, add_watermarker=False)
+    inpaint.set_progress_bar_config(disable=True)
+    given = {"image": init, "mask_image": Image.fromarray(marks), "height": 64, "width": 64, "strength": strength}
+    payload = init.tobytes() + marks.tobytes()
+    ours = draw(folder, request=request, payload=payload)
+    assert largest_difference(ours, theirs(inpaint, request, **given)) <= 1
+    assert largest_difference(ours, draw(folder, request=replace(request, masked=False), payload=payload)) > 1
 
 
 def test_v_prediction_with_zero_snr_is_the_pipeline_s(xl: Path, tmp_path: Path) -> None:

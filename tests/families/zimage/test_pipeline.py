@@ -12,17 +12,22 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image_img2img import ZImageImg2ImgPipeline
+from diffusers.pipelines.z_image.pipeline_z_image_inpaint import ZImageInpaintPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
 from sdcli.domain import Request
 from sdcli.engine.synthesize import write_model
+from sdcli.messages import StepDone
 from sdcli.weights.source import Stored
 from tests import qwen
 from tests.families.zimage.tiny import FOX, TINY
-from tests.support import RESIDENT, STREAMED, draw, largest_difference, psnr
+from tests.support import RESIDENT, STREAMED, draw, largest_difference, pictures, psnr, run_engine
 
+MASK = torch.zeros(64, 96, dtype=torch.uint8)
+MASK[8:40, 32:80] = 255
 PIXELS = torch.arange(64 * 96 * 3).mul(7919).remainder(251).to(torch.uint8)
 
 
@@ -44,13 +49,15 @@ def parts(folder: Path) -> dict[str, Any]:
 
 def drawn_by_diffusers(folder: Path, request: Request) -> torch.Tensor:
     """The library's guidance of g is ours of g + 1."""
-    kind = ZImagePipeline if request.strength is None else ZImageImg2ImgPipeline
-    pipeline = kind(**parts(folder))
-    pipeline.set_progress_bar_config(disable=True)
+    kind: Any = ZImagePipeline if request.strength is None else ZImageImg2ImgPipeline
     given: dict[str, Any] = {}
     if request.strength is not None:
         image = PIXELS.view(request.height, request.width, 3).permute(2, 0, 1)[None].float() / 255
         given = {"image": image, "strength": request.strength}
+    if request.masked:
+        kind, given["mask_image"] = ZImageInpaintPipeline, Image.fromarray(MASK.numpy())
+    pipeline = kind(**parts(folder))
+    pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
         request.prompt,
         negative_prompt=request.negative,
@@ -66,8 +73,12 @@ def drawn_by_diffusers(folder: Path, request: Request) -> torch.Tensor:
 
 
 def ours(folder: Path, request: Request, **options: Any) -> torch.Tensor:
-    payload = b"" if request.strength is None else PIXELS.numpy().tobytes()
-    return draw(folder, request=request, payload=payload, **options)
+    return draw(folder, request=request, payload=payload(request), **options)
+
+
+def payload(request: Request) -> bytes:
+    mask = MASK.numpy().tobytes() if request.masked else b""
+    return b"" if request.strength is None else PIXELS.numpy().tobytes() + mask
 
 
 @pytest.mark.parametrize(
@@ -86,6 +97,27 @@ def ours(folder: Path, request: Request, **options: Any) -> torch.Tensor:
 def test_pictures_are_the_library_s(model: Path, change: dict[str, Any]) -> None:
     request = replace(FOX, **change)
     assert largest_difference(ours(model, request), drawn_by_diffusers(model, request)) <= 1
+
+
+MASKED = replace(FOX, height=64, width=96, strength=0.6, steps=5, masked=True)
+
+
+@pytest.mark.parametrize("change", [{}, {"strength": 1.0}, {"guidance": 3.0}, {"strength": 0.2}], ids=repr)
+def test_so_are_those_drawn_within_a_mask(model: Path, change: dict[str, Any]) -> None:
+    request = replace(MASKED, **change)
+    drawn = ours(model, request)
+    assert largest_difference(drawn, drawn_by_diffusers(model, request)) <= 1
+    assert largest_difference(drawn, ours(model, replace(request, masked=False))) > 1
+
+
+def test_a_run_with_a_mask_goes_on_from_any_step(model: Path) -> None:
+    request = replace(MASKED, count=2)
+    events = run_engine(model, request, payload=payload(request))
+    whole = pictures(events)
+    steps = [event.payload for event in events if isinstance(event, StepDone) and event.image == 1]
+    for blob in (steps[0], steps[-1]):
+        resumed = run_engine(model, request, payload=payload(request) + blob, checkpoints=(len(blob),))
+        assert all(torch.equal(*pair) for pair in zip(pictures(resumed), whole, strict=True))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
