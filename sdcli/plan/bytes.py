@@ -146,7 +146,7 @@ def steps_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool
 def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool = False) -> int:
     """Bytes that a denoise step takes over the baseline and resident weights."""
     weights = subject.weights
-    # the model's own weights are there twice while they are used, cast and as the kernel lays them out, with gaps between
+    # the model's own weights are there twice while they are used, cast and as the kernel lays them out, with gaps
     streaming = LEFT_BY_MAKING_BYTES if making and plan.prepared else 0
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
     streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes // 2
