@@ -87,7 +87,6 @@ NAMING_ALLOWED = {
     "blocks/bands.py": "diffusers' module that has the distribution of latents",
     "blocks/frugal.py": "diffusers' block of attention, which families share, calls its layers attn1 and attn2",
     "engine/lean_imports.py": "modules of diffusers that need not be imported",
-    "plan/remainder.py": "77 MiB: a number that was measured",
     "weights/lend.py": "the 77 tokens of a chunk, in a comment",
     "weights/packed.py": "an example, in a comment",
 }
