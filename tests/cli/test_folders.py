@@ -44,7 +44,7 @@ def edit(model: Path, part: str, **changes: Any) -> None:
         ("unet", {"cross_attention_dim": 64}),
         ("unet", {"layers_per_block": [1, 1, 1]}),
         ("unet", {"sample_size": 1_000_000}),
-        ("unet", {"in_channels": 9}),
+        ("unet", {"in_channels": 7}),
         ("unet", {"out_channels": 8}),
         ("vae", {"norm_num_groups": 0}),
         ("vae", {"block_out_channels": [16] * 40}),
@@ -94,7 +94,8 @@ def test_a_side_that_the_autoencoder_s_levels_do_not_divide_is_wrong_usage(sdcli
         1, "lacks the tensors", "and 15 more: not the model that its config describes"
     )
     Image.new("RGB", (72, 64)).save("init.png")
-    sdcli("plan", "a", "-m", model, "-i", "init.png").refused(2, "--width 72", "give 64 or 80")
+    sdcli("plan", "a", "-m", model, "-i", "init.png", "-W", "72").refused(2, "--width 72", "give 64 or 80")
+    sdcli("plan", "a", "-m", model, "-i", "init.png").refused(1, "lacks the tensors")  # an init image fits itself
 
 
 def test_a_three_level_autoencoder_draws_the_size_that_was_asked_for_in_the_memory_that_was_predicted(

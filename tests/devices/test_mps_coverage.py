@@ -55,6 +55,7 @@ MADE_OF: dict[str, tuple[str, ...]] = {
     "slice.Tensor": ("as_strided",),
     "softmax.int_out": ("_softmax.out",),
     "split.Tensor": ("slice.Tensor",),
+    "stack": ("unsqueeze", "cat"),
     "t": ("transpose.int",),
     "transpose.int": ("as_strided",),
     "unbind.int": ("select.int",),
