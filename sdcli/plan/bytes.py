@@ -122,7 +122,12 @@ def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) 
     count = subject.counts[stage.name]
     weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
     lent = weights.vectors_bytes + weights.largest_bytes
-    work = lent + way.live_bytes + remainder.pictures(way, plan.fresh_decode) + canvas_bytes(subject)
+    work = (
+        lent
+        + way.live_bytes
+        + remainder.pictures(way, way_of(subject, plan), plan.fresh_decode)
+        + canvas_bytes(subject)
+    )
     work += LEFT_BY_SLICES_BYTES if subject.by_slices and not plan.fresh_decode else 0
     handing = HANDED_TIMES * subject.request.count * subject.latents_bytes if plan.fresh_decode else 0
     return max(2 * subject.latents_bytes + work, handing)

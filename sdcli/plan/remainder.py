@@ -35,6 +35,8 @@ class Remainder:
     steps_by_slices: Curve = ((0, 64), (120, 72), (200, 90))
     """Gaps where weights are used by the slice, by all that is alive: tensors are of few sizes, and the next one fits
     where one has gone."""
+    after_share: float = 0.0
+    """Of what the steps had alive in the heap, that the last stage finds as gaps besides."""
     scratch_share: float = 0.12
     """Of the largest weight, that the kernels which multiply by it keep for themselves."""
     padding: float = 1.0
@@ -54,9 +56,11 @@ class Remainder:
             return int(self.times * (self.kernel_bytes * way.kernels + along(self.steps_by_slices, way.live_bytes)))
         return self._of(way, self.steps_gaps[give_back]) + int(self.times * self.scratch_share * largest_bytes)
 
-    def pictures(self, way: WayCount, fresh: bool) -> int:
-        """Of a stage that runs once a picture, after the steps or in a worker of its own."""
-        return self._of(way, self.fresh_worker if fresh else self.after_steps)
+    def pictures(self, way: WayCount, steps: WayCount, fresh: bool) -> int:
+        """Of a stage that runs once a picture, after the steps of that way or in a worker of its own."""
+        if fresh:
+            return self._of(way, self.fresh_worker)
+        return self._of(way, self.after_steps) + int(self.times * self.after_share * steps.heap_bytes)
 
     def grown(self, times: float) -> Remainder:
         """So many times of all of it."""
@@ -85,7 +89,8 @@ WITH_AVX512_IN_FP32 = Remainder(
         "piece": ((0, 6), (100, 32), (200, 60)),
     },
     steps_by_slices=((0, 26), (120, 32), (200, 50)),
-    after_steps=((0, 15), (40, 28), (61, 46), (113, 52), (200, 64)),
+    after_steps=((0, 15), (40, 28), (61, 38), (113, 42), (200, 54)),
+    after_share=0.1,
 )
 """Measured without the matrix unit and without bf16."""
 

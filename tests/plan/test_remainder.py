@@ -30,8 +30,8 @@ def all_of(remainder: Remainder, way: WayCount, largest_bytes: int = LARGEST) ->
         "stage": remainder.steps(way, "stage", largest_bytes),
         "block": remainder.steps(way, "block", largest_bytes),
         "piece": remainder.steps(way, "piece", largest_bytes),
-        "pictures": remainder.pictures(way, False),
-        "pictures, fresh": remainder.pictures(way, True),
+        "pictures": remainder.pictures(way, way, False),
+        "pictures, fresh": remainder.pictures(way, way, True),
     }
 
 
