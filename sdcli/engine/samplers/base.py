@@ -6,6 +6,7 @@ step leaves for the next one are plain attributes, so that a checkpoint has all 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -46,11 +47,11 @@ class KSampler(EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is no
         self._step_index += 1
         return EulerDiscreteSchedulerOutput(prev_sample=previous, pred_original_sample=seen)
 
+    @abstractmethod
     def advance(
         self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: torch.Generator | None
     ) -> torch.Tensor:
         """From the sample at the level of this number, and the picture that the model sees in it, to the next level."""
-        raise NotImplementedError
 
 
 class TwoCalls(KSampler):
@@ -76,9 +77,9 @@ class TwoCalls(KSampler):
         self.sigmas, self.timesteps = torch.stack([*sigmas, self.sigmas[-1]]), torch.stack(timesteps)
         self.begun = None
 
+    @abstractmethod
     def between(self, level: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         """The level of the second call."""
-        raise NotImplementedError
 
     def advance(
         self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: torch.Generator | None
@@ -94,17 +95,17 @@ class TwoCalls(KSampler):
         self.begun = sample
         return self.first(sample, seen, (level, between, following), generator)
 
+    @abstractmethod
     def first(
         self, sample: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
     ) -> torch.Tensor:
         """To the level between."""
-        raise NotImplementedError
 
+    @abstractmethod
     def second(
         self, begun: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
     ) -> torch.Tensor:
         """From the first sample to the next level, by what was seen between."""
-        raise NotImplementedError
 
 
 def ancestral(level: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
