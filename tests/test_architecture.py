@@ -48,7 +48,7 @@ FLOORS = {
     "spool": 0,
 }
 
-FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"} | {
+FAMILIES = {"contract", "registry", "rules", "kinds", "autoencoders", "family", "parts", "schema", "vocabulary"} | {
     "single",
     "original",
     "embeddings",
