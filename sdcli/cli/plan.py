@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdcli.app.forecast import Forecast, forecast, forecast_report
+from sdcli.app.reading import Reads
 from sdcli.app.tasks import prepare
 from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
@@ -65,4 +66,17 @@ def table(result: Forecast) -> list[str]:
         "",
         f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {format_pace(planned.step_s)} a step",
         *(f"  {reason}" for reason in plan.reasons),
+        *_reading(result.reads),
     ]
+
+
+def _reading(reads: Reads | None) -> list[str]:
+    """What a step reads, and what bounds it."""
+    if reads is None:
+        return []
+    what = f"  a step reads {format_size(reads.step_bytes)} of weights"
+    if reads.disk_s is None or reads.bytes_a_second is None:
+        return [f"{what}; how fast this disk is was not measured"]
+    speed = f"{format_size(int(reads.bytes_a_second))} a second"
+    longer = {"disk": "longer than the arithmetic", "arithmetic": "hidden behind the arithmetic"}[reads.bound or "disk"]
+    return [f"{what}: {format_pace(reads.disk_s)} at this disk's {speed}, {longer}; none where they stay in the cache"]
