@@ -50,6 +50,8 @@ class Asked:
     fit: Literal["crop", "pad", "stretch", "exact"] = "crop"
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = None
+    """Of the CPU; None is what the library takes."""
     mem_limit: str = "auto"
     embeddings: tuple[str, ...] = ()
     """Files of textual inversion."""

@@ -144,6 +144,7 @@ class _Run:
         learn_flops(task, ready.flops)
         if self._record.planned is None:
             self._record.device, self._record.torch_version = ready.device, ready.torch_version
+            self._record.threads = ready.threads
             self._record.baseline_bytes = measured_baseline(task, ready)
 
     def _job(self, prospect: Prospect, part: Part | None) -> Job:

@@ -5,6 +5,7 @@ Precedence: option, then environment (SDCLI_NAME), then the user's config file, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +167,11 @@ OUTPUT = (
 MACHINE = (
     _option("--device", type=click.Choice(["auto", "mps", "cuda", "cpu"]), default="auto", help="Where to compute."),
     _option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", help="What to compute in."),
+    _option(
+        "--threads",
+        type=types.WholeNumber(1, os.cpu_count() or 1),
+        help="Of the CPU that compute at once, up to its number of cores.  [default: torch's choice]",
+    ),
 )
 
 LIMIT = (
@@ -322,6 +328,7 @@ CONFIGURABLE = frozenset(
         "size",
         "device",
         "dtype",
+        "threads",
         "mem_limit",
         "profile",
         "on_limit",
