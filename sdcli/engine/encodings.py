@@ -24,6 +24,7 @@ from sdcli.engine.stage import is_finite
 from sdcli.engine.work import State, Work
 from sdcli.errors import SdcliError
 from sdcli.families.contract import Stage
+from sdcli.families.prompts import turns_of
 from sdcli.models.stamps import stamps_of
 from sdcli.units import MIB
 
@@ -109,6 +110,7 @@ def _key(work: Work, stage: Stage) -> str:
     """Of what a stage gives that goes by words alone: the words, the files that it reads, and who computes how."""
     model, request, under = work.model, work.request, tuple(f"{part}/" for part in stage.parts)
     words = [request.prompt, request.negative if request.guided else None, request.clip_skip, request.emphasis]
+    words += [str(turns_of(request)), str(sorted(model.said.items()))]
     files = sorted(item for item in stamps_of(model).items() if item[0].startswith(under))
     parts = [model.parts[name] for name in stage.parts]
     networks = [(part.class_name, part.config, [file.header_sha256 for file in part.files]) for part in parts]
@@ -118,6 +120,7 @@ def _key(work: Work, stage: Stage) -> str:
         for name, adapters in sorted(part.adapters.items())
     ]
     computed = [work.device.name, work.dtype_name, machine.torch_version(), *machine.cpu_vector_flags()]
+    computed.append(f"{torch.get_num_threads()} threads")  # which may round otherwise
     facts = [LAYOUT, __version__, model.family, stage.name, words, files, networks, changes, computed]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
