@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdcli.app.counts import CountBook
+from sdcli.app.counts import CountBook, facts_of
 from sdcli.devices import open_device
 from sdcli.devices.base import DTYPES
 from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName, WeightRow
@@ -53,7 +53,7 @@ def counts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of a folder whose conftest names it: whatever is asked for has been counted, as in a second run."""
 
     def known(self: CountBook, request: Request) -> Counts:
-        return counted(self._model, replace(request, seed=0, count=1), self._facts[2])
+        return counted(self._model, request, self._dtype)
 
     monkeypatch.setattr(CountBook, "__call__", known)
 
@@ -68,7 +68,7 @@ def counted(where: Where | Model, request: Request, dtype: DtypeName = "fp32") -
     """What a dry run of a model counts for a request, on the CPU: the same whatever its scheduler is."""
     model = where if isinstance(where, Model) else open_model("m", where)
     networks = replace(model, parts={name: part for name, part in model.parts.items() if name != SCHEDULER.name})
-    key = f"{networks.digest} {model.sources.embeddings} {request} {dtype}"
+    key = f"{networks.digest} {model.sources.embeddings} {facts_of(model, request)} {dtype}"
     if key not in _COUNTED:
         _COUNTED[key] = count(model, request, open_device("cpu"), DTYPES[dtype])
     return _COUNTED[key]
@@ -85,7 +85,7 @@ def subject(folder: Where, request: Request = ASTRONAUT, dtype: DtypeName = "fp3
     family = family_of(model)
 
     def counts_of(asked: Request) -> Counts:
-        return counted(folder, replace(asked, seed=0, count=1), dtype)
+        return counted(folder, asked, dtype)
 
     return Subject(request, dtype, family.stages(model, request), family.geometry(model), counts_of)
 

@@ -66,6 +66,7 @@ def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, 
     assert (work / f"one{suffix}").read_bytes() == (work / f"two{suffix}").read_bytes()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
     [
