@@ -27,10 +27,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Synthesize:
-    """Host → worker: make the synthetic model `name` in `folder`."""
+    """Host → worker: make the synthetic model `name` in `folder`, or its `outline` alone."""
 
     name: str
     folder: str
+    outline: bool = False
 
 
 @dataclass(frozen=True, slots=True)

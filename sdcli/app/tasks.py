@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,15 @@ from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
 from sdcli.host.making import make_synthetic
-from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
 from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
+from sdcli.models.synthetic import is_outline
 from sdcli.plan.ceiling import decide_ceiling
+from sdcli.units import format_size
 
 if TYPE_CHECKING:
     from sdcli.images.read import InitImage
@@ -39,19 +39,16 @@ NO_MODEL = (
 KEYS_SHOWN = 12
 """Keys of a config that were passed over, as far as they are named."""
 
-ShowMaking = Callable[[str], Callable[[Progress], None]]
-"""Shows how far the making of the named model is."""
 
-
-def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
+def prepare(asked: Asked, tell: Tell, debug: bool = False) -> Task:
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
     if asked.inpaint_area == "masked" and (asked.width is None or asked.height is None):  # the model knows its size
-        model = find_model(asked, tell, show_making, debug)
+        model = find_model(asked, tell, debug)
         width, height = family_of(model).geometry(model).native_size
         image = read_init_of(replace(asked, width=asked.width or width, height=asked.height or height), tell)
     else:
         image = read_init_of(asked, tell)
-        model = find_model(asked, tell, show_making, debug)
+        model = find_model(asked, tell, debug)
         image = _in_whole_patches(asked, model, image)
     task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
     return with_references(task, asked.references)
@@ -98,19 +95,22 @@ def _read_init(asked: Asked, init: str, side: int) -> InitImage:
     return image
 
 
-def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
-    """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
+def find_model(asked: Asked, tell: Tell, debug: bool = False) -> Model:
+    """The checked model: the built-in one if none is given; of a synthetic one that is not there yet its outline."""
     ref = asked.model
     if ref is None:
         ref = DEMO
         tell(Note(NO_MODEL))
 
     def make(name: str, folder: Path) -> None:
-        make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
+        make_synthetic(name, folder, lambda _: None, debug, outline=True)
 
     sources = Sources("", asked.parts, asked.prediction, embeddings_of(asked), loras_of(asked))
-    model = resolve_model(ref, make, sources)
+    model = resolve_model(ref, make, sources, outline=True)
     stamps_of(model)  # as its files are now
+    if is_outline(model):
+        size = format_size(sum(file.size_bytes for part in model.parts.values() for file in part.files))
+        tell(Note(f"{model.ref} is not made yet: a picture that fits makes it first, {size} in your cache"))
     for note in model.notes:
         tell(Note(note))
     for file in asked.embeddings:

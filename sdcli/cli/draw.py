@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sdcli.app.asked import Asked
+from sdcli.app.making import with_weights
 from sdcli.app.pictures import saving
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.report import report
@@ -27,10 +28,10 @@ def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], No
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
     destination = plan_output(product.output, asked.count, force=product.force)
-    task = prepare(asked, voice.tell, making_lines(voice), voice.debug)
+    task = prepare(asked, voice.tell, voice.debug)
     if look is not None:
         look(task)
-    carry_out(task, destination, product, voice)
+    carry_out(with_weights(task, making_lines(voice)), destination, product, voice)
 
 
 def carry_out(task: Task, destination: Destination, product: Product, voice: Voice) -> None:

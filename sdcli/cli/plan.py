@@ -13,7 +13,6 @@ from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
 from sdcli.cli.options import Command, drawing_options
 from sdcli.cli.parsed import Params, asked_of, voice_of
-from sdcli.cli.progress import making_lines
 from sdcli.cli.say import hand_out
 from sdcli.plan.remainders import WORDS
 from sdcli.units import format_pace, format_size
@@ -35,7 +34,7 @@ def command(**params: Any) -> None:
 
 def _plan(params: Params) -> None:
     voice = voice_of(params)
-    task = prepare(asked_of(params), voice.tell, making_lines(voice), voice.debug)
+    task = prepare(asked_of(params), voice.tell, voice.debug)
     result = forecast(task)
     if params["as_json"]:
         hand_out(json.dumps(forecast_report(task, result)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 
+from sdcli.app.making import ShowMaking
 from sdcli.app.record import KEPT, RunRecord
-from sdcli.app.tasks import ShowMaking
 from sdcli.cli.say import Voice, is_terminal, say
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StageLoaded, StepDone
