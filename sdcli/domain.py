@@ -185,7 +185,8 @@ class Origin:
     """Where a weight comes from: a tensor of a file, or a piece of one, as its layer has it.
 
     A weight of a fused tensor is some of its `rows`, from the first to before the last. Numbers of eight bits are to be
-    multiplied by `scale`, a tensor of one number in the same file. One that is `turned` has columns for rows there.
+    multiplied by `scale`, a tensor of one number in the same file. One that is `turned` has columns for rows there; of
+    one that is `swapped` the second half of the rows comes first.
     """
 
     path: Path
@@ -194,6 +195,7 @@ class Origin:
     rows: tuple[int, int] | None = None
     scale: str | None = None
     turned: bool = False
+    swapped: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ FLOORS = {
 
 FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"} | {
     "single",
+    "single_file",
     "original",
     "embeddings",
     "ldm_names",

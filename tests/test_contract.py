@@ -16,6 +16,7 @@ DRAWING = {
     "--model": ("-m", "TEXT", "demo"),
     "--text-encoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
+    "--tokenizer": (None, "PATH", None),
     "--prediction": (None, "[epsilon|v]", None),
     "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),

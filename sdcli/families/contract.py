@@ -107,6 +107,8 @@ class Part:
     """Names that such files have for one of its modules, with dots; none for one that no LoRA changes."""
     fused_spellings: Callable[[Component, str], Mapping[str, tuple[int, int]]] = lambda component, module: {}
     """Names that such files have for a module of which this one is a share: which, and of how many that are alike."""
+    swapped_spellings: Callable[[Component, str], Collection[str]] = lambda component, module: ()
+    """Names that such files have for a module whose outputs' second half comes first here."""
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""
@@ -122,7 +124,8 @@ class Part:
 SCHEDULER = Part("scheduler", config_file="scheduler_config.json")
 """That of models that take noise away."""
 
-FLOW_SCHEDULER = replace(SCHEDULER, classes=frozenset({"FlowMatchEulerDiscreteScheduler"}))
+FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
+FLOW_SCHEDULER = replace(SCHEDULER, classes=frozenset({FLOW_CLASS}))
 """That of flow models."""
 
 
@@ -208,6 +211,20 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Where people keep a part that a single file lacks."""
+
+    file: str
+    """What they call it."""
+    folders: tuple[str, ...]
+    """Beside the file that lacks it, or beside a folder that it lies in."""
+    patterns: tuple[str, ...]
+    """Of names in there, in lower case, the likeliest first; of a tokenizer none is asked."""
+    refs: tuple[str, ...]
+    """On the Hub, as `models pull` takes them: the first is the one to advise."""
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Parts that a single file has, by name, and what was assumed where it does not tell."""
 
@@ -215,6 +232,8 @@ class Found:
     notes: tuple[str, ...] = ()
     said: Mapping[str, bool] = field(default_factory=dict)
     """What a model's index says besides, of the keys that the family's `index_extras` have, where it says otherwise."""
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
+    """Where to look for parts that it lacks, by name."""
 
 
 FindParts = Callable[[WeightFile, Numbers, Prediction | None], Found]

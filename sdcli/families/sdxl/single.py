@@ -15,10 +15,10 @@ from sdcli.domain import Component, Prediction, WeightFile
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Found, Numbers
 from sdcli.families.sd import single
-from sdcli.families.sd.original import Names, Piece, open_clip_names
-from sdcli.families.sd.single import Search, Shapes
+from sdcli.families.sd.original import open_clip_names
 from sdcli.families.sdxl.family import SIZES
 from sdcli.families.sdxl.parts import PROJECTION, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL
+from sdcli.families.single_file import Names, Piece, Search, Shapes, levels_of, networks_in
 
 SCALING_FACTOR = 0.13025
 """Of the autoencoder's latents."""
@@ -34,7 +34,7 @@ def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) 
     """The parts that a file has. Raises SdcliError for types that are not read, and for the refiner."""
     if any(name.startswith(REFINER) for name in file.tensors):
         raise SdcliError(f"{echo(file.path)} is SDXL's refiner, which is not supported yet: give the base model")
-    found = single.networks_in(file, (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH))
+    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH))
     notes: tuple[str, ...] = ()
     if "vae" in found:
         found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR)
@@ -98,8 +98,8 @@ def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 
 def _depth(shapes: Shapes, home: str) -> int | list[int]:
     """Layers of a level's transformers: one number where all have as many."""
-    transformers = single.levels_of(shapes, f"{home}.attentions")
-    depths = [len(single.levels_of(shapes, f"{home}.attentions.{n}.transformer_blocks")) for n in transformers]
+    transformers = levels_of(shapes, f"{home}.attentions")
+    depths = [len(levels_of(shapes, f"{home}.attentions.{n}.transformer_blocks")) for n in transformers]
     return depths if len(set(depths)) > 1 else depths[0] if depths else 1
 
 
@@ -119,5 +119,5 @@ def _second_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 UNET_SEARCH = replace(single.UNET_SEARCH, part=UNET_XL, describe=_unet_config)
 TEXT_SEARCH = replace(single.TEXT_SEARCH, prefixes=("conditioner.embedders.0.transformer.", ""))
 TEXT_2_SEARCH = Search(
-    TEXT_ENCODER_2, "text_encoder", ("conditioner.embedders.1.model.",), _second_pieces, _second_config
+    TEXT_ENCODER_2, single.TEXT_SIGN, ("conditioner.embedders.1.model.",), _second_pieces, _second_config
 )

@@ -28,8 +28,8 @@ FRAME_BYTES = len("user\n" + "\nassistant\n") + 3
 TURBO, BASE = Defaults(steps=8, guidance=1.0), Defaults(steps=30, guidance=4.0)
 """Of the model that was distilled to go without guidance, and of the one that was not."""
 
-TURBO_SHIFT = 3.0
-"""How far the distilled one's steps are shifted towards noise at most; the other's are shifted by 6."""
+TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0
+"""How far the distilled one's steps are shifted towards noise at most, and the other's."""
 
 _WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
