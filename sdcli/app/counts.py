@@ -74,6 +74,7 @@ class CountBook:
         """Of what counts depend on: neither seeds nor words, but how many there may be, and how often they change."""
         same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
         same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
+        same = replace(same, original_size=None, crop=(0, 0), target_size=None)
         same = replace(same, strength=None if request.strength is None else 0.5)
         facts = [LAYOUT, *self._facts, str(same), request.guided, family_of(self._model).chunks(self._model, request)]
         turns = turns_of(request)
