@@ -65,6 +65,10 @@ class Request:
     """Whether a mask, sent beside the pixels, says which of them change."""
     canvas: tuple[int, int] | None = None
     """Width and height of the whole picture, in pixels, where what is drawn is laid over a given one."""
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    """Sizes of before and now, and pixels cut off left and above, that the denoiser is told; None is the picture's."""
 
     @property
     def seeds(self) -> range:
@@ -174,8 +178,7 @@ class WeightFile:
     size_bytes: int
     tensors: dict[str, TensorInfo]
     header_sha256: str
-    stamp: str
-    """As of when the header was read."""
+    stamp: str  # as of when the header was read
     notes: Mapping[str, str] = field(default_factory=dict)
     """What whoever wrote it says of it, `__metadata__` of the format."""
 
@@ -216,8 +219,7 @@ class Word:
     name: str
     vectors: int
     origin: Origin
-    stamp: str
-    """Of the file, as of when its header was read."""
+    stamp: str  # of the file, as of when its header was read
 
 
 AdapterKind = Literal["lora", "loha", "lokr"]

@@ -256,7 +256,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
 
 def _request(table: dict[str, Any]) -> Request:
     references = tuple((width, height) for width, height in table["references"])
-    return Request(**{**table, "references": references, "canvas": table["canvas"] and tuple(table["canvas"])})
+    pairs = {name: table[name] and tuple(table[name]) for name in ("canvas", "original_size", "crop", "target_size")}
+    return Request(**{**table, **pairs, "references": references})
 
 
 def _plain(value: Any) -> Any:

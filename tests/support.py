@@ -130,11 +130,12 @@ def run_engine(
     dtype: DtypeName = "fp32",
     payload: bytes = b"",
     checkpoints: tuple[int, ...] = (),
+    keeps: bool = False,
 ) -> list[Message]:
-    """Every event of one job, computed on the CPU in this process."""
+    """Every event of one job, computed on the CPU in this process: all of it, unless it `keeps` what stages give."""
     device = open_device("cpu")
     device.prepare(None)
-    return list(generate(job_of(model, request, plan, dtype, checkpoints, payload), device))
+    return list(generate(job_of(model, request, plan, dtype, checkpoints, payload, keeps=keeps), device))
 
 
 def pictures(events: list[Message]) -> list[torch.Tensor]:

@@ -35,6 +35,12 @@ class Asked:
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    original_size: tuple[int, int] | None = None
+    """Width and height that the denoiser is told the picture had before it was cut to shape."""
+    crop: tuple[int, int] | None = None
+    """Pixels that it is told were cut off left and above."""
+    target_size: tuple[int, int] | None = None
+    """Width and height that it is told the picture has."""
     count: int = 1
     references: tuple[str, ...] = ()
     """Files of pictures that the model is to go by."""

@@ -79,6 +79,7 @@ def facts_of(model: Model, request: Request) -> list[object]:
     """What counts depend on of a request: not seeds or words, but how many there may be and how often they change."""
     same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
     same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
+    same = replace(same, original_size=None, crop=(0, 0), target_size=None)
     same = replace(same, strength=None if request.strength is None else 0.5)
     facts: list[object] = [str(same), request.guided, family_of(model).chunks(model, request)]
     turns = turns_of(request)

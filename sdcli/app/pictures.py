@@ -101,8 +101,15 @@ def provenance(
         schedule=request.schedule,
         emphasis=request.emphasis,
         reference_sha256=digests_of_references(task),
+        original_size=_joined("x", request.original_size),
+        crop=_joined(",", request.crop if any(request.crop) else None),
+        target_size=_joined("x", request.target_size),
         **_editing(task),
     )
+
+
+def _joined(mark: str, pair: tuple[int, int] | None) -> str | None:
+    return None if pair is None else f"{pair[0]}{mark}{pair[1]}"
 
 
 def _editing(task: Task) -> dict[str, Any]:

@@ -129,6 +129,9 @@ def find_model(asked: Asked, tell: Tell, debug: bool = False) -> Model:
 def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:
     """The request. Raises BadRequest for what the model or a seed cannot do; what has no effect is told."""
     geometry = family_of(model).geometry(model)
+    if geometry.edits and image is None:
+        raise BadRequest(f"{echo(model.ref)} is {geometry.edits}: give one, as in sdcli img2img PROMPT --init IMAGE")
+    _require_told(asked, geometry.told_sizes)
     defaults = geometry.defaults or family_of(model).defaults
     width, height = geometry.native_size if image is None else (image.width, image.height)
     if image is None:
@@ -155,6 +158,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         guidance_is_input=geometry.takes_guidance,
         masked=image is not None and bool(image.mask),
         canvas=None if image is None or image.canvas is None else (image.canvas.width, image.canvas.height),
+        original_size=asked.original_size,
+        crop=asked.crop or (0, 0),
+        target_size=asked.target_size,
     )
     _require_possible(request, model)
     if has_tags(request.negative):
@@ -166,6 +172,14 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         what = f"--negative has no effect at --guidance {request.guidance:g}: give more than 1"
         tell(Note(what, "warning"))
     return request
+
+
+def _require_told(asked: Asked, told: frozenset[str]) -> None:
+    """Raise BadRequest for a size that is asked for and that the model's denoiser is not told."""
+    for name in ("original_size", "crop", "target_size"):
+        if getattr(asked, name) is not None and name not in told:
+            option = "--" + name.replace("_", "-")
+            raise BadRequest(f"{option}: this model is not told of it, as those of SDXL are; leave it out")
 
 
 def _with_few(asked: Asked, few: FewSteps, tell: Tell) -> Asked:

@@ -33,7 +33,18 @@ from sdcli.families.registry import part_options
 INIT = init_options("The picture that it was drawn from.", "As for img2img.", required=False)
 
 
-_PICTURES = {"sampler", "schedule", "clip_skip", "prediction", "embedding_dir", "lora_dir", "references"}
+_PICTURES = {
+    "sampler",
+    "schedule",
+    "clip_skip",
+    "prediction",
+    "original_size",
+    "crop",
+    "target_size",
+    "embedding_dir",
+    "lora_dir",
+    "references",
+}
 _PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
 """Options that the environment and the config file have no say in, whether the picture has them or not."""
 

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from sdcli import settings
 from sdcli.cli import types
+from sdcli.cli.pairs import CORNER, PIXEL_SIZE
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
 
@@ -142,6 +143,14 @@ JOB = (
         help="Words are taken from the text encoder's last layer at 1, from the one before it at 2, and so on."
         "  [default: the model's own]",
     ),
+    _option(
+        "--original-size",
+        type=PIXEL_SIZE,
+        help="SDXL: what size it is told that the picture was, as in 640x480: a small one is drawn as if enlarged."
+        "  [default: the picture's]",
+    ),
+    _option("--crop", type=CORNER, help="SDXL: pixels it is told were cut off left and above, X,Y.  [default: 0,0]"),
+    _option("--target-size", type=PIXEL_SIZE, help="SDXL: what size it is told it has.  [default: the picture's]"),
     _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
 )
 
@@ -313,6 +322,7 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
     | {"sampler", "schedule", "emphasis"}
+    | {"original_size", "crop", "target_size"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
     | {
         "lora",

@@ -197,6 +197,10 @@ class Geometry:
     """Of the model, where they differ from its family's."""
     references: int = 0
     """Pictures that the model can go by, at most."""
+    edits: str = ""
+    """What the model is, where it draws nothing from words alone."""
+    told_sizes: frozenset[str] = frozenset()
+    """Of `original_size`, `crop` and `target_size` those that its denoiser is told (domain.Request)."""
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 

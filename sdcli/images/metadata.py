@@ -86,6 +86,11 @@ class Provenance:
     invert_mask: bool | None = None
     outpaint: list[int] | None = None
     """Margins that were drawn, left, above, right and below. With a `whole` picture they are part of its size."""
+    original_size: str | None = None
+    """Width and height, as in 640x480, that the denoiser was told besides the picture's own."""
+    crop: str | None = None
+    """X,Y of what it was told was cut off."""
+    target_size: str | None = None
 
 
 def parameters_text(p: Provenance) -> str:

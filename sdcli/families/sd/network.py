@@ -43,7 +43,7 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
 
     Words that change from step to step are several of these (engine/denoise.py, `conditioning_at`).
     """
-    tokens = tokens_of(("tokenizer", "text_encoder"), StableDiffusion(), model, request, request.guided, borrow)
+    tokens = tokens_of(("text_encoder", "tokenizer"), StableDiffusion(), model, request, request.guided, borrow)
     text = words_from(model.parts["text_encoder"], request.clip_skip)
     with borrow_text_encoder(text, borrow) as encode:
         yield lambda _: conditionings(
