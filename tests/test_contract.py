@@ -34,6 +34,10 @@ DRAWING = {
     "--schedule": (None, "NAME", "the model's own"),
     "--clip-skip": (None, "INTEGER", "the model's own"),
     "--seed": (None, "SEED", "random"),
+    "--hires": (None, "FACTOR", None),
+    "--hires-strength": (None, "NUMBER", "0.7"),
+    "--hires-steps": (None, "INTEGER", "as many as --steps"),
+    "--hires-upscaler": (None, "[latent|lanczos]", "latent"),
     "--count": ("-b", "INTEGER", "1"),
     "--output": ("-o", "TEXT", "outputs/"),
     "--force": (None, "", None),
@@ -56,6 +60,10 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--no-metadata",
     "--no-cache",
     "--ref",
+    "--hires",
+    "--hires-strength",
+    "--hires-steps",
+    "--hires-upscaler",
 }
 
 EDITING = {
@@ -91,7 +99,7 @@ ALIASES = {
 
 COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
 
-NOT_YET = ("--hires", "doctor", "resume")
+NOT_YET = ("doctor", "resume")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

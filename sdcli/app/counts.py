@@ -75,6 +75,8 @@ class CountBook:
         same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
         same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
         same = replace(same, strength=None if request.strength is None else 0.5)
+        if request.hires is not None:
+            same = replace(same, hires=replace(request.hires, steps=1, strength=0.5))
         facts = [LAYOUT, *self._facts, str(same), request.guided, family_of(self._model).chunks(self._model, request)]
         turns = turns_of(request)
         if turns.order or turns.weighted:

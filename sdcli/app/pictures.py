@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -101,6 +102,7 @@ def provenance(
         schedule=request.schedule,
         emphasis=request.emphasis,
         reference_sha256=digests_of_references(task),
+        hires=None if request.hires is None else dataclasses.asdict(request.hires),
         **_editing(task),
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
+from sdcli.app.enlarging import enlarged
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.app.references import with_references
@@ -156,7 +157,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         masked=image is not None and bool(image.mask),
         canvas=None if image is None or image.canvas is None else (image.canvas.width, image.canvas.height),
     )
-    _require_possible(request, model)
+    request = enlarged(asked, model, request, tell)
+    for one in request.rounds:
+        _require_possible(one, model)
     if has_tags(request.negative):
         tell(Note("a <lora:…> in --negative is read as words: LoRAs are asked for in the prompt", "warning"))
     if request.negative.strip() and request.guidance_is_input:
