@@ -12,7 +12,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, Sources, StageName, WeightRow
+from sdcli.domain import DeviceName, DtypeName, Hires, Part, Plan, Request, Sources, StageName
+from sdcli.uses import WeightRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,8 @@ class StepDone:
     seconds: float
     bytes_read: int
     payload: bytes = b""
+    round: int = 0
+    """Of the rounds that a request has; `step` counts those of all, and so does `count`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,8 @@ def read_message(pipe: BinaryIO) -> Message | None:
 def _request(table: dict[str, Any]) -> Request:
     references = tuple((width, height) for width, height in table["references"])
     pairs = {name: table[name] and tuple(table[name]) for name in ("canvas", "original_size", "crop", "target_size")}
-    return Request(**{**table, **pairs, "references": references})
+    hires = table["hires"] and Hires(**table["hires"])
+    return Request(**{**table, **pairs, "references": references, "hires": hires})
 
 
 def _plain(value: Any) -> Any:

@@ -15,17 +15,19 @@ import torch
 from sdcli.app.counts import CountBook, facts_of
 from sdcli.devices import open_device
 from sdcli.devices.base import DTYPES
-from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName, WeightRow
+from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
 from sdcli.families.contract import SCHEDULER, Geometry
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.machine import cpu_packs_for
 from sdcli.messages import Job, Message, PictureDone
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import Subject
 from sdcli.plan.counts import Counts
 from sdcli.plan.table import table_of
+from sdcli.uses import WeightRow
 
 gc.collect()
 gc.freeze()  # as the worker does: a collection over all that is imported takes 0.3 s, and every stage ends in two
@@ -87,7 +89,7 @@ def subject(folder: Where, request: Request = ASTRONAUT, dtype: DtypeName = "fp3
     def counts_of(asked: Request) -> Counts:
         return counted(folder, asked, dtype)
 
-    return Subject(request, dtype, family.stages(model, request), family.geometry(model), counts_of)
+    return Subject(request, dtype, stages_of(model, request), family.geometry(model), counts_of)
 
 
 def tables(
@@ -95,15 +97,16 @@ def tables(
 ) -> dict[StageName, tuple[WeightRow, ...]]:
     """The table of weights of each stage, as the host makes them."""
     whole = subject(folder, request, dtype)
-    height, width = whole.geometry.latent_shape(request)
+    height, width = whole.geometry.latent_shape(request.rounds[-1])
     samples, height, width = cpu_packs_for(height, width, dtype)
     sides = {"height": height * whole.geometry.latent_factor, "width": width * whole.geometry.latent_factor}
-    layout = replace(whole, request=replace(request, prompt="", negative="", **sides))
+    layout = replace(whole, request=replace(request, prompt="", negative="", hires=None, **sides))
     made = {}
     for stage in whole.stages:
         steps = stage.times == "steps"
+        laid_out = layout.counts.get(stage.function, whole.counts[stage.name])
         made[stage.name] = table_of(
-            whole.counts[stage.name], dtype, plan.resident_bytes if steps else 0, layout.counts[stage.name], samples
+            whole.counts[stage.name], dtype, plan.resident_bytes if steps else 0, laid_out, samples
         )
     return made
 

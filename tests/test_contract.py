@@ -38,6 +38,10 @@ DRAWING = {
     "--crop": (None, "X,Y", "0,0"),
     "--target-size": (None, "WXH", "the picture's"),
     "--seed": (None, "SEED", "random"),
+    "--hires": (None, "FACTOR", None),
+    "--hires-strength": (None, "NUMBER", "0.7"),
+    "--hires-steps": (None, "INTEGER", "as many as --steps"),
+    "--hires-upscaler": (None, "[latent|lanczos]", "latent"),
     "--count": ("-b", "INTEGER", "1"),
     "--output": ("-o", "TEXT", "outputs/"),
     "--force": (None, "", None),
@@ -60,6 +64,10 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--no-metadata",
     "--no-cache",
     "--ref",
+    "--hires",
+    "--hires-strength",
+    "--hires-steps",
+    "--hires-upscaler",
 }
 
 EDITING = {
@@ -95,7 +103,7 @@ ALIASES = {
 
 COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
 
-NOT_YET = ("--hires", "doctor", "resume")
+NOT_YET = ("doctor", "resume")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

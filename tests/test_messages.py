@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from sdcli import messages
-from sdcli.domain import Plan, Request, Sources, WeightRow
+from sdcli.domain import Plan, Request, Sources
 from sdcli.messages import (
     Count,
     Counted,
@@ -33,6 +33,7 @@ from sdcli.messages import (
     read_message,
     write_message,
 )
+from sdcli.uses import WeightRow
 
 REQUEST = Request("a fox", "", 64, 72, 4, 7.5, 0, 2, 0.25)
 PLAN = Plan("partial", 123, "sequential", 456, ("one reason", "another"), {"decode": "recompute"})

@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdcli.domain import Emphasis, Prediction
+from sdcli.domain import Emphasis, Prediction, Upscaler
 
 SEED_END = 2**64
 """Seeds are below this."""
 
 STRENGTH, MASK_BLUR = 0.6, 4
 """Where nothing was said."""
+
+HIRES_STRENGTH: float = 0.7
+HIRES_UPSCALER: Upscaler = "latent"
+"""Likewise, of --hires: as A1111 has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,11 @@ class Asked:
     outpaint: tuple[int, int, int, int] | None = None
     """Pixels to draw left of the init image, above, right of it and below."""
     fit: Literal["crop", "pad", "stretch", "exact"] = "crop"
+    hires: float | tuple[int, int] | None = None
+    """How many times as large the picture is drawn once more, or width and height."""
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    hires_upscaler: Upscaler | None = None
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

@@ -81,6 +81,8 @@ def facts_of(model: Model, request: Request) -> list[object]:
     same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
     same = replace(same, original_size=None, crop=(0, 0), target_size=None)
     same = replace(same, strength=None if request.strength is None else 0.5)
+    if request.hires is not None:
+        same = replace(same, hires=replace(request.hires, steps=1, strength=0.5))
     facts: list[object] = [str(same), request.guided, family_of(model).chunks(model, request)]
     turns = turns_of(request)
     if turns.order or turns.weighted:

@@ -13,8 +13,9 @@ from pathlib import Path
 from sdcli import machine
 from sdcli.app.counts import CountBook
 from sdcli.app.record import RunRecord, Task
-from sdcli.domain import MapShape, Plan, StageName, WeightRow
+from sdcli.domain import Plan, StageName
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.messages import Ready
 from sdcli.models.disks import model_in_memory
 from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
@@ -28,6 +29,7 @@ from sdcli.plan.seconds import Speed, learned
 from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.plan.table import table_of
 from sdcli.units import MIB
+from sdcli.uses import MapShape, WeightRow
 from sdcli.weights.copies import is_made, place_of_copy
 
 VARYING_BYTES = 4 * MIB
@@ -45,8 +47,7 @@ class Prospect:
 
     def __init__(self, task: Task) -> None:
         self.task, self.book = task, CountBook(task.model, task.device, task.dtype)
-        family = family_of(task.model)
-        stages, self._geometry = family.stages(task.model, task.request), family.geometry(task.model)
+        stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
         self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book)
         self._copy: list[Path | None] = []
 
@@ -70,7 +71,7 @@ class Prospect:
         for stage in self.subject.stages:
             count, dtype = self.subject.counts[stage.name], self.task.dtype
             if stage.times == "steps":
-                layout, samples = self.layout.counts[stage.name], self._sees[0]
+                layout, samples = self.layout.counts[stage.function], self._sees[0]
                 tables[stage.name] = table_of(count, dtype, plan.resident_bytes, layout, samples)
             else:
                 tables[stage.name] = table_of(count, dtype)
@@ -106,13 +107,15 @@ class Prospect:
         """The same request, of few words, at the size of picture that weights are laid out for."""
         _, height, width = self._sees
         factor = self._geometry.latent_factor
-        sized = replace(self.task.request, height=height * factor, width=width * factor, prompt="", negative="")
+        sized = replace(
+            self.task.request, height=height * factor, width=width * factor, prompt="", negative="", hires=None
+        )
         return replace(self.subject, request=sized)
 
     @property
     def _sees(self) -> MapShape:
         """Samples, height and width of the latents that weights are laid out for."""
-        height, width = self._geometry.latent_shape(self.task.request)
+        height, width = self._geometry.latent_shape(self.task.request.rounds[-1])
         on_cpu = self.task.device == "cpu"
         return machine.cpu_packs_for(height, width, self.task.dtype) if on_cpu else (1, height, width)
 
@@ -190,15 +193,16 @@ def learn_flops(task: Task, flops: float | None) -> None:
 
 def learn_from(record: RunRecord, prospect: Prospect) -> None:
     """Correct the speeds and the remainder that plans go by. The first step compiles kernels, and tells of them."""
-    task, seconds, planned = record.task, [step.seconds for step in record.steps[1:]], record.planned
+    task, planned, last = record.task, record.planned, len(record.task.request.rounds) - 1
+    seconds = [step.seconds for step in record.steps if step.round == last][1:]
     if planned is None or not seconds or set(record.denoised_in.values()) != {task.dtype}:
         return
     took, speed = statistics.median(seconds), _speed_of(task)
-    now = learned(speed, prospect.subject, planned.plan, took)
+    now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
     if now != speed:
         remember_speed(task.device, task.dtype, now)
     steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
-    if steps is not None and task.device == "cpu":
+    if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
 
 

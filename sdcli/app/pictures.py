@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -104,6 +105,7 @@ def provenance(
         original_size=_joined("x", request.original_size),
         crop=_joined(",", request.crop if any(request.crop) else None),
         target_size=_joined("x", request.target_size),
+        hires=None if request.hires is None else dataclasses.asdict(request.hires),
         **_editing(task),
     )
 

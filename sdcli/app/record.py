@@ -50,7 +50,8 @@ class Task:
     @property
     def pictures_size(self) -> tuple[int, int]:
         """Width and height of finished pictures."""
-        return self.request.canvas or (self.request.width, self.request.height)
+        last = self.request.rounds[-1]
+        return self.request.canvas or (last.width, last.height)
 
 
 @dataclass(slots=True)

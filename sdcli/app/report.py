@@ -11,6 +11,7 @@ from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Model, Plan
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.host.watchdog import PERIOD_S
 from sdcli.plan.planner import Planned
 
@@ -75,7 +76,7 @@ def job_table(task: Task, planned: Planned) -> dict[str, Any]:
 
 def plan_table(task: Task, planned: Planned) -> dict[str, Any]:
     """How the memory is spent, over all and stage by stage."""
-    stages = {stage.name: stage for stage in family_of(task.model).stages(task.model, task.request)}
+    stages = {stage.name: stage for stage in stages_of(task.model, task.request)}
     told = [_stage(planned.plan, stages[need.name]) for need in planned.needs]
     return dataclasses.asdict(planned.plan) | {"stages": told}
 

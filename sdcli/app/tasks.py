@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
+from sdcli.app.enlarging import enlarged
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.app.references import with_references
@@ -162,7 +163,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         crop=asked.crop or (0, 0),
         target_size=asked.target_size,
     )
-    _require_possible(request, model)
+    request = enlarged(asked, model, request, tell)
+    for one in request.rounds:
+        _require_possible(one, model)
     if has_tags(request.negative):
         tell(Note("a <lora:…> in --negative is read as words: LoRAs are asked for in the prompt", "warning"))
     if request.negative.strip() and request.guidance_is_input:

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from sdcli import settings
 from sdcli.cli import types
+from sdcli.cli.enlarging import HIRES
 from sdcli.cli.pairs import CORNER, PIXEL_SIZE
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
@@ -215,7 +216,7 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
     return options(
-        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK
+        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, HIRES, OUTPUT, MACHINE, LIMIT, REPORT, TALK
     )
 
 

@@ -17,7 +17,7 @@ from sdcli.engine.schedulers import restore_scheduler, scheduler_state
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after `step` steps of image number `image`. Latents: (1, channels, h, w), FP32."""
+    """The state after `step` steps of a `round` of image number `image`. Latents: (1, channels, h, w), FP32."""
 
     image: int
     step: int
@@ -25,14 +25,23 @@ class Checkpoint:
     generator: torch.Tensor
     scheduler_tensors: dict[str, torch.Tensor]
     scheduler_plain: dict[str, Any]
+    round: int = 0
 
     @classmethod
     def take(
-        cls, image: int, step: int, count: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any
+        cls,
+        image: int,
+        step: int,
+        count: int,
+        latents: torch.Tensor,
+        generator: torch.Generator,
+        scheduler: Any,
+        number: int = 0,
     ) -> Checkpoint:
-        """Look at a run after `step` of `count` steps. After the last one nobody asks for the scheduler any more."""
+        """Look at a round of that number after `step` of `count` steps. After its last one nobody asks for the
+        scheduler any more."""
         history: tuple[Any, Any] = scheduler_state(scheduler) if step < count else ({}, {})
-        return cls(image, step, latents, generator.get_state(), *history)
+        return cls(image, step, latents, generator.get_state(), *history, round=number)
 
     def restore(self, generator: torch.Generator, scheduler: Any) -> torch.Tensor:
         """Bring generator and scheduler to where they were; returns the latents."""
@@ -45,7 +54,7 @@ class Checkpoint:
         tensors = {"latents": self.latents, "generator": self.generator}
         tensors |= {f"scheduler.{name}": tensor for name, tensor in self.scheduler_tensors.items()}
         plain = torch.frombuffer(
-            bytearray(json.dumps([self.image, self.step, self.scheduler_plain]).encode()), dtype=torch.uint8
+            bytearray(json.dumps([self.image, self.step, self.round, self.scheduler_plain]).encode()), dtype=torch.uint8
         )
         blob: bytes = save({name: t.detach().clone().contiguous() for name, t in tensors.items()} | {"plain": plain})
         return blob
@@ -54,7 +63,7 @@ class Checkpoint:
     def from_bytes(cls, blob: bytes) -> Checkpoint:
         """Undo `to_bytes`."""
         tensors = load(blob)
-        image, step, plain = json.loads(bytes(tensors.pop("plain").tolist()))
+        image, step, number, plain = json.loads(bytes(tensors.pop("plain").tolist()))
         latents, generator = tensors.pop("latents"), tensors.pop("generator")
         scheduler = {name.removeprefix("scheduler."): tensor for name, tensor in tensors.items()}
-        return cls(image, step, latents, generator, scheduler, plain)
+        return cls(image, step, latents, generator, scheduler, plain, number)

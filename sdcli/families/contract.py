@@ -22,8 +22,9 @@ from typing import Any, Literal, Protocol
 
 from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile, Word
 
-Times = Literal["once", "steps", "pictures"]
-"""How often a stage runs: once a job, at every step of every picture, or once a picture."""
+Times = Literal["once", "steps", "pictures", "to_pixels", "to_latents"]
+"""How often a stage runs: once a job, at every step of every picture, or once a picture. Between two rounds of steps a
+picture may go to pixels, which are enlarged, and from there to latents again."""
 
 Library = Literal["diffusers", "transformers"]
 
@@ -147,6 +148,15 @@ class Stage:
     """What it takes besides weights and tensors: a tokenizer's tables."""
     kept: bool = False
     """Whether what it gives is kept for other runs: it goes by the words and its parts, and by nothing else."""
+    round: int = 0
+    """Of the request's rounds of steps, the one that it is part of."""
+    network_name: str = ""
+    """What the family's network calls it, where that is not its name."""
+
+    @property
+    def function(self) -> str:
+        """Its name in the family's network."""
+        return self.network_name or self.name
 
     @property
     def parts(self) -> tuple[str, ...]:
