@@ -15,7 +15,7 @@ from sdcli.app.references import digests_of_references
 from sdcli.errors import BadRequest, echo, printable
 from sdcli.models.header import data_sha256
 from sdcli.models.samplers import OWN, sampler_named, schedule_named
-from sdcli.models.schedulers import SCHEDULERS
+from sdcli.models.schedulers import FLOW_SCHEDULERS, SCHEDULERS
 
 if TYPE_CHECKING:
     from sdcli.images.told import Told
@@ -83,7 +83,7 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
     found.options["prompt"] = without_tags(found.options["prompt"])
     # before there was a choice, brackets were words
     found.options["emphasis"] = str(record.get("emphasis", "none"))
-    if record.get("sampler") in SCHEDULERS:
+    if record.get("sampler") in {**SCHEDULERS, **FLOW_SCHEDULERS}:
         found.options["sampler"] = OWN
     else:
         _take_sampler(found, str(record.get("sampler")))

@@ -8,6 +8,7 @@ from sdcli.domain import Component, Origin
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import FLOW_SCHEDULER, Part
 from sdcli.families.flux2.schema import AUTOENCODER_UNSET, IDLE, TRANSFORMER_UNSET, Autoencoder, Transformer
+from sdcli.families.flux2.spellings import PREFIXES, fused_spellings, spellings, swapped_spellings
 
 PATCH = 2
 """Latents of the autoencoder that a token of the denoiser has, along each side."""
@@ -48,6 +49,10 @@ TRANSFORMER = Part(
     unset=TRANSFORMER_UNSET,
     idle=IDLE,
     stem="diffusion_pytorch_model",
+    lora_prefixes=PREFIXES,
+    spellings=spellings,
+    fused_spellings=fused_spellings,
+    swapped_spellings=swapped_spellings,
     tells=True,
 )
 VAE = Part(

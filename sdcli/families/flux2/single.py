@@ -10,7 +10,7 @@ from typing import Any
 
 from sdcli.domain import Component, Prediction, WeightFile
 from sdcli.families.contract import FLOW_CLASS, Elsewhere, Found, Numbers
-from sdcli.families.flux2.family import WORD_LAYERS
+from sdcli.families.flux2.family import WORD_LAYERS, is_base
 from sdcli.families.flux2.original import autoencoder_names, transformer_names
 from sdcli.families.flux2.parts import STATISTICS, TRANSFORMER, VAE
 from sdcli.families.flux2.schema import AXES
@@ -30,6 +30,7 @@ SCHEDULE: dict[str, Any] = {
 }
 """That of all klein models."""
 
+_ASSUMED = "distilled to 4 steps, assumed, as no tensor tells; if it is a base model, give --steps 50 --guidance 4"
 _VAE_ELSEWHERE = Elsewhere(
     "flux2-vae.safetensors",
     ("vae",),
@@ -45,12 +46,14 @@ def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) 
         return Found(found)
     found["scheduler"] = Component("scheduler", FLOW_CLASS, SCHEDULE, file.path, config_name="")
     width = found["transformer"].config["joint_attention_dim"] // len(WORD_LAYERS)
+    is_told = is_base(file.path.stem) or re.match(r"flux[._-]?2[._-]klein", file.path.stem, re.IGNORECASE)
+    notes = () if is_told else (_ASSUMED,)
     elsewhere = {
         "tokenizer": TOKENIZER_ELSEWHERE,
         "text_encoder": text_encoder_elsewhere(width),
         "vae": _VAE_ELSEWHERE,
     }
-    return Found(found, elsewhere=elsewhere)
+    return Found(found, notes, elsewhere=elsewhere)
 
 
 def _transformer_config(shapes: Shapes, names: Names) -> dict[str, Any]:

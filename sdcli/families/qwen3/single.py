@@ -13,7 +13,7 @@ from sdcli.families.single_file import Names, Piece, Search, Shapes, each_once, 
 ROPE_THETA = 1_000_000.0
 """Of all published ones."""
 
-_FOLDERS = ("text_encoders", "clip", "text_encoder")
+_FOLDERS = ("text_encoders", "clip")
 _ORG = "Comfy-Org"
 _SIZES = {
     2560: ("4b", f"{_ORG}/z_image_turbo/split_files/text_encoders/qwen_3_4b.safetensors"),

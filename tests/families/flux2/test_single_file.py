@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from sdcli.domain import Sources
 from sdcli.engine.schedulers import build_scheduler
 from sdcli.families.contract import FlowTimes
+from sdcli.families.flux2.family import BASE, DISTILLED
+from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.weights.source import Source
 from tests.families.flux2.klein import KLEIN
@@ -62,3 +64,20 @@ def test_it_draws_the_bits_of_its_folder(folder: Path, single: Path, dtype: str)
     expected = draw(folder, request=request, dtype=dtype)
     assert expected.float().std() > 20
     assert torch.equal(draw(Sources(str(single)), request=request, dtype=dtype, plan=STREAMED), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults", "assumed"),
+    [
+        ("flux-2-klein-4b-fp8", DISTILLED, False),
+        ("flux-2-klein-base-4b", BASE, False),
+        ("my_style_v3", DISTILLED, True),
+        ("my_style_base", BASE, False),
+    ],
+)
+def test_distilled_or_base_is_told_by_the_name(single: Path, name: str, defaults: object, assumed: bool) -> None:
+    path = single.with_name(f"{name}.safetensors")
+    path.write_bytes(single.read_bytes())
+    model = open_model(str(path), Sources(str(path)))
+    assert family_of(model).geometry(model).defaults == defaults
+    assert any("distilled to 4 steps, assumed" in note for note in model.notes) == assumed
