@@ -34,6 +34,8 @@ DRAWING = {
     "--schedule": (None, "NAME", "the model's own"),
     "--clip-skip": (None, "INTEGER", "the model's own"),
     "--seed": (None, "SEED", "random"),
+    "--preview": (None, "[FILE.png]", None),
+    "--preview-every": (None, "INTEGER", "5"),
     "--hires": (None, "FACTOR", None),
     "--hires-strength": (None, "NUMBER", "0.7"),
     "--hires-steps": (None, "INTEGER", "as many as --steps"),
@@ -64,6 +66,8 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--hires-strength",
     "--hires-steps",
     "--hires-upscaler",
+    "--preview",
+    "--preview-every",
 }
 
 EDITING = {

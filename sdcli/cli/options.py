@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from sdcli import settings
 from sdcli.cli import types
 from sdcli.cli.enlarging import HIRES
+from sdcli.cli.preview import PREVIEW
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
 
@@ -147,6 +148,7 @@ JOB = (
 )
 
 OUTPUT = (
+    *PREVIEW,
     _option(
         "-b",
         "--count",

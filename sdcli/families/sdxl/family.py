@@ -11,6 +11,7 @@ from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.colours import SDXL, Colours
 from sdcli.families.contract import Defaults, Geometry, Part, Stage
 from sdcli.families.sd.family import TOKENIZER_BYTES, StableDiffusion
 from sdcli.families.sd.vocabulary import written_vocabulary
@@ -43,6 +44,7 @@ class StableDiffusionXL(StableDiffusion):
     index_extras: Mapping[str, object] = {ZEROS: True}
     parts: tuple[Part, ...] = PARTS
     defaults = Defaults(steps=25, guidance=5.0, aligned_levels=ALIGNED_LEVELS)
+    colours: tuple[Colours, ...] = (SDXL,)
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
         """As Stable Diffusion's, with both text encoders in the first."""
