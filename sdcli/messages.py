@@ -60,6 +60,8 @@ class Job:
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
     keeps: bool = True
     """Whether what a stage gives may be kept for other runs, and taken from them."""
+    preview_every: int = 0
+    """Steps from one Preview to the next; 0 is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,16 @@ class LatentsDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """Worker → host: about what a picture will be, small. The payload is RGB, height x width x 3 bytes."""
+
+    image: int
+    width: int
+    height: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class PictureDone:
     """Worker → host. The payload is RGB, height x width x 3 bytes."""
 
@@ -210,6 +222,7 @@ Message = (
     | StageEnded
     | StepDone
     | LatentsDone
+    | Preview
     | PictureDone
     | Notice
     | Finished

@@ -49,7 +49,18 @@ FLOORS = {
     "spool": 0,
 }
 
-FAMILIES = {"contract", "registry", "rounds", "rules", "kinds", "family", "parts", "schema", "vocabulary"} | {
+FAMILIES = {
+    "contract",
+    "registry",
+    "colours",
+    "rounds",
+    "rules",
+    "kinds",
+    "family",
+    "parts",
+    "schema",
+    "vocabulary",
+} | {
     "single",
     "single_file",
     "original",

@@ -38,6 +38,8 @@ DRAWING = {
     "--crop": (None, "X,Y", "0,0"),
     "--target-size": (None, "WXH", "the picture's"),
     "--seed": (None, "SEED", "random"),
+    "--preview": (None, "[FILE.png]", None),
+    "--preview-every": (None, "INTEGER", "5"),
     "--hires": (None, "FACTOR", None),
     "--hires-strength": (None, "NUMBER", "0.7"),
     "--hires-steps": (None, "INTEGER", "as many as --steps"),
@@ -68,6 +70,8 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--hires-strength",
     "--hires-steps",
     "--hires-upscaler",
+    "--preview",
+    "--preview-every",
 }
 
 EDITING = {

@@ -63,6 +63,8 @@ class Asked:
     hires_strength: float | None = None
     hires_steps: int | None = None
     hires_upscaler: Upscaler | None = None
+    preview_every: int = 0
+    """Steps from one preview of the picture to the next; 0 is none."""
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

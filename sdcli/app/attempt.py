@@ -61,4 +61,5 @@ def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Pa
         tables=prospect.tables(plan),
         stamps=dict(stamps_of(task.model)),
         keeps=task.keeps,
+        preview_every=task.preview_every,
     )

@@ -48,7 +48,7 @@ class Prospect:
     def __init__(self, task: Task) -> None:
         self.task, self.book = task, CountBook(task.model, task.device, task.dtype)
         stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
-        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book)
+        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, bool(task.preview_every))
         self._copy: list[Path | None] = []
 
     def plan(self, baseline_bytes: int) -> Planned:

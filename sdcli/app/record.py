@@ -44,6 +44,8 @@ class Task:
     """Which of the pixels change, one byte each, if not all do."""
     canvas: Canvas | None = None
     """What is drawn is laid over this one."""
+    preview_every: int = 0
+    """Steps from one preview to the next; 0 is none."""
     edit: Edit | None = None
     """How the init image came to its size, and what of it changes."""
 

@@ -244,7 +244,21 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt, keeps=not asked.no_cache)
+    every = asked.preview_every
+    if every and family_of(model).geometry(model).colours is None:
+        tell(Note("--preview has no effect with this model: nobody knows the colours of its latents", "warning"))
+        every = 0
+    task = Task(
+        model,
+        request,
+        name,
+        dtype,
+        ceiling,
+        debug=debug,
+        written=asked.prompt,
+        keeps=not asked.no_cache,
+        preview_every=every,
+    )
     if image is None:
         return task
     return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)

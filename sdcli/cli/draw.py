@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sdcli.app.asked import Asked
@@ -14,6 +15,7 @@ from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import prepare
 from sdcli.cli.parsed import Product
+from sdcli.cli.preview import Previews, previews_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
 from sdcli.errors import SdcliError
@@ -28,13 +30,18 @@ def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], No
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
     destination = plan_output(product.output, asked.count, force=product.force)
+    previews = previews_of(product.preview, product.output, product.force, voice.quiet)
+    if previews is None:
+        asked = replace(asked, preview_every=0)
     task = prepare(asked, voice.tell, voice.debug)
     if look is not None:
         look(task)
-    carry_out(with_weights(task, making_lines(voice)), destination, product, voice)
+    carry_out(with_weights(task, making_lines(voice)), destination, product, voice, previews)
 
 
-def carry_out(task: Task, destination: Destination, product: Product, voice: Voice) -> None:
+def carry_out(
+    task: Task, destination: Destination, product: Product, voice: Voice, previews: Previews | None = None
+) -> None:
     """Run the task; every picture is on disk, and its path handed out, before the next one is decoded.
 
     What ends the run early is raised when the report of what was drawn by then is out.
@@ -42,7 +49,7 @@ def carry_out(task: Task, destination: Destination, product: Product, voice: Voi
     request = task.request
     destination.require_room(request.count, *task.pictures_size)
     record = RunRecord(task)
-    progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose)
+    progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose, previews=previews)
     paths = _Paths(quiet=product.as_json)
     save = saving(task, destination, keep_text=not product.no_metadata)
 

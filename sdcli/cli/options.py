@@ -15,6 +15,7 @@ from sdcli import settings
 from sdcli.cli import types
 from sdcli.cli.enlarging import HIRES
 from sdcli.cli.pairs import CORNER, PIXEL_SIZE
+from sdcli.cli.preview import PREVIEW
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
 
@@ -156,6 +157,7 @@ JOB = (
 )
 
 OUTPUT = (
+    *PREVIEW,
     _option(
         "-b",
         "--count",

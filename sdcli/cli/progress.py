@@ -7,11 +7,23 @@ import time
 
 from sdcli.app.making import ShowMaking
 from sdcli.app.record import KEPT, RunRecord
+from sdcli.cli.preview import Previews
 from sdcli.cli.say import Voice, is_terminal, say
 from sdcli.domain import Request
 from sdcli.families.rounds import AGAIN
 from sdcli.host.watchdog import Watchdog
-from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StageLoaded, StepDone
+from sdcli.messages import (
+    Finished,
+    Message,
+    Notice,
+    Preview,
+    Progress,
+    Ready,
+    StageBegan,
+    StageEnded,
+    StageLoaded,
+    StepDone,
+)
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
 from sdcli.units import format_pace, format_size
@@ -22,8 +34,10 @@ BAR_WIDTH = 20
 class ProgressLines:
     """A line a stage, and on a terminal a bar that moves with each step. Quiet says nothing."""
 
-    def __init__(self, record: RunRecord, ceiling: Ceiling, *, quiet: bool, verbose: bool) -> None:
-        self._record, self._ceiling = record, ceiling
+    def __init__(
+        self, record: RunRecord, ceiling: Ceiling, *, quiet: bool, verbose: bool, previews: Previews | None = None
+    ) -> None:
+        self._record, self._ceiling, self._previews = record, ceiling, previews
         self._quiet, self._verbose = quiet, verbose
         self._moving = is_terminal() and not quiet
         self._drawn = 0
@@ -33,6 +47,10 @@ class ProgressLines:
 
     def __call__(self, message: Message, watchdog: Watchdog) -> None:
         """Show one event."""
+        if isinstance(message, Preview) and self._previews is not None:
+            if self._previews.on_terminal:
+                self._redraw("")
+            self._previews.show(message)
         if self._quiet:
             return
         match message:
@@ -66,6 +84,8 @@ class ProgressLines:
     def clear(self) -> None:
         """Leave no half-drawn line behind."""
         self._redraw("")
+        if self._previews is not None:
+            self._previews.moved()
 
     def summary(self) -> str:
         """The last line: how long, and how high."""
@@ -107,7 +127,7 @@ class ProgressLines:
 
     def _line(self, text: str) -> None:
         """A line that stays."""
-        self._redraw("")
+        self.clear()
         say(text)
 
     def _redraw(self, text: str) -> None:

@@ -15,12 +15,13 @@ from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.enlarge import Enlarged
 from sdcli.engine.latents import Latents
 from sdcli.engine.masking import Outside, beside_rows, latent_mask, told_of_mask
+from sdcli.engine.preview import preview, seen_in
 from sdcli.engine.schedulers import begin_at, build_scheduler, from_noise, from_picture, model_input, step_options
 from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
 from sdcli.engine.work import State, Work
 from sdcli.errors import NotFinite, SdcliError, echo
 from sdcli.families.contract import Stage
-from sdcli.messages import LatentsDone, Message, Notice, StepDone
+from sdcli.messages import LatentsDone, Message, Notice, Preview, StepDone
 from sdcli.uses import WeightRow
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.copies import being_made
@@ -105,7 +106,10 @@ def _draw(
         sample = model_input(scheduler, latents, timestep)
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
-        latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        before, stepped = latents, scheduler.step(output, timestep, latents, **options)
+        latents = stepped.prev_sample
+        shown = _preview(work, image, step, (scheduler, stepped, before, output, timestep))
+        del before, stepped
         if outside is not None:
             latents = outside.put_back(latents, scheduler, timesteps[step + 1 : step + 2])
         if not is_finite(latents):
@@ -113,6 +117,8 @@ def _draw(
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
         checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler, work.round)
         at, of = work.calls_before + step + 1, work.calls_before + len(timesteps) + work.calls_after
+        if shown is not None:
+            yield shown
         yield StepDone(image, at, of, seconds, read, checkpoint.to_bytes(), work.round)
     if begin == len(timesteps) and not work.calls_after:  # no step has said so
         last = Checkpoint.take(image, begin, begin, latents, generator, scheduler, work.round)
@@ -129,6 +135,14 @@ def conditioning_at(state: State, step: int) -> Conditioning:
     order = state["turns"]["order"] if "turns" in state else None
     number = 0 if order is None else int(order[min(step, len(order) - 1)])
     return state[f"conditioning {number}" if number else "conditioning"]
+
+
+def _preview(work: Work, image: int, step: int, about: tuple[Any, ...]) -> Preview | None:
+    """A preview of the step, counted from 0, where one is due: every so many steps."""
+    every, colours = work.preview_every, work.geometry.colours if work.preview_every else None
+    if colours is None or (work.calls_before + step + 1) % every:
+        return None
+    return preview(image, colours, seen_in(*about))
 
 
 def _told(

@@ -37,6 +37,7 @@ class Work:
     network: Any
     keeps: bool = True
     """Whether what a stage gives may be kept for other runs, and taken from them."""
+    preview_every: int = 0
     round: int = 0
     """Of the rounds of steps; the request is that round's."""
     steps_before: int = 0
@@ -51,7 +52,8 @@ class Work:
         family = family_of(model)
         request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
         prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
-        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps)
+        every = job.preview_every
+        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps, every)
 
     @property
     def in_rounds(self) -> tuple[Work, ...]:

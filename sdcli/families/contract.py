@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile, Word
+from sdcli.families.colours import Colours
 
 Times = Literal["once", "steps", "pictures", "to_pixels", "to_latents"]
 """How often a stage runs: once a job, at every step of every picture, or once a picture. Between two rounds of steps a
@@ -211,6 +212,8 @@ class Geometry:
     """What the model is, where it draws nothing from words alone."""
     told_sizes: frozenset[str] = frozenset()
     """Of `original_size`, `crop` and `target_size` those that its denoiser is told (domain.Request)."""
+    colours: Colours | None = None
+    """Of latents, where somebody has found out."""
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 

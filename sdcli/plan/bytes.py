@@ -38,6 +38,9 @@ ENLARGING_BYTES, ENLARGED_BYTES = 36, 18
 """For each pixel of an enlarged picture, in RGB: as numbers in FP32 twice and more while it is made, and once besides
 its 8 bits while it is encoded."""
 
+PREVIEW_TIMES = 4
+"""A preview takes so many times what latents do: those before the step, those without noise, and colours."""
+
 HANDED_TIMES = 3
 """A second worker is handed all pictures' latents before it loads anything: so many times they are there, on both sides
 of the pipe, with what a checkpoint has besides (2.3 times, measured)."""
@@ -52,6 +55,8 @@ class Subject:
     stages: tuple[Stage, ...]
     geometry: Geometry
     counts_of: Callable[[Request], Counts]
+    previews: bool = False
+    """Whether steps are shown while they go on."""
 
     @cached_property
     def counts(self) -> Counts:
@@ -64,7 +69,7 @@ class Subject:
         if len(rounds) == 1:
             return self
         stages = tuple(stage for stage in self.stages if stage.round == number)
-        return Subject(rounds[number], self.dtype, stages, self.geometry, lambda _: self.counts)
+        return Subject(rounds[number], self.dtype, stages, self.geometry, lambda _: self.counts, self.previews)
 
     @cached_property
     def rounds(self) -> tuple[Subject, ...]:
@@ -195,7 +200,7 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
     streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes // 2
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
-    kept += mask_bytes(subject)
+    kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)
     alive = way_of(subject, plan).live_bytes
     return weights.vectors_bytes + streaming + kept + alive + _unseen_bytes(subject, plan, remainder)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.colours import FLUX, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.qwen3.parts import TEXT_ENCODER, TOKENIZER, TOKENIZER_BYTES, TOKENS_LIMIT
 from sdcli.families.qwen3.vocabulary import written_tokenizer
@@ -70,6 +71,7 @@ class ZImage:
             patch=PATCH,
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=CHUNK,
+            colours=colours_for(vae.latent_channels, FLUX),
             flow_times=partial(_flow_times, model.parts["scheduler"].config, factor * PATCH),
             defaults=TURBO if _is_turbo(model) else BASE,
         )
