@@ -54,6 +54,8 @@ class Asked:
     outpaint: tuple[int, int, int, int] | None = None
     """Pixels to draw left of the init image, above, right of it and below."""
     fit: Literal["crop", "pad", "stretch", "exact"] = "crop"
+    decoder: Literal["full", "tiny"] = "full"
+    """What makes pictures of latents: the model's own autoencoder, or a tiny one."""
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

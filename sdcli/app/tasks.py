@@ -17,6 +17,7 @@ from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
+from sdcli.families.tiny.parts import TINY
 from sdcli.host.making import make_synthetic
 from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
@@ -108,8 +109,11 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
 
-    sources = Sources("", asked.parts, asked.prediction, embeddings_of(asked), loras_of(asked))
+    sources = Sources("", _parts_of(asked, tell), asked.prediction, embeddings_of(asked), loras_of(asked))
     model = resolve_model(ref, make, sources)
+    if TINY.name in model.parts:
+        what = f"pictures come from the tiny autoencoder {echo(model.sources.parts[TINY.name])}: with fewer details"
+        tell(Note(what))
     stamps_of(model)  # as its files are now
     for note in model.notes:
         tell(Note(note))
@@ -124,6 +128,17 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
     for lora in model.loras:
         tell(Note(f"LoRA {echo(lora.name)}, {lora.weight:g} of it: {lora.changes} weights are changed", "detail"))
     return model
+
+
+def _parts_of(asked: Asked, tell: Tell) -> dict[str, str]:
+    """Where other parts than the model's own are, the tiny decoder only where it is wanted; empty is where it is pulled
+    to."""
+    parts = dict(asked.parts)
+    if asked.decoder == "tiny":
+        parts.setdefault(TINY.name, "")
+    elif parts.pop(TINY.name, None) is not None:
+        tell(Note("--tiny-decoder has no effect without --decoder tiny", "warning"))
+    return parts
 
 
 def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:

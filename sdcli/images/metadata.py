@@ -91,6 +91,8 @@ class Provenance:
     crop: str | None = None
     """X,Y of what it was told was cut off."""
     target_size: str | None = None
+    decoder: str | None = None
+    """`tiny`, where that and not the model's own made the picture; it is among the `parts`."""
 
 
 def parameters_text(p: Provenance) -> str:

@@ -19,11 +19,14 @@ from sdcli.families.contract import FLOAT8, Found, Numbers, Part
 from sdcli.families.sd import original
 from sdcli.families.sd.original import Names, Piece, Twice
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
+from sdcli.families.tiny import single as tiny
+from sdcli.families.tiny.parts import TINY
 
 _SIGNS = {
     "unet": re.compile(r"input_blocks\.0\.0\.weight|conv_in\.weight"),
     "text_encoder": re.compile(r"(text_model\.)?embeddings\.token_embedding\.weight|token_embedding\.weight"),
     "vae": re.compile(r"decoder\.conv_in\.weight"),
+    "tiny": tiny.SIGN,
 }
 """Names that tell that a network is there."""
 
@@ -81,7 +84,7 @@ class Search:
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has, in either layout. Raises SdcliError for types that are not read."""
-    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH))
+    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH, TINY_SEARCH))
     notes: list[str] = []
     if any(map(_OF_SDXL.match, found["unet"].weights() if "unet" in found else ())):
         del found["unet"]
@@ -109,7 +112,9 @@ def networks_in(file: WeightFile, searches: Iterable[Search]) -> dict[str, Compo
         try:
             config = search.describe(shapes, names)
         except KeyError as error:
-            raise SdcliError(f"the {part.name} in {echo(file.path)} lacks {echo(error)}: fetch it again") from error
+            raise SdcliError(
+                f"the {part.name} in {echo(file.path)} lacks {echo(error.args[0])}: fetch it again"
+            ) from error
         except (IndexError, ValueError) as error:
             raise SdcliError(
                 f"the {part.name} in {echo(file.path)} has tensors of shapes that no {part.name} has: fetch it again"
@@ -147,6 +152,10 @@ def _unet_pieces(names: Names) -> dict[str, Piece]:
 
 def _vae_pieces(names: Names) -> dict[str, Piece]:
     return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
+
+
+def _tiny_pieces(names: Names) -> dict[str, Piece]:
+    return {today: Piece(stored) for today, stored in tiny.names_of(names).items()}
 
 
 def _text_pieces(names: Names) -> dict[str, Piece]:
@@ -276,6 +285,7 @@ TEXT_SEARCH = Search(
     text_config,
 )
 VAE_SEARCH = Search(VAE, "vae", ("first_stage_model.", ""), _vae_pieces, vae_config)
+TINY_SEARCH = Search(TINY, "tiny", ("",), _tiny_pieces, lambda shapes, names: tiny.config_of(shapes))
 
 
 def _add_what_no_tensor_tells(
