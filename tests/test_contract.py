@@ -44,6 +44,7 @@ DRAWING = {
     "--force": (None, "", None),
     "--device": (None, "[auto|mps|cuda|cpu]", "auto"),
     "--dtype": (None, "[auto|fp32|fp16|bf16]", "auto"),
+    "--no-prepare": (None, "", None),
     "--mem-limit": (None, "SIZE", "auto"),
     "--profile": (None, "TEXT", None),
     "--on-limit": (None, "[kill]", "kill"),

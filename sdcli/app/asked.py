@@ -65,6 +65,8 @@ class Asked:
     """Where those lie whose names are in a prompt."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of LoRA, and how much of each."""
+    no_prepare: bool = False
+    """Whether no prepared copy of weights is made, nor one that is there used."""
     no_cache: bool = False
     """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None

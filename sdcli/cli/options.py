@@ -181,6 +181,7 @@ OUTPUT = (
 MACHINE = (
     _option("--device", type=click.Choice(["auto", "mps", "cuda", "cpu"]), default="auto", help="Where to compute."),
     _option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", help="What to compute in."),
+    _option("--no-prepare", is_flag=True, help="Make no prepared copy of the denoiser's weights, and use none."),
 )
 
 LIMIT = (
@@ -328,7 +329,7 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
 CONFIGURABLE = frozenset(
     {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
     | {"sampler", "schedule", "emphasis"}
-    | {"original_size", "crop", "target_size", "decoder"}
+    | {"original_size", "crop", "target_size", "decoder", "no_prepare"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
     | {
         "lora",
