@@ -65,6 +65,8 @@ class Asked:
     hires_upscaler: Upscaler | None = None
     preview_every: int = 0
     """Steps from one preview of the picture to the next; 0 is none."""
+    decoder: Literal["full", "tiny"] = "full"
+    """What makes pictures of latents: the model's own autoencoder, or a tiny one."""
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"
@@ -74,6 +76,8 @@ class Asked:
     """Where those lie whose names are in a prompt."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of LoRA, and how much of each."""
+    no_prepare: bool = False
+    """Whether no prepared copy of weights is made, nor one that is there used."""
     no_cache: bool = False
     """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None

@@ -30,7 +30,7 @@ from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.plan.table import table_of
 from sdcli.units import MIB
 from sdcli.uses import MapShape, WeightRow
-from sdcli.weights.copies import is_made, place_of_copy
+from sdcli.weights.copies import is_made, lack_of_room, place_of_copy
 
 VARYING_BYTES = 4 * MIB
 """By so much the same baseline differs from run to run."""
@@ -54,7 +54,8 @@ class Prospect:
     def plan(self, baseline_bytes: int) -> Planned:
         """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
         _ = self.layout.counts  # which the tables will need
-        return make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        planned = make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        return planned.because(self.lack_of_copy(planned.plan))
 
     def least_limit_bytes(self, baseline_bytes: int) -> int:
         """The least ceiling under which the task runs."""
@@ -84,9 +85,15 @@ class Prospect:
             component = self.task.model.parts[self.subject.steps.lends[0]]
             size_bytes = self.subject.weights.matrices_bytes
             device, dtype = self.task.device, self.task.dtype
-            place = place_of_copy(component, device, dtype, self._sees, size_bytes) if size_bytes else None
-            self._copy.append(place)
+            wanted = size_bytes and self.task.prepares
+            self._copy.append(place_of_copy(component, device, dtype, self._sees, size_bytes) if wanted else None)
         return self._copy[0]
+
+    def lack_of_copy(self, plan: Plan) -> str:
+        """Why this plan streams from the model's own file, where a disk with more room would help; else empty."""
+        if self.copy is not None or not self.task.prepares or plan.residency == "resident":
+            return ""
+        return lack_of_room(self.task.device, self.task.dtype, self.subject.weights.matrices_bytes)
 
     @property
     def known_copy(self) -> Path | None:

@@ -15,6 +15,7 @@ from sdcli.app.keeping import Save
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.references import digests_of_references
 from sdcli.domain import Lora
+from sdcli.families.tiny.parts import TINY
 from sdcli.images.metadata import Provenance
 from sdcli.messages import PictureDone
 from sdcli.models.header import data_sha256
@@ -106,6 +107,7 @@ def provenance(
         crop=_joined(",", request.crop if any(request.crop) else None),
         target_size=_joined("x", request.target_size),
         hires=None if request.hires is None else dataclasses.asdict(request.hires),
+        decoder="tiny" if TINY.name in task.model.parts else None,
         **_editing(task),
     )
 

@@ -39,6 +39,8 @@ class Task:
     """The prompt as it was written, with what is no words in it."""
     keeps: bool = True
     """Whether encodings of prompts are kept for other runs, and taken from them."""
+    prepares: bool = True
+    """Whether a prepared copy of the denoiser's weights is made where it helps, or used."""
     references: bytes = b""
     mask: bytes = b""
     """Which of the pixels change, one byte each, if not all do."""

@@ -37,6 +37,7 @@ _PERHAPS = (
     "original_size",
     "crop",
     "target_size",
+    "decoder",
 )
 _ABOUT = {
     "schema",

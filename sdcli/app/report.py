@@ -12,6 +12,7 @@ from sdcli.domain import Model, Plan
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
 from sdcli.families.rounds import stages_of
+from sdcli.families.tiny.parts import TINY
 from sdcli.host.watchdog import PERIOD_S
 from sdcli.plan.planner import Planned
 
@@ -57,7 +58,8 @@ def model_table(model: Model) -> dict[str, Any]:
     """What is drawn with."""
     table = {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
     loras = [{"file": file, "weight": weight} for file, weight in model.sources.loras]
-    return table | ({"loras": loras} if loras else {})
+    tiny = {"decoder": model.sources.parts[TINY.name]} if TINY.name in model.parts else {}
+    return table | ({"loras": loras} if loras else {}) | tiny
 
 
 def job_table(task: Task, planned: Planned) -> dict[str, Any]:

@@ -153,6 +153,8 @@ class _Run:
             record.planned = prospect.plan(self._baseline_bytes())
             record.folder.describe(job_table(task, record.planned), task.pixels, task.mask, task.references)
             part = "latents" if record.planned.plan.fresh_decode else "whole"
+            if lack := prospect.lack_of_copy(record.planned.plan):
+                self._tell(lack)
         elif task.dtype != self._task.dtype:
             try:
                 record.planned = prospect.plan(self._baseline_bytes())

@@ -17,6 +17,7 @@ from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
+from sdcli.families.tiny.parts import TINY
 from sdcli.host.making import make_synthetic
 from sdcli.models.disks import model_in_memory
 from sdcli.models.few_steps import FewSteps, few_steps_of
@@ -106,8 +107,11 @@ def find_model(asked: Asked, tell: Tell, debug: bool = False) -> Model:
     def make(name: str, folder: Path) -> None:
         make_synthetic(name, folder, lambda _: None, debug, outline=True)
 
-    sources = Sources("", asked.parts, asked.prediction, embeddings_of(asked), loras_of(asked))
+    sources = Sources("", _parts_of(asked, tell), asked.prediction, embeddings_of(asked), loras_of(asked))
     model = resolve_model(ref, make, sources, outline=True)
+    if TINY.name in model.parts:
+        what = f"pictures come from the tiny autoencoder {echo(model.sources.parts[TINY.name])}: with fewer details"
+        tell(Note(what))
     stamps_of(model)  # as its files are now
     if is_outline(model):
         size = format_size(sum(file.size_bytes for part in model.parts.values() for file in part.files))
@@ -125,6 +129,17 @@ def find_model(asked: Asked, tell: Tell, debug: bool = False) -> Model:
     for lora in model.loras:
         tell(Note(f"LoRA {echo(lora.name)}, {lora.weight:g} of it: {lora.changes} weights are changed", "detail"))
     return model
+
+
+def _parts_of(asked: Asked, tell: Tell) -> dict[str, str]:
+    """Where other parts than the model's own are, the tiny decoder only where it is wanted; empty is where it is pulled
+    to."""
+    parts = dict(asked.parts)
+    if asked.decoder == "tiny":
+        parts.setdefault(TINY.name, "")
+    elif parts.pop(TINY.name, None) is not None:
+        tell(Note("--tiny-decoder has no effect without --decoder tiny", "warning"))
+    return parts
 
 
 def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:
@@ -257,6 +272,7 @@ def task_of(
         debug=debug,
         written=asked.prompt,
         keeps=not asked.no_cache,
+        prepares=not asked.no_prepare,
         preview_every=every,
     )
     if image is None:

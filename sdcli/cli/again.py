@@ -39,6 +39,7 @@ _PICTURES = {
     "schedule",
     "clip_skip",
     "prediction",
+    "decoder",
     "original_size",
     "crop",
     "target_size",

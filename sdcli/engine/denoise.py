@@ -22,6 +22,7 @@ from sdcli.engine.work import State, Work
 from sdcli.errors import NotFinite, SdcliError, echo
 from sdcli.families.contract import Stage
 from sdcli.messages import LatentsDone, Message, Notice, Preview, StepDone
+from sdcli.units import format_size
 from sdcli.uses import WeightRow
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.copies import being_made
@@ -195,7 +196,9 @@ def _find_copy(work: Work, stage: Stage, borrow: Borrow) -> Iterator[Message]:
     if being_made(folder):
         yield Notice("another run is preparing the denoiser: waiting for it")
     else:
-        yield Notice(f"preparing the denoiser for this processor, once, in {echo(folder.parent)}")
+        size_bytes = sum(math.prod(row.shape) for row in borrow.table if row.use == "matrix") * work.dtype.itemsize
+        size = format_size(size_bytes)
+        yield Notice(f"preparing the denoiser for this processor, once: {size} in {echo(folder.parent)}")
     component = work.model.parts[part]
     module = work.network.build(component)
     try:

@@ -114,6 +114,8 @@ class Part:
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""
+    pulled: str | None = None
+    """The repository on the Hub that has it, where no folder of a model does."""
     tells: bool = False
     """Whether a folder of its name tells that the folder around it is a model's."""
 
@@ -276,6 +278,8 @@ class Family(Protocol):
     """What such an index says besides its pipeline and parts."""
     parts: tuple[Part, ...]
     """In the order of use."""
+    extras: tuple[Part, ...]
+    """Parts that a model has where they are asked for."""
     defaults: Defaults
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:

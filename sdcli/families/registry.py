@@ -101,7 +101,7 @@ def recognise(
 
 def part_options() -> dict[str, str]:
     """Options that name another part in place of a model's own, and the names of these parts."""
-    parts = (part for family in _FAMILIES.values() for part in family.parts)
+    parts = (part for family in _FAMILIES.values() for part in (*family.parts, *family.extras))
     return {part.option: part.name for part in parts if part.option is not None}
 
 

@@ -96,6 +96,8 @@ class Provenance:
     target_size: str | None = None
     hires: dict[str, Any] | None = None
     """The second round of steps: `width` and `height`, `steps`, `strength` and `upscaler`."""
+    decoder: str | None = None
+    """`tiny`, where that and not the model's own made the picture; it is among the `parts`."""
 
 
 def parameters_text(p: Provenance) -> str:

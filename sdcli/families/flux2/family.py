@@ -38,6 +38,7 @@ class Flux2:
     pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     index_extras: Mapping[str, object] = {"is_distilled": True}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
+    extras: tuple[Part, ...] = ()
     defaults = DISTILLED
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:

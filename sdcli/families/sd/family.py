@@ -15,6 +15,8 @@ from sdcli.families.sd.embeddings import vectors_of
 from sdcli.families.sd.parts import PARTS
 from sdcli.families.sd.schema import OLD_SIDE, Autoencoder, TextEncoder, Tokenizer, UNet
 from sdcli.families.sd.vocabulary import written_vocabulary
+from sdcli.families.tiny.parts import TINY
+from sdcli.families.tiny.parts import require_fit as require_fit_of_tiny
 from sdcli.units import MIB
 
 CHUNKS_LIMIT = 8
@@ -52,6 +54,7 @@ class StableDiffusion:
         "requires_safety_checker": False,
     }
     parts: tuple[Part, ...] = PARTS
+    extras: tuple[Part, ...] = (TINY,)
     encoders: Mapping[str, str] = {"text_encoder": "tokenizer"}
     """Parts that words go through, and the tokenizer of each."""
     defaults = Defaults(steps=20, guidance=7.5, aligned_levels=ALIGNED_LEVELS)
@@ -71,6 +74,8 @@ class StableDiffusion:
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
         steps = Stage("denoise", "steps", ("unet",), "the denoiser")
         pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        if TINY.name in model.parts:
+            pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         needs_init = request.strength is not None or is_told_of_mask(model)
         return (words, init, steps, pictures) if needs_init else (words, steps, pictures)
 
@@ -127,6 +132,7 @@ class StableDiffusion:
                     f"the model {echo(ref)} has a denoiser that takes {width} numbers a word and a text encoder that"
                     f" gives {words}: they are of two models; fetch it again"
                 )
+        require_fit_of_tiny(ref, model, latents, self.geometry(model).latent_factor)
         side = max(self.geometry(model).native_size)
         if side > SIDE_LIMIT:
             raise SdcliError(

@@ -15,6 +15,7 @@ from sdcli.families.contract import Defaults, Geometry, Part
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sdxl.parts import PARTS
 from sdcli.families.sdxl.schema import ProjectedTextEncoder, UNetXL
+from sdcli.families.tiny.parts import TINY
 
 ALIGNED_LEVELS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 """https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, of SDXL."""
@@ -43,6 +44,7 @@ class StableDiffusionXL(StableDiffusion):
     )
     index_extras: Mapping[str, object] = {ZEROS: True}
     parts: tuple[Part, ...] = PARTS
+    extras: tuple[Part, ...] = (replace(TINY, pulled="madebyollin/taesdxl"),)
     encoders: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     told = SIZES
     """Numbers that the denoiser is told besides the whole prompt."""

@@ -24,6 +24,7 @@ from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
 from sdcli.families.sdxl.family import StableDiffusionXL
 from sdcli.families.sdxl.text_encoder import Encode, Pool, borrow_first, borrow_second, build_second
 from sdcli.families.sdxl_refiner.family import StableDiffusionXLRefiner
+from sdcli.families.tiny.parts import TINY
 from sdcli.weights.borrow import Borrow
 
 Lent = TypeVar("Lent")
@@ -132,7 +133,7 @@ def encode_image(model: Model, request: Request, borrow: Borrow) -> Iterator[Cal
 @contextmanager
 def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """As Stable Diffusion's."""
-    with sd.decode(model, request, never_black(model, borrow)) as run:
+    with sd.decode(model, request, borrow if TINY.name in model.parts else never_black(model, borrow)) as run:
         yield run
 
 

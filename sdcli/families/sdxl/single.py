@@ -32,8 +32,8 @@ REFINER = "conditioner.embedders.0.model."
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has; of the refiner no more than an autoencoder. Raises SdcliError for types that are not
     read."""
-    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH)
-    return parts_by(searches[-1:] if is_of_refiner(file) else searches, SIZES, file, prediction)
+    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH, single.TINY_SEARCH)
+    return parts_by(searches[-2:] if is_of_refiner(file) else searches, SIZES, file, prediction)
 
 
 def is_of_refiner(file: WeightFile) -> bool:

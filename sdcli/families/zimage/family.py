@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ from sdcli.families.colours import FLUX, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.qwen3.parts import TEXT_ENCODER, TOKENIZER, TOKENIZER_BYTES, TOKENS_LIMIT
 from sdcli.families.qwen3.vocabulary import written_tokenizer
+from sdcli.families.tiny.parts import TINY
+from sdcli.families.tiny.parts import require_fit as require_fit_of_tiny
 from sdcli.families.zimage.parts import PARTS
 from sdcli.families.zimage.schema import PATCH, Autoencoder, Transformer
 
@@ -43,6 +46,7 @@ class ZImage:
     pipelines: tuple[str, ...] = ("ZImagePipeline", "ZImageImg2ImgPipeline")
     index_extras: Mapping[str, object] = {}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
+    extras: tuple[Part, ...] = (replace(TINY, pulled="madebyollin/taef1"),)
     defaults = TURBO
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
@@ -59,6 +63,8 @@ class ZImage:
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
         pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        if TINY.name in model.parts:
+            pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
 
     def geometry(self, model: Model) -> Geometry:
@@ -90,6 +96,7 @@ class ZImage:
                 f"the model {echo(ref)} has a denoiser of {transformer.in_channels} channels for latents of"
                 f" {vae.latent_channels}: they are of two models; fetch it again"
             )
+        require_fit_of_tiny(ref, model, vae.latent_channels, self.geometry(model).latent_factor)
         if transformer.cap_feat_dim != text.hidden_size:
             raise SdcliError(
                 f"the model {echo(ref)} has a denoiser that takes {transformer.cap_feat_dim} numbers a word and"
