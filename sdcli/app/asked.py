@@ -59,6 +59,8 @@ class Asked:
     hires_upscaler: Upscaler | None = None
     preview_every: int = 0
     """Steps from one preview of the picture to the next; 0 is none."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """What transparency of the init image is laid on, in RGB."""
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

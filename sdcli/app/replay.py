@@ -25,7 +25,17 @@ INFO_SCHEMA = "sdcli.told/1"
 WRITERS = {"sdcli": "sdcli", "a1111": "A1111, or a program that writes as it does", "comfyui": "ComfyUI"}
 
 _PLAIN = ("prompt", "negative", "steps", "guidance", "seed", "width", "height", "model", "dtype")
-_PERHAPS = ("clip_skip", "prediction", "strength", "schedule", "fit", "mask_blur", "invert_mask", "inpaint_area")
+_PERHAPS = (
+    "clip_skip",
+    "prediction",
+    "strength",
+    "schedule",
+    "fit",
+    "mask_blur",
+    "invert_mask",
+    "inpaint_area",
+    "background",
+)
 _ABOUT = {
     "schema",
     "sampler",

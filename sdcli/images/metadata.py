@@ -89,6 +89,8 @@ class Provenance:
     invert_mask: bool | None = None
     outpaint: list[int] | None = None
     """Margins that were drawn, left, above, right and below. With a `whole` picture they are part of its size."""
+    background: str | None = None
+    """What transparency of the init image was laid on, as #rrggbb; None is white."""
     hires: dict[str, Any] | None = None
     """The second round of steps: `width` and `height`, `steps`, `strength` and `upscaler`."""
 
