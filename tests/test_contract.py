@@ -85,6 +85,7 @@ EDITING = {
     "--invert-mask": (None, "", None),
     "--inpaint-area": (None, "[whole|masked]", "whole"),
     "--outpaint": (None, "LEFT,TOP,RIGHT,BOTTOM", None),
+    "--background": (None, "COLOUR", "white"),
     "--fit": (None, "[crop|pad|stretch|exact]", "crop"),
 }
 

@@ -67,6 +67,8 @@ class Asked:
     """Steps from one preview of the picture to the next; 0 is none."""
     decoder: Literal["full", "tiny"] = "full"
     """What makes pictures of latents: the model's own autoencoder, or a tiny one."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """What transparency of the init image is laid on, in RGB."""
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"

@@ -120,11 +120,12 @@ def _editing(task: Task) -> dict[str, Any]:
     """How the init image came to its size, and what of it was to change."""
     edit = task.edit
     if edit is None or not task.mask:
-        return {} if edit is None else {"fit": edit.fit}
+        return {} if edit is None else {"fit": edit.fit, "background": _colour(edit.background)}
     from sdcli.images.read import ALPHA  # here, because Pillow takes a third of the time that --help takes
 
     return {
         "fit": edit.fit,
+        "background": _colour(edit.background),
         "mask": None if edit.mask is None else "alpha" if edit.mask == ALPHA else "picture",
         "mask_sha256": hashlib.sha256(task.mask).hexdigest(),
         "mask_blur": edit.blur,
@@ -133,3 +134,8 @@ def _editing(task: Task) -> dict[str, Any]:
         "mask_padding": None if task.canvas is None else task.canvas.padding,
         "outpaint": [*edit.outpaint] if any(edit.outpaint) else None,
     }
+
+
+def _colour(background: tuple[int, int, int]) -> str | None:
+    """As an option takes it; None is white, which nobody need say."""
+    return None if background == (255, 255, 255) else "#{:02x}{:02x}{:02x}".format(*background)

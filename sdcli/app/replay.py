@@ -38,6 +38,7 @@ _PERHAPS = (
     "crop",
     "target_size",
     "decoder",
+    "background",
 )
 _ABOUT = {
     "schema",

@@ -53,7 +53,7 @@ def prepare(asked: Asked, tell: Tell, debug: bool = False) -> Task:
         model = find_model(asked, tell, debug)
         image = _in_whole_patches(asked, model, image)
     task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
-    return with_references(task, asked.references)
+    return with_references(task, asked.references, tell)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
@@ -69,6 +69,8 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     image = _read_init(asked, asked.init, 1)
     if image.frames > 1:
         tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
+    for note in image.notes:
+        tell(Note(note, "warning"))
     return image
 
 
@@ -82,7 +84,7 @@ def _in_whole_patches(asked: Asked, model: Model, image: InitImage | None) -> In
 
 def _read_init(asked: Asked, init: str, side: int) -> InitImage:
     """The init image, and its mask if any, at the size that is asked for, else one in multiples of `side` and of 8."""
-    from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
+    from sdcli.images import fit, read  # here, because Pillow takes a third of the time that --help takes
 
     edit = read.Edit(
         fit=asked.fit,
@@ -91,8 +93,9 @@ def _read_init(asked: Asked, init: str, side: int) -> InitImage:
         invert=asked.invert_mask,
         area=asked.inpaint_area,
         outpaint=asked.outpaint or (0, 0, 0, 0),
+        background=asked.background,
     )
-    image = read.read_init(Path(init), asked.width, asked.height, edit, math.lcm(side, read.SIDE_MULTIPLE))
+    image = read.read_init(Path(init), asked.width, asked.height, edit, math.lcm(side, fit.SIDE_MULTIPLE))
     machine.trim_heap()
     return image
 

@@ -94,6 +94,8 @@ class Provenance:
     crop: str | None = None
     """X,Y of what it was told was cut off."""
     target_size: str | None = None
+    background: str | None = None
+    """What transparency of the init image was laid on, as #rrggbb; None is white."""
     hires: dict[str, Any] | None = None
     """The second round of steps: `width` and `height`, `steps`, `strength` and `upscaler`."""
     decoder: str | None = None
