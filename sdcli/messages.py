@@ -58,6 +58,8 @@ class Job:
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
     keeps: bool = True
     """Whether what a stage gives may be kept for other runs, and taken from them."""
+    saved: tuple[int, ...] = ()
+    """Pictures that are drawn already, by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,7 @@ def read_message(pipe: BinaryIO) -> Message | None:
     if head["type"] == "Job":
         fields["request"] = _request(fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
-        fields["checkpoints"] = tuple(fields["checkpoints"])
+        fields |= {name: tuple(fields[name]) for name in ("checkpoints", "saved")}
         fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
     if head["type"] == "Count":
         fields["requests"] = tuple(map(_request, fields["requests"]))

@@ -41,7 +41,7 @@ DRAWING = {
     "--dtype": (None, "[auto|fp32|fp16|bf16]", "auto"),
     "--mem-limit": (None, "SIZE", "auto"),
     "--profile": (None, "TEXT", None),
-    "--on-limit": (None, "[kill]", "kill"),
+    "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
@@ -89,9 +89,10 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
+COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "resume", "runs", "bench", "models", "samplers"]
+COMMAND_NAMES += ["completion"]
 
-NOT_YET = ("--hires", "doctor", "resume")
+NOT_YET = ("--hires", "doctor")
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

@@ -15,7 +15,6 @@ from sdcli.host.watchdog import PERIOD_S
 from sdcli.plan.planner import Planned
 
 SCHEMA = "sdcli.report/1"
-RUN_SCHEMA = "sdcli.run/1"
 
 
 def report(record: RunRecord) -> dict[str, Any]:
@@ -57,20 +56,6 @@ def model_table(model: Model) -> dict[str, Any]:
     table = {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
     loras = [{"file": file, "weight": weight} for file, weight in model.sources.loras]
     return table | ({"loras": loras} if loras else {})
-
-
-def job_table(task: Task, planned: Planned) -> dict[str, Any]:
-    """What a run is to do, for whoever finds its folder."""
-    return {
-        "schema": RUN_SCHEMA,
-        "request": dataclasses.asdict(task.request),
-        "model": {"ref": task.model.ref, **dataclasses.asdict(task.model.sources), "digest": task.model.digest},
-        "device": task.device,
-        "dtype": task.dtype,
-        "limit_bytes": task.ceiling.limit_bytes,
-        "plan": plan_table(task, planned),
-        "sdcli_version": __version__,
-    }
 
 
 def plan_table(task: Task, planned: Planned) -> dict[str, Any]:

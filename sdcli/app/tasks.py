@@ -228,6 +228,7 @@ def task_of(
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
     task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt, keeps=not asked.no_cache)
+    task = replace(task, on_limit=asked.on_limit)
     if image is None:
         return task
     return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)

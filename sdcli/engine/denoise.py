@@ -43,6 +43,8 @@ def denoise(
     with getattr(work.network, stage.name)(work.model, work.request, borrow) as denoiser:
         yield clock.loaded()
         for image, seed in enumerate(work.request.seeds):
+            if image in work.saved:
+                continue
             finished[image] = yield from _draw(work, image, seed, state, denoiser, resume.get(image))
             work.device.between_blocks()  # each picture begins with what the first one began with
     yield clock.ended()
@@ -66,6 +68,7 @@ def _draw(
         denoiser.foresee(timesteps)
     begin = 0
     if resume is not None:
+        resume.require_sound(latents.shape, len(timesteps))
         latents, begin = resume.restore(generator, scheduler), resume.step
 
     for step in range(begin, len(timesteps)):

@@ -35,6 +35,8 @@ class Work:
     network: Any
     keeps: bool = True
     """Whether what a stage gives may be kept for other runs, and taken from them."""
+    saved: frozenset[int] = frozenset()
+    """Pictures that are drawn already."""
 
     @classmethod
     def of(cls, job: Job, model: Model, device: Device) -> Work:
@@ -42,7 +44,8 @@ class Work:
         family = family_of(model)
         request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
         prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
-        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps)
+        saved = frozenset(job.saved)
+        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps, saved)
 
     @property
     def dtype(self) -> torch.dtype:
