@@ -62,6 +62,8 @@ class Job:
     """Whether what a stage gives may be kept for other runs, and taken from them."""
     preview_every: int = 0
     """Steps from one Preview to the next; 0 is none."""
+    saved: tuple[int, ...] = ()
+    """Pictures that are drawn already, by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,7 @@ def read_message(pipe: BinaryIO) -> Message | None:
     if head["type"] == "Job":
         fields["request"] = _request(fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
-        fields["checkpoints"] = tuple(fields["checkpoints"])
+        fields |= {name: tuple(fields[name]) for name in ("checkpoints", "saved")}
         fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
     if head["type"] == "Count":
         fields["requests"] = tuple(map(_request, fields["requests"]))

@@ -54,7 +54,7 @@ DRAWING = {
     "--no-prepare": (None, "", None),
     "--mem-limit": (None, "SIZE", "auto"),
     "--profile": (None, "TEXT", None),
-    "--on-limit": (None, "[kill]", "kill"),
+    "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
@@ -109,9 +109,10 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
+COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "resume", "runs", "bench", "models", "samplers"]
+COMMAND_NAMES += ["completion"]
 
-NOT_YET = ("doctor", "resume")
+NOT_YET = ("doctor",)
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

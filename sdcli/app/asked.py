@@ -11,6 +11,9 @@ from sdcli.domain import Emphasis, Prediction, Upscaler
 SEED_END = 2**64
 """Seeds are below this."""
 
+OnLimit = Literal["degrade", "kill"]
+"""What is done when the ceiling is crossed: go on from the last step with a smaller plan, or end the run."""
+
 STRENGTH, MASK_BLUR = 0.6, 4
 """Where nothing was said."""
 
@@ -72,6 +75,7 @@ class Asked:
     device: str = "auto"
     dtype: str = "auto"
     mem_limit: str = "auto"
+    on_limit: OnLimit = "degrade"
     embeddings: tuple[str, ...] = ()
     """Files of textual inversion."""
     embedding_dir: str | None = None

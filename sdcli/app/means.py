@@ -14,6 +14,7 @@ from sdcli import machine
 from sdcli.app.counts import CountBook
 from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Plan, StageName
+from sdcli.errors import WillNotFit
 from sdcli.families.registry import family_of
 from sdcli.families.rounds import stages_of
 from sdcli.messages import Ready
@@ -22,7 +23,7 @@ from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, 
 from sdcli.plan.bytes import Subject, way_of
 from sdcli.plan.ceiling import kernel_share_bytes
 from sdcli.plan.meter import TreeMeter
-from sdcli.plan.planner import MARGIN_BYTES, Means, Planned, make_plan, smallest_limit_bytes
+from sdcli.plan.planner import MARGIN_BYTES, Means, Planned, make_plan, smallest_limit_bytes, smallest_plan
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.remainders import Seen, Source, corrected, remember_remainder, remembered_remainder
 from sdcli.plan.seconds import Speed, learned
@@ -50,12 +51,31 @@ class Prospect:
         stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
         self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, bool(task.preview_every))
         self._copy: list[Path | None] = []
+        self._lacking_bytes = 0
+        """By so much a stage took more than was predicted, when it crossed the ceiling."""
 
     def plan(self, baseline_bytes: int) -> Planned:
         """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
         _ = self.layout.counts  # which the tables will need
         planned = make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
         return planned.because(self.lack_of_copy(planned.plan))
+
+    def smaller(self, planned: Planned, stage: StageName, footprint_bytes: int | None) -> Planned | None:
+        """The fastest plan that needs less in the stage where the ceiling was crossed, or the least; None if none does.
+
+        What was measured over what was predicted is left free from now on.
+        """
+        limit_bytes = self.task.ceiling.limit_bytes
+        if limit_bytes is None:
+            return None
+        had = _need(planned, stage)
+        over = limit_bytes // 16 if footprint_bytes is None else footprint_bytes - had
+        self._lacking_bytes = max(self._lacking_bytes, over)
+        try:
+            smaller = self.plan(planned.baseline_bytes)
+        except WillNotFit:
+            smaller = smallest_plan(self.subject, planned.baseline_bytes, self._means()[0])
+        return smaller if _need(smaller, stage) < had else None
 
     def least_limit_bytes(self, baseline_bytes: int) -> int:
         """The least ceiling under which the task runs."""
@@ -141,7 +161,7 @@ class Prospect:
             remainder=remainder,
             note=build_note(task.device),
             in_memory=model_in_memory(task.model),
-            margin_bytes=MARGIN_BYTES + kernel_bytes,
+            margin_bytes=MARGIN_BYTES + kernel_bytes + self._lacking_bytes,
         )
         return means, source
 
@@ -202,7 +222,7 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
     """Correct the speeds and the remainder that plans go by. The first step compiles kernels, and tells of them."""
     task, planned, last = record.task, record.planned, len(record.task.request.rounds) - 1
     seconds = [step.seconds for step in record.steps if step.round == last][1:]
-    if planned is None or not seconds or set(record.denoised_in.values()) != {task.dtype}:
+    if planned is None or not seconds or record.degraded or set(record.denoised_in.values()) != {task.dtype}:
         return
     took, speed = statistics.median(seconds), _speed_of(task)
     now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
@@ -211,6 +231,19 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
     steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
     if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
+
+
+def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, footprint_bytes: int | None) -> None:
+    """Correct the remainder where the steps took more than was predicted: at least so much."""
+    if record.planned is None or footprint_bytes is None or prospect.task.device != "cpu":
+        return
+    if stage == prospect.subject.steps.name:
+        _learn_remainder(prospect, record.planned, record.baseline_bytes, footprint_bytes)
+
+
+def _need(planned: Planned, stage: StageName) -> int:
+    """Of a stage; the highest one's where it has none, as before the first."""
+    return next((need.peak_bytes for need in planned.needs if need.name == stage), planned.peak_bytes)
 
 
 def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, peak_bytes: int) -> None:

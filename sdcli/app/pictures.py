@@ -43,7 +43,8 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
             edited=task.request.strength is not None,
             keep_text=keep_text,
         )
-        return destination.save(data, picture.image, picture.seed, task.request.prompt)
+        again = picture.image in record.folder.placing
+        return destination.save(data, picture.image, picture.seed, task.request.prompt, again)
 
     return save
 

@@ -17,7 +17,6 @@ from sdcli.host.watchdog import PERIOD_S
 from sdcli.plan.planner import Planned
 
 SCHEMA = "sdcli.report/1"
-RUN_SCHEMA = "sdcli.run/1"
 
 
 def report(record: RunRecord) -> dict[str, Any]:
@@ -60,20 +59,6 @@ def model_table(model: Model) -> dict[str, Any]:
     loras = [{"file": file, "weight": weight} for file, weight in model.sources.loras]
     tiny = {"decoder": model.sources.parts[TINY.name]} if TINY.name in model.parts else {}
     return table | ({"loras": loras} if loras else {}) | tiny
-
-
-def job_table(task: Task, planned: Planned) -> dict[str, Any]:
-    """What a run is to do, for whoever finds its folder."""
-    return {
-        "schema": RUN_SCHEMA,
-        "request": dataclasses.asdict(task.request),
-        "model": {"ref": task.model.ref, **dataclasses.asdict(task.model.sources), "digest": task.model.digest},
-        "device": task.device,
-        "dtype": task.dtype,
-        "limit_bytes": task.ceiling.limit_bytes,
-        "plan": plan_table(task, planned),
-        "sdcli_version": __version__,
-    }
 
 
 def plan_table(task: Task, planned: Planned) -> dict[str, Any]:

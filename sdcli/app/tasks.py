@@ -277,6 +277,7 @@ def task_of(
         keeps=not asked.no_cache,
         prepares=not asked.no_prepare,
         preview_every=every,
+        on_limit=asked.on_limit,
     )
     if image is None:
         return task

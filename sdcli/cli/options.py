@@ -195,7 +195,12 @@ LIMIT = (
         help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none.",
     ),
     _option("--profile", help="Pose as a device: its ceiling.  [iphone-6gb, iphone-4gb]"),
-    _option("--on-limit", type=click.Choice(["kill"]), default="kill", help="What to do when the ceiling is crossed."),
+    _option(
+        "--on-limit",
+        type=click.Choice(["degrade", "kill"]),
+        default="degrade",
+        help="When the ceiling is crossed: go on from the last step with a smaller plan, or end.",
+    ),
 )
 
 REPORT = (

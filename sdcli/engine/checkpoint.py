@@ -13,6 +13,10 @@ import torch
 from safetensors.torch import load, save
 
 from sdcli.engine.schedulers import restore_scheduler, scheduler_state
+from sdcli.errors import SdcliError
+
+LENGTH_MOST = 10_000
+"""Of a scheduler's lists: more than it has steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,20 @@ class Checkpoint:
         generator.set_state(self.generator)
         restore_scheduler(scheduler, self.scheduler_tensors, self.scheduler_plain)
         return self.latents
+
+    def require_sound(self, shape: torch.Size, count: int) -> None:
+        """Raise SdcliError for one that is not of a picture of this shape, drawn in so many steps."""
+        tensors = (self.latents, *self.scheduler_tensors.values())
+        lengths = [value["length"] for value in self.scheduler_plain.values() if isinstance(value, dict)]
+        sound = (
+            self.latents.shape == shape
+            and self.latents.dtype is torch.float32
+            and 0 <= self.step <= count
+            and all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+            and all(isinstance(length, int) and 0 <= length <= LENGTH_MOST for length in lengths)
+        )
+        if not sound:
+            raise SdcliError("a checkpoint of this run is damaged: sdcli runs remove takes the run away; draw it anew")
 
     def to_bytes(self) -> bytes:
         """As one blob."""

@@ -55,6 +55,8 @@ def denoise(
     with getattr(work.network, stage.function)(work.model, work.request, borrow) as denoiser:
         yield clock.loaded()
         for image, seed in enumerate(work.request.seeds):
+            if image in work.saved:
+                continue
             begun = resume.get(image)
             if begun is not None and begun.round > work.round:
                 continue
@@ -98,6 +100,7 @@ def _draw(
         denoiser.foresee(timesteps)
     begin = 0
     if resume is not None:
+        resume.require_sound(latents.shape, len(timesteps))
         latents, begin = resume.restore(generator, scheduler), resume.step
 
     for step in range(begin, len(timesteps)):

@@ -45,6 +45,8 @@ class Work:
     calls_before: int = 0
     """Of the denoiser, in earlier rounds and in later ones."""
     calls_after: int = 0
+    saved: frozenset[int] = frozenset()
+    """Pictures that are drawn already."""
 
     @classmethod
     def of(cls, job: Job, model: Model, device: Device) -> Work:
@@ -52,8 +54,19 @@ class Work:
         family = family_of(model)
         request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
         prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
-        every = job.preview_every
-        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps, every)
+        return cls(
+            request,
+            model,
+            job.plan,
+            device,
+            job.dtype,
+            job.tables,
+            prepared,
+            network,
+            job.keeps,
+            job.preview_every,
+            saved=frozenset(job.saved),
+        )
 
     @property
     def in_rounds(self) -> tuple[Work, ...]:

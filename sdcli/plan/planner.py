@@ -104,6 +104,11 @@ def smallest_limit_bytes(subject: Subject, baseline_bytes: int, means: Means = M
     return _Planner(subject, None, baseline_bytes, means).least_limit_bytes()
 
 
+def smallest_plan(subject: Subject, baseline_bytes: int, means: Means = Means()) -> Planned:
+    """The plan that needs least, whatever the ceiling is."""
+    return _Planner(subject, None, baseline_bytes, means).smallest()
+
+
 class _Planner:
     def __init__(self, subject: Subject, limit_bytes: int | None, baseline_bytes: int, means: Means) -> None:
         self._subject, self._limit, self._baseline, self._means = subject, limit_bytes, baseline_bytes, means
@@ -133,6 +138,12 @@ class _Planner:
         if len(rounds) == 1:
             return step_seconds(self._subject, plan, self._means.speed)
         return sum(part.request.steps_run * step_seconds(part, plan, self._means.speed) for part in rounds)
+
+    def smallest(self) -> Planned:
+        """See `smallest_plan`."""
+        plan = self._smallest()
+        seconds = step_seconds(self._subject, plan, self._means.speed)
+        return Planned(plan, self._needs(plan), seconds, self._baseline)
 
     def least_limit_bytes(self) -> int:
         """See `smallest_limit_bytes`."""
