@@ -278,6 +278,7 @@ def task_of(
         prepares=not asked.no_prepare,
         preview_every=every,
         on_limit=asked.on_limit,
+        threads=asked.threads,
     )
     if image is None:
         return task
