@@ -24,8 +24,8 @@ Part = Literal["whole", "latents", "pictures"]
 Emphasis = Literal["a1111", "comfy", "none"]
 """Whose way weights of words go: A1111's, ComfyUI's; with none a prompt is taken as it is written."""
 
-Prediction = Literal["epsilon", "v"]
-"""What a denoiser predicts: the noise, or v, a mixture of noise and picture (Salimans and Ho 2022)."""
+Prediction = Literal["epsilon", "v", "sample"]
+"""What a denoiser predicts: the noise, v, a mixture of noise and picture (Salimans and Ho 2022), or the picture."""
 
 MapShape = tuple[int, int, int]
 """Samples, height and width of a map."""

@@ -17,7 +17,7 @@ DRAWING = {
     "--text-encoder": (None, "PATH", None),
     "--tiny-decoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
-    "--prediction": (None, "[epsilon|v]", None),
+    "--prediction": (None, "[epsilon|v|sample]", None),
     "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),

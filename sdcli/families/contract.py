@@ -27,6 +27,9 @@ Times = Literal["once", "steps", "pictures"]
 
 Library = Literal["diffusers", "transformers"]
 
+PREDICTIONS: Mapping[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
+"""As configs of schedulers call them."""
+
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
 WEIGHT_DTYPES = frozenset({"F16", "BF16", "F32"}) | FLOAT8
