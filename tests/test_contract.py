@@ -17,6 +17,7 @@ DRAWING = {
     "--text-encoder": (None, "PATH", None),
     "--tiny-decoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
+    "--tokenizer": (None, "PATH", None),
     "--prediction": (None, "[epsilon|v|sample]", None),
     "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
@@ -39,6 +40,12 @@ DRAWING = {
     "--crop": (None, "X,Y", "0,0"),
     "--target-size": (None, "WXH", "the picture's"),
     "--seed": (None, "SEED", "random"),
+    "--preview": (None, "[FILE.png]", None),
+    "--preview-every": (None, "INTEGER", "5"),
+    "--hires": (None, "FACTOR", None),
+    "--hires-strength": (None, "NUMBER", "0.7"),
+    "--hires-steps": (None, "INTEGER", "as many as --steps"),
+    "--hires-upscaler": (None, "[latent|lanczos]", "latent"),
     "--count": ("-b", "INTEGER", "1"),
     "--output": ("-o", "TEXT", "outputs/"),
     "--force": (None, "", None),
@@ -47,7 +54,7 @@ DRAWING = {
     "--no-prepare": (None, "", None),
     "--mem-limit": (None, "SIZE", "auto"),
     "--profile": (None, "TEXT", None),
-    "--on-limit": (None, "[kill]", "kill"),
+    "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
@@ -62,6 +69,12 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--no-metadata",
     "--no-cache",
     "--ref",
+    "--hires",
+    "--hires-strength",
+    "--hires-steps",
+    "--hires-upscaler",
+    "--preview",
+    "--preview-every",
 }
 
 EDITING = {
@@ -72,6 +85,7 @@ EDITING = {
     "--invert-mask": (None, "", None),
     "--inpaint-area": (None, "[whole|masked]", "whole"),
     "--outpaint": (None, "LEFT,TOP,RIGHT,BOTTOM", None),
+    "--background": (None, "COLOUR", "white"),
     "--fit": (None, "[crop|pad|stretch|exact]", "crop"),
 }
 
@@ -95,9 +109,10 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
+COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "resume", "runs", "bench", "models", "samplers"]
+COMMAND_NAMES += ["completion"]
 
-NOT_YET = ("--hires", "doctor", "resume")
+NOT_YET = ("doctor",)
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

@@ -30,6 +30,8 @@ class Forecast:
     baseline_measured: bool
     planned: Planned | None
     refusal: WillNotFit | None
+    unsure: bool
+    """Whether the ceiling is so near to the least that a first run must measure what is typical here."""
     smallest_limit_bytes: int
     remainder_from: Source
 
@@ -68,7 +70,7 @@ def _forecast(prospect: Prospect) -> Forecast:
         planned = planned.because(doubt and f"{doubt} need more")
     except WillNotFit as error:
         refusal = WillNotFit(f"{error}; {doubt} fit") if doubt else error
-    return Forecast(task, baseline, measured is not None, planned, refusal, limits[1], prospect.remainder_from)
+    return Forecast(task, baseline, measured is not None, planned, refusal, unsure, limits[1], prospect.remainder_from)
 
 
 def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
@@ -95,5 +97,6 @@ def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
             {"name": need.name, "predicted_peak_bytes": need.peak_bytes} for need in (planned.needs if planned else ())
         ],
         "step_s": planned.step_s if planned else None,
+        **({"first_step_s": planned.first_step_s} if planned and planned.first_step_s is not None else {}),
         "smallest_limit_bytes": result.smallest_limit_bytes,
     }

@@ -12,6 +12,7 @@ from sdcli.app.replay import compare, replay_of, require_given
 from sdcli.cli import types
 from sdcli.cli.draw import draw
 from sdcli.cli.editing import init_options
+from sdcli.cli.enlarging import HIRES
 from sdcli.cli.options import (
     ADDED,
     JOB,
@@ -52,7 +53,20 @@ _PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
 
 @click.command(cls=Command)
 @click.argument("picture", type=types.FilePath())
-@options(PROMPT[1:], INIT, REFERENCES, model_option("the picture's"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@options(
+    PROMPT[1:],
+    INIT,
+    REFERENCES,
+    model_option("the picture's"),
+    ADDED,
+    JOB,
+    HIRES,
+    OUTPUT,
+    MACHINE,
+    LIMIT,
+    REPORT,
+    TALK,
+)
 def command(picture: str, **params: Any) -> None:
     """Draw a picture again from what it says of itself.
 

@@ -17,7 +17,7 @@ from sdcli.app.upkeep import removal_of, verify
 from sdcli.cli.options import TALK, options
 from sdcli.cli.parsed import voice_of
 from sdcli.cli.plan import table
-from sdcli.cli.progress import AmountLine, making_lines
+from sdcli.cli.progress import AmountLine
 from sdcli.cli.say import hand_out
 from sdcli.cli.types import ModelRef
 from sdcli.domain import Component
@@ -89,7 +89,9 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
     finally:
         line.clear()
     came = f"fetched {format_size(done.fetched_bytes)}, " if done.fetched_bytes else ""
-    voice.say(f"{came}every byte is as the Hub lists it: draw with --model {done.ref}")
+    is_model = done.path.suffix != ".json"
+    use = f"draw with --model {done.ref}" if is_model else "models that lack a tokenizer find it there"
+    voice.say(f"{came}every byte is as the Hub lists it: {use}")
     hand_out(str(done.path))
 
 
@@ -97,7 +99,7 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
 def _show(model: str, **params: Any) -> None:
     """Describe a model: its parts, what it does by itself, and the memory that it would take."""
     voice = voice_of(params)
-    shown = show(model, voice.tell, making_lines(voice), voice.debug)
+    shown = show(model, voice.tell, voice.debug)
     if params["as_json"]:
         hand_out(json.dumps(model_report(shown)))
         return

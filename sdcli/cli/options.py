@@ -13,7 +13,9 @@ from click.core import ParameterSource
 
 from sdcli import settings
 from sdcli.cli import types
+from sdcli.cli.enlarging import HIRES
 from sdcli.cli.pairs import CORNER, PIXEL_SIZE
+from sdcli.cli.preview import PREVIEW
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
 
@@ -161,6 +163,7 @@ JOB = (
 )
 
 OUTPUT = (
+    *PREVIEW,
     _option(
         "-b",
         "--count",
@@ -192,7 +195,12 @@ LIMIT = (
         help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none.",
     ),
     _option("--profile", help="Pose as a device: its ceiling.  [iphone-6gb, iphone-4gb]"),
-    _option("--on-limit", type=click.Choice(["kill"]), default="kill", help="What to do when the ceiling is crossed."),
+    _option(
+        "--on-limit",
+        type=click.Choice(["degrade", "kill"]),
+        default="degrade",
+        help="When the ceiling is crossed: go on from the last step with a smaller plan, or end.",
+    ),
 )
 
 REPORT = (
@@ -222,7 +230,7 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
     return options(
-        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK
+        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, HIRES, OUTPUT, MACHINE, LIMIT, REPORT, TALK
     )
 
 
@@ -331,20 +339,7 @@ CONFIGURABLE = frozenset(
     | {"sampler", "schedule", "emphasis"}
     | {"original_size", "crop", "target_size", "decoder", "no_prepare"}
     | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
-    | {
-        "lora",
-        "lora_dir",
-        "embedding",
-        "embedding_dir",
-        "size",
-        "device",
-        "dtype",
-        "mem_limit",
-        "profile",
-        "on_limit",
-        "json",
-        "no_metadata",
-        "no_cache",
-    }
+    | {"lora", "lora_dir", "embedding", "embedding_dir", "size", "device", "dtype", "mem_limit", "profile", "on_limit"}
+    | {"json", "no_metadata", "no_cache"}
 )
 """Keys of the config file. A command takes those that it has options for."""

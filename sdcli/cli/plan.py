@@ -13,10 +13,10 @@ from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
 from sdcli.cli.options import Command, drawing_options
 from sdcli.cli.parsed import Params, asked_of, voice_of
-from sdcli.cli.progress import making_lines
+from sdcli.cli.progress import pace, sizes
 from sdcli.cli.say import hand_out
 from sdcli.plan.remainders import WORDS
-from sdcli.units import format_pace, format_size
+from sdcli.units import format_size
 
 INIT = init_options("The picture that img2img would edit.", "As for img2img.", required=False)
 
@@ -35,7 +35,7 @@ def command(**params: Any) -> None:
 
 def _plan(params: Params) -> None:
     voice = voice_of(params)
-    task = prepare(asked_of(params), voice.tell, making_lines(voice), voice.debug)
+    task = prepare(asked_of(params), voice.tell, voice.debug)
     result = forecast(task)
     if params["as_json"]:
         hand_out(json.dumps(forecast_report(task, result)))
@@ -55,7 +55,7 @@ def table(result: Forecast) -> list[str]:
     under = f" of {format_size(limit)}" if limit is not None else ", no ceiling"
     known = "measured here" if result.baseline_measured else "typical; a first run measures it"
     return [
-        f"{task.model.ref} on {task.device} in {task.dtype}, {request.width}x{request.height}",
+        f"{task.model.ref} on {task.device} in {task.dtype}, {sizes(request)}",
         f"fits: predicted peak {format_size(planned.peak_bytes)}{under}; the least is"
         f" {format_size(result.smallest_limit_bytes)}",
         "",
@@ -64,6 +64,6 @@ def table(result: Forecast) -> list[str]:
         *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
         f"  libraries and heap: {WORDS[result.remainder_from]}",
         "",
-        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {format_pace(planned.step_s)} a step",
+        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {pace(planned)}",
         *(f"  {reason}" for reason in plan.reasons),
     ]

@@ -180,7 +180,7 @@ def _work(message: Message, device: Device) -> Iterator[Message]:
     if isinstance(message, Count):
         return count_all(message, device)
     if isinstance(message, Synthesize):
-        return synthesize(message.name, Path(message.folder))
+        return synthesize(message.name, Path(message.folder), message.outline)
     return iter([Notice(f"unknown message {type(message).__name__}")])
 
 

@@ -9,6 +9,7 @@ from sdcli.domain import Component, Model, Prediction, WeightFile, Word
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import Family, FindParts, FindWords, Found, Numbers, Part
 from sdcli.families.flux2.family import Flux2
+from sdcli.families.flux2.single import parts_of as parts_of_flux2
 from sdcli.families.sd.embeddings import words_of
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sd.single import parts_of
@@ -18,6 +19,7 @@ from sdcli.families.sdxl.single import parts_of as parts_of_xl
 from sdcli.families.sdxl_refiner.family import StableDiffusionXLRefiner
 from sdcli.families.sdxl_refiner.single import parts_of as parts_of_refiner
 from sdcli.families.zimage.family import ZImage
+from sdcli.families.zimage.single import parts_of as parts_of_zimage
 
 Has = Callable[[str], bool]
 """Whether there is something by the name of a part."""
@@ -111,5 +113,5 @@ def looks_like_a_model(has: Has) -> bool:
 register(StableDiffusion(), parts_of, words_of)
 register(StableDiffusionXL(), parts_of_xl, words_of_xl)
 register(StableDiffusionXLRefiner(), parts_of_refiner, words_of_xl)
-register(Flux2())
-register(ZImage())
+register(Flux2(), parts_of_flux2)
+register(ZImage(), parts_of_zimage)

@@ -195,7 +195,12 @@ def _nearest(name: str, known: Iterable[str], shown: Mapping[str, str]) -> str:
 
 _OTHER_KINDS: dict[str, dict[str, str]] = {
     "EDM": {"Euler": "EDMEulerScheduler", "DPM++ 2M": "EDMDPMSolverMultistepScheduler"},
-    "FlowMatch": {"Euler": "FlowMatchEulerDiscreteScheduler"},
+    "FlowMatch": {
+        "Euler": "FlowMatchEulerDiscreteScheduler",
+        "Euler a": "FlowMatchAncestral",
+        "Heun": "FlowMatchHeun",
+        "DPM++ 2M": "FlowMatchSolver",
+    },
 }
 """Schedulers of models that go by other noise levels than betas give, by what their classes' names begin with, and the
 samplers that go by them as well."""
@@ -259,10 +264,11 @@ def _kind(component: Component) -> str | None:
 
 def _of_kind(component: Component, kind: str, sampler: str) -> Component:
     classes = _OTHER_KINDS[kind]
+    *others, last = classes
     if sampler not in classes:
         raise BadRequest(
             f"--sampler {sampler} cannot go by the noise levels of this model, a {kind} one:"
-            f" give {' or '.join(classes)}, or leave it out"
+            f" give {', '.join(others)} or {last}, or leave it out"
         )
     return replace(component, class_name=classes[sampler])
 

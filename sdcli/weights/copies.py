@@ -25,11 +25,12 @@ from pathlib import Path
 import psutil
 
 from sdcli import machine, settings
-from sdcli.domain import Component, DeviceName, DtypeName, MapShape
+from sdcli.domain import Component, DeviceName, DtypeName
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.models.disks import lies_in_memory
 from sdcli.models.header import sample_sha256
 from sdcli.units import GIB, format_size, parse_size
+from sdcli.uses import MapShape
 
 WEIGHTS, INDEX = "weights.bin", "index.json"
 """The files of a copy."""

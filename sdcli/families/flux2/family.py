@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.colours import FLUX2, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.flux2.parts import PARTS, PATCH
 from sdcli.families.flux2.schema import Autoencoder, Transformer
@@ -68,6 +69,7 @@ class Flux2:
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=TOKENS_LIMIT,
             references=REFERENCES,
+            colours=colours_for(vae.latent_channels * PATCH**2, FLUX2),
             defaults=BASE if is_base(model.ref) else DISTILLED,
             flow_times=lambda request: _flow_times(request, factor),
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.colours import DEMO, SD, Colours, colours_for
 from sdcli.families.contract import Defaults, Geometry, Part, Stage
 from sdcli.families.prompts import turns_of
 from sdcli.families.sd.embeddings import vectors_of
@@ -57,6 +58,7 @@ class StableDiffusion:
     encoders: Mapping[str, str] = {"text_encoder": "tokenizer"}
     """Parts that words go through, and the tokenizer of each."""
     defaults = Defaults(steps=20, guidance=7.5, aligned_levels=ALIGNED_LEVELS)
+    colours: tuple[Colours, ...] = (SD, DEMO)
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
         """Words, the init image if there is one, the steps, and the pictures."""
@@ -94,6 +96,7 @@ class StableDiffusion:
             prompt_tokens=self._prompt_tokens(model),
             text_layers=self.text_layers(model),
             takes_guidance=unet.time_cond_proj_dim is not None,
+            colours=colours_for(vae.latent_channels, *self.colours),
         )
 
     def chunks(self, model: Model, request: Request) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.colours import SDXL, Colours
 from sdcli.families.contract import Defaults, Geometry, Part
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sdxl.parts import PARTS
@@ -48,6 +49,7 @@ class StableDiffusionXL(StableDiffusion):
     told = SIZES
     """Numbers that the denoiser is told besides the whole prompt."""
     defaults = Defaults(steps=25, guidance=5.0, aligned_levels=ALIGNED_LEVELS)
+    colours: tuple[Colours, ...] = (SDXL,)
 
     def geometry(self, model: Model) -> Geometry:
         """As Stable Diffusion's; sizes are among what the denoiser is told."""

@@ -14,10 +14,10 @@ from typing import Any
 from sdcli.domain import Component, Prediction, WeightFile
 from sdcli.families.contract import PREDICTIONS, Found, Numbers
 from sdcli.families.sd import single
-from sdcli.families.sd.original import Names, Piece, open_clip_names
-from sdcli.families.sd.single import Search, Shapes
+from sdcli.families.sd.original import open_clip_names
 from sdcli.families.sdxl.family import SIZES
 from sdcli.families.sdxl.parts import PROJECTION, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL
+from sdcli.families.single_file import Names, Piece, Search, Shapes, levels_of, networks_in
 
 SCALING_FACTOR = 0.13025
 """Of the autoencoder's latents."""
@@ -46,7 +46,7 @@ def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, predict
 
     The denoiser takes so many numbers of the picture's size.
     """
-    found = single.networks_in(file, searches)
+    found = networks_in(file, searches)
     notes: tuple[str, ...] = ()
     if "vae" in found:
         found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR)
@@ -92,7 +92,7 @@ def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     levels = range(len(config["block_out_channels"]))
     down = [_depth(shapes, f"down_blocks.{level}") for level in levels]
     up = [_depth(shapes, f"up_blocks.{level}") for level in levels]
-    if not single.levels_of(shapes, f"down_blocks.{levels[-1]}.attentions"):  # whose depth is that of the middle
+    if not levels_of(shapes, f"down_blocks.{levels[-1]}.attentions"):  # whose depth is that of the middle
         down[-1] = up[0] = _depth(shapes, "mid_block")
     config |= {
         "sample_size": 128,
@@ -111,8 +111,8 @@ def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 
 def _depth(shapes: Shapes, home: str) -> int | list[int]:
     """Layers of a level's transformers: one number where all have as many."""
-    transformers = single.levels_of(shapes, f"{home}.attentions")
-    depths = [len(single.levels_of(shapes, f"{home}.attentions.{n}.transformer_blocks")) for n in transformers]
+    transformers = levels_of(shapes, f"{home}.attentions")
+    depths = [len(levels_of(shapes, f"{home}.attentions.{n}.transformer_blocks")) for n in transformers]
     return depths if len(set(depths)) > 1 else depths[0] if depths else 1
 
 
@@ -132,5 +132,5 @@ def _second_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 UNET_SEARCH = replace(single.UNET_SEARCH, part=UNET_XL, describe=_unet_config)
 TEXT_SEARCH = replace(single.TEXT_SEARCH, prefixes=("conditioner.embedders.0.transformer.", ""))
 TEXT_2_SEARCH = Search(
-    TEXT_ENCODER_2, "text_encoder", ("conditioner.embedders.1.model.",), _second_pieces, _second_config
+    TEXT_ENCODER_2, single.TEXT_SIGN, ("conditioner.embedders.1.model.",), _second_pieces, _second_config
 )

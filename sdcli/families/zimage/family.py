@@ -11,6 +11,7 @@ from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.colours import FLUX, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.qwen3.parts import TEXT_ENCODER, TOKENIZER, TOKENIZER_BYTES, TOKENS_LIMIT
 from sdcli.families.qwen3.vocabulary import written_tokenizer
@@ -31,8 +32,8 @@ FRAME_BYTES = len("user\n" + "\nassistant\n") + 3
 TURBO, BASE = Defaults(steps=8, guidance=1.0), Defaults(steps=30, guidance=4.0)
 """Of the model that was distilled to go without guidance, and of the one that was not."""
 
-TURBO_SHIFT = 3.0
-"""How far the distilled one's steps are shifted towards noise at most; the other's are shifted by 6."""
+TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0
+"""How far the distilled one's steps are shifted towards noise at most, and the other's."""
 
 _WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
@@ -76,6 +77,7 @@ class ZImage:
             patch=PATCH,
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=CHUNK,
+            colours=colours_for(vae.latent_channels, FLUX),
             flow_times=partial(_flow_times, model.parts["scheduler"].config, factor * PATCH),
             defaults=TURBO if _is_turbo(model) else BASE,
         )

@@ -113,6 +113,7 @@ def changed(folder: Path, home: Path, **parts: dict[str, Any]) -> Path:
     return copy
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting_is_the_pipeline_s(xl: Path, tmp_path: Path, channels: int, strength: float) -> None:
