@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from sdcli.app.replay import compare, replay_of, require_given
 from sdcli.cli import types
+from sdcli.cli.command import Command
 from sdcli.cli.draw import draw
 from sdcli.cli.editing import init_options
 from sdcli.cli.enlarging import HIRES
@@ -23,7 +24,6 @@ from sdcli.cli.options import (
     REFERENCES,
     REPORT,
     TALK,
-    Command,
     model_option,
     options,
 )

@@ -9,9 +9,10 @@ import click
 
 from sdcli.app.forecast import Forecast, forecast, forecast_report
 from sdcli.app.tasks import prepare
+from sdcli.cli.command import Command
 from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
-from sdcli.cli.options import Command, drawing_options
+from sdcli.cli.options import drawing_options
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import pace, sizes
 from sdcli.cli.say import hand_out
