@@ -27,8 +27,8 @@ Emphasis = Literal["a1111", "comfy", "none"]
 Upscaler = Literal["latent", "lanczos"]
 """What a picture is enlarged by before --hires draws it anew: its latents between their neighbours, or its pixels."""
 
-Prediction = Literal["epsilon", "v"]
-"""What a denoiser predicts: the noise, or v, a mixture of noise and picture (Salimans and Ho 2022)."""
+Prediction = Literal["epsilon", "v", "sample"]
+"""What a denoiser predicts: the noise, v, a mixture of noise and picture (Salimans and Ho 2022), or the picture."""
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 

@@ -18,7 +18,7 @@ DRAWING = {
     "--tiny-decoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--tokenizer": (None, "PATH", None),
-    "--prediction": (None, "[epsilon|v]", None),
+    "--prediction": (None, "[epsilon|v|sample]", None),
     "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),

@@ -63,6 +63,7 @@ EVERY = [
     StageEnded("encode_image", 1.5, 7),
     StepDone(0, 1, 20, 0.125, 2**33, b"checkpoint\n"),
     LatentsDone(1, b"checkpoint\n"),
+    Preview(1, 8, 4, bytes(96)),
     PictureDone(1, 2**63, 64, 64, bytes(range(256)) * 48),
     Notice("something", 3),
     Notice("something"),

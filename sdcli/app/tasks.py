@@ -22,7 +22,7 @@ from sdcli.host.making import make_synthetic
 from sdcli.models.disks import model_in_memory
 from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
-from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of
+from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of, times_in
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.models.synthetic import is_outline
@@ -208,6 +208,8 @@ def _with_few(asked: Asked, few: FewSteps, tell: Tell) -> Asked:
     wanted = {"steps": few.steps, "guidance": few.guidance, "sampler": few.sampler, "schedule": few.schedule}
     if asked.sampler is not None or few.sampler is None:  # a schedule goes with its sampler
         del wanted["sampler"], wanted["schedule"]
+    elif times_in(few.schedule) and asked.steps not in (None, few.steps):
+        del wanted["schedule"]
     taken: dict[str, Any] = {
         name: value for name, value in wanted.items() if value is not None and getattr(asked, name) is None
     }
@@ -293,6 +295,12 @@ def _require_possible(request: Request, model: Model) -> None:
     if steps < possible.start:
         least = f"{possible.start} Runge-Kutta steps"
         raise BadRequest(f"--steps {steps} is too few: the model's scheduler begins with {least}; give as many or more")
+    times = times_in(request.schedule)
+    if times and (len(times) != steps or times[0] >= scheduler.config.get("num_train_timesteps", 1000)):
+        known = scheduler.config.get("num_train_timesteps", 1000)
+        raise BadRequest(
+            f"--schedule {echo(request.schedule)} has {len(times)} times: give --steps as many, and times below {known}"
+        )
     if request.strength is not None and request.strength > 0 and not adds_noise(scheduler.class_name):
         raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
     if request.seed + request.count > SEED_END:

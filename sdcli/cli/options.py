@@ -55,7 +55,7 @@ def model_option(default: str) -> tuple[Decorator, ...]:
         *parts,
         _option(
             "--prediction",
-            type=click.Choice(["epsilon", "v"]),
+            type=click.Choice(["epsilon", "v", "sample"]),
             help="What the denoiser predicts, where the model does not tell or tells wrongly.",
         ),
     )

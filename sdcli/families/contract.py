@@ -29,6 +29,9 @@ picture may go to pixels, which are enlarged, and from there to latents again.""
 
 Library = Literal["diffusers", "transformers"]
 
+PREDICTIONS: Mapping[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
+"""As configs of schedulers call them."""
+
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
 WEIGHT_DTYPES = frozenset({"F16", "BF16", "F32"}) | FLOAT8

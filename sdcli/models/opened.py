@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdcli.domain import Component, Model, Sources
 from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
-from sdcli.families.contract import SCHEDULER, Elsewhere, Family, Found, Part
+from sdcli.families.contract import PREDICTIONS, SCHEDULER, Elsewhere, Family, Found, Part
 from sdcli.families.registry import words_in
 from sdcli.models.folder import component_in, parts_in_folder
 from sdcli.models.header import read_header
@@ -35,7 +35,7 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
     _require_all(ref, family, parts, found)
     if sources.prediction is not None:
         scheduler = parts[SCHEDULER.name]
-        predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
+        predicts = {"prediction_type": PREDICTIONS[sources.prediction]}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     for where in sources.embeddings:
         for name, words in words_in(family, read_header(Path(where)), parts).items():

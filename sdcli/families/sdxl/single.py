@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli.domain import Component, Prediction, WeightFile
-from sdcli.families.contract import Found, Numbers
+from sdcli.families.contract import PREDICTIONS, Found, Numbers
 from sdcli.families.sd import single
 from sdcli.families.sd.original import open_clip_names
 from sdcli.families.sdxl.family import SIZES
@@ -79,7 +79,7 @@ def _scheduler(file: WeightFile, unet: Component, prediction: Prediction | None)
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "steps_offset")
     betas: dict[str, Any] = {key: single.BETAS[key] for key in kept}
     kind, settings = "EulerDiscreteScheduler", betas | {"timestep_spacing": "leading"}
-    settings |= {"prediction_type": "v_prediction"} if predicts == "v" else {}
+    settings |= {} if predicts == "epsilon" else {"prediction_type": PREDICTIONS[predicts]}
     if "ztsnr" in file.tensors:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if "time_cond_proj_dim" in unet.config:
