@@ -101,6 +101,7 @@ def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
             {"name": need.name, "predicted_peak_bytes": need.peak_bytes} for need in (planned.needs if planned else ())
         ],
         "step_s": planned.step_s if planned else None,
+        **({"first_step_s": planned.first_step_s} if planned and planned.first_step_s is not None else {}),
         "reads": reads_table(result.reads),
         "smallest_limit_bytes": result.smallest_limit_bytes,
     }

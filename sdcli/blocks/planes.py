@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdcli.devices.base import Device
-from sdcli.domain import MapShape
 from sdcli.units import MIB
+from sdcli.uses import MapShape
 from sdcli.weights.lent import weight_of
 from sdcli.weights.packed import PackedConvolution, packing_of
 

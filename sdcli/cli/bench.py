@@ -22,7 +22,8 @@ from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import find_model, request_of, task_of
 from sdcli.cli import types
-from sdcli.cli.options import ADDED, JOB, MACHINE, PROMPT, TALK, Command, model_option, options
+from sdcli.cli.command import Command
+from sdcli.cli.options import ADDED, JOB, MACHINE, PROMPT, TALK, model_option, options
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say

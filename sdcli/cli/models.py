@@ -89,7 +89,9 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
     finally:
         line.clear()
     came = f"fetched {format_size(done.fetched_bytes)}, " if done.fetched_bytes else ""
-    voice.say(f"{came}every byte is as the Hub lists it: draw with --model {done.ref}")
+    is_model = done.path.suffix != ".json"
+    use = f"draw with --model {done.ref}" if is_model else "models that lack a tokenizer find it there"
+    voice.say(f"{came}every byte is as the Hub lists it: {use}")
     hand_out(str(done.path))
 
 

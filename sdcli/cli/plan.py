@@ -10,10 +10,12 @@ import click
 from sdcli.app.forecast import Forecast, forecast, forecast_report
 from sdcli.app.reading import Reads
 from sdcli.app.tasks import prepare
+from sdcli.cli.command import Command
 from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
-from sdcli.cli.options import Command, drawing_options
+from sdcli.cli.options import drawing_options
 from sdcli.cli.parsed import Params, asked_of, voice_of
+from sdcli.cli.progress import pace, sizes
 from sdcli.cli.say import hand_out
 from sdcli.plan.remainders import WORDS
 from sdcli.units import format_pace, format_size
@@ -55,7 +57,7 @@ def table(result: Forecast) -> list[str]:
     under = f" of {format_size(limit)}" if limit is not None else ", no ceiling"
     known = "measured here" if result.baseline_measured else "typical; a first run measures it"
     return [
-        f"{task.model.ref} on {task.device} in {task.dtype}, {request.width}x{request.height}",
+        f"{task.model.ref} on {task.device} in {task.dtype}, {sizes(request)}",
         f"fits: predicted peak {format_size(planned.peak_bytes)}{under}; the least is"
         f" {format_size(result.smallest_limit_bytes)}",
         "",
@@ -64,7 +66,7 @@ def table(result: Forecast) -> list[str]:
         *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
         f"  libraries and heap: {WORDS[result.remainder_from]}",
         "",
-        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {format_pace(planned.step_s)} a step",
+        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {pace(planned)}",
         *(f"  {reason}" for reason in plan.reasons),
         *_reading(result.reads),
     ]

@@ -36,6 +36,7 @@ OURS = {
         ("DPMSolverAncestral", "DPMSolverModified", "DPMSolverSDE", "EulerAncestral", "ImprovedPNDM"),
         "sdcli.engine.samplers.solvers",
     ),
+    **dict.fromkeys(("FlowMatchAncestral", "FlowMatchHeun", "FlowMatchSolver"), "sdcli.engine.samplers.flow"),
 }
 """Classes of ours, and the module of each."""
 
@@ -50,7 +51,7 @@ def build_scheduler(component: Component, steps: int, times: FlowTimes | None = 
     settings that the class refuses, and for more steps than it can take.
     """
     with _told(component, steps):
-        if component.class_name in FLOW_SCHEDULERS:
+        if component.class_name.startswith("FlowMatch"):
             return _build_flow(component, steps, times)
         scheduler = _build(component, steps, offset=1)
         known = scheduler.config.num_train_timesteps
@@ -72,14 +73,23 @@ def _build(component: Component, steps: int, offset: int) -> Any:
             return levels_by(config["levels"], scheduler, config["aligned"], in_sigmas, num_inference_steps)
 
         scheduler._convert_to_exponential = levels
-    scheduler.set_timesteps(steps)
+    if "times" in config:
+        scheduler.set_timesteps(timesteps=_times(config["times"], scheduler.config.num_train_timesteps, steps))
+    else:
+        scheduler.set_timesteps(steps)
     return scheduler
+
+
+def _times(named: str | tuple[int, ...], known: int, steps: int) -> list[int]:
+    """Those that are named, or `trailing`: even, from the noisiest on, as diffusers' schedulers that know the word."""
+    return [round(known - step * known / steps) - 1 for step in range(steps)] if named == "trailing" else [*named]
 
 
 def _build_flow(component: Component, steps: int, times: FlowTimes | None) -> Any:
     """As the pipelines of flow models set theirs."""
     name = component.class_name
-    kind = getattr(importlib.import_module(f"diffusers.schedulers.{FLOW_SCHEDULERS[name]}"), name)
+    home = OURS.get(name) or f"diffusers.schedulers.{FLOW_SCHEDULERS[name]}"
+    kind = getattr(importlib.import_module(home), name)
     scheduler = kind(**component.config)
     given = {} if times is None else {"sigmas": [*times.sigmas], "mu": times.mu}
     scheduler.set_timesteps(steps, **given)

@@ -79,19 +79,18 @@ def _raise_if_ended_by(watchdog: Watchdog, device: DeviceName, limit_bytes: int 
             refusal = f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)}"
             note = build_note(device)
             raise WillNotFit("; ".join(filter(None, (refusal, "give --mem-limit 1GiB", note))))
-        raise CeilingCrossed(_crossing_text(watchdog.crossing, limit_bytes))
+        raise _crossed(watchdog.crossing, limit_bytes)
     if watchdog.failure is not None:
         raise SdcliError(
             f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped"
         )
 
 
-def _crossing_text(crossing: Crossing, limit_bytes: int) -> str:
+def _crossed(crossing: Crossing, limit_bytes: int) -> CeilingCrossed:
     """One line: stage, step, footprint, ceiling, what to do."""
     step = "" if crossing.step is None else f" after step {crossing.step}"
     more = format_limit(crossing.footprint_bytes + 128 * MIB)
-    return (
-        f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}:"
-        f" footprint {format_size(crossing.footprint_bytes)}, the worker was killed; give --mem-limit {more}"
-        " or a smaller picture"
-    )
+    where = f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}"
+    footprint = f"footprint {format_size(crossing.footprint_bytes)}, the worker was killed"
+    message = f"{where}: {footprint}; give --mem-limit {more} or a smaller picture"
+    return CeilingCrossed(message, where, crossing.stage, crossing.step, crossing.footprint_bytes)

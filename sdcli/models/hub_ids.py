@@ -21,6 +21,9 @@ REPO_LIMIT = 96
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+TOKENIZER_FILE = "tokenizer.json"
+"""A whole tokenizer."""
+
 _PREFIX = re.compile(r"[0-9a-f]{7,40}")
 _WORD = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _REF = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}))?(?:/(?P<file>[^@\\]+))?", re.ASCII)
@@ -67,13 +70,17 @@ def hub_cache() -> Path:
 
 
 def parse_hub_ref(text: str) -> HubRef | None:
-    """`org/name[@revision][/file.safetensors]`; None for a text that is not of this form."""
+    """`org/name[@revision][/file.safetensors]`, or a tokenizer's file; None for a text that is not of this form."""
     found = _REF.fullmatch(text)
     if found is None or len(found["repo"]) > REPO_LIMIT or "--" in found["repo"] or ".." in text:
         return None
-    if found["repo"].lower().endswith(_FILES) or (found["file"] and not found["file"].endswith(".safetensors")):
+    if found["repo"].lower().endswith(_FILES) or (found["file"] and not _is_pulled(found["file"])):
         return None
     return HubRef(found["repo"], found["revision"], found["file"])
+
+
+def _is_pulled(file: str) -> bool:
+    return file.endswith(".safetensors") or f"/{file}".endswith(f"/{TOKENIZER_FILE}")
 
 
 def find_in_cache(ref: HubRef) -> tuple[Path, str] | None:

@@ -28,10 +28,17 @@ DTYPES = frozenset({"F16", "BF16", "F32", "F8_E4M3", "F8_E5M2"})
 Weight = tuple[str, str]
 """A part of the model, and the name of a weight in it."""
 
-Share = tuple[int, int]
-"""Which of several layers that are one in a file, and how many these are."""
 
-WHOLE: Share = (0, 1)
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which rows of a file's module a layer has: an equal part of them, whose halves may be swapped."""
+
+    which: int = 0
+    count: int = 1
+    swapped: bool = False
+
+
+WHOLE = Share()
 
 
 @dataclass(slots=True)
@@ -188,16 +195,17 @@ def _meant_for(file: WeightFile) -> str:
 
 def _shared(where: str, kind: AdapterKind, tensors: Mapping[str, Origin], share: Share) -> dict[str, Origin]:
     """The tensors of one of several layers that are fused in the file: a share of the rows of those for outputs."""
-    which, count = share
     if kind != "lora" or "mid" in tensors:
-        raise SdcliError(f"{where} changes several layers in one, as a {kind}: only a plain LoRA of those is supported")
+        what = "the halves of a layer the other way round" if share.swapped else "several layers in one"
+        raise SdcliError(f"{where} changes {what}, as a {kind}: only a plain LoRA of those is supported")
     parted = dict(tensors)
     for role in ("up", "dora_scale", "magnitude"):
         if role in tensors and tensors[role].shape[0] > 1:
-            rows, left = divmod(tensors[role].shape[0], count)
+            rows, left = divmod(tensors[role].shape[0], share.count)
             if left:
-                raise SdcliError(f"{where} changes {count} layers in one, and its rows are not of so many alike")
-            parted[role] = replace(tensors[role], rows=(which * rows, (which + 1) * rows))
+                raise SdcliError(f"{where} changes {share.count} layers in one, and its rows are not of so many alike")
+            some = None if share.count == 1 else (share.which * rows, (share.which + 1) * rows)
+            parted[role] = replace(tensors[role], rows=some, swapped=share.swapped)
     return parted
 
 
@@ -206,7 +214,7 @@ class _Names:
 
     def __init__(self, model: Model) -> None:
         self._whole: dict[str, Weight] = {}
-        self._fused: dict[str, list[tuple[Weight, Share]]] = {}
+        self._shared: dict[str, list[tuple[Weight, Share]]] = {}
         for part in family_of(model).parts:
             component = model.parts[part.name]
             for weight, origin in component.weights().items() if part.lora_prefixes else ():
@@ -215,15 +223,17 @@ class _Names:
                     for spelled in part.spellings(component, module):
                         for name in _prefixed(part, spelled):
                             self._whole.setdefault(name, (part.name, weight))
-                    for spelled, share in part.fused_spellings(component, module).items():
+                    shares = [(spelled, Share(*of)) for spelled, of in part.fused_spellings(component, module).items()]
+                    shares += [(one, Share(swapped=True)) for one in part.swapped_spellings(component, module)]
+                    for spelled, share in shares:
                         for name in _prefixed(part, spelled):
-                            self._fused.setdefault(name, []).append(((part.name, weight), share))
+                            self._shared.setdefault(name, []).append(((part.name, weight), share))
 
     def of(self, module: str) -> list[tuple[Weight, Share]]:
         """The weights that a file's module is, and which share of it each is; none for one of another model."""
         if module in self._whole:
             return [(self._whole[module], WHOLE)]
-        return self._fused.get(module, [])
+        return self._shared.get(module, [])
 
 
 def _prefixed(part: Part, module: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from sdcli.domain import Component, Model, Request
@@ -35,6 +36,8 @@ class Sampler:
     """The class that goes by schedules of noise levels, if not the same."""
     calls: int = 1
     """Of the denoiser, a step."""
+    timed: bool = False
+    """Whether it goes by times that it is told, as in 999,749,499,249."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,8 @@ SAMPLERS = (
     Sampler("LMS", "LMSDiscreteScheduler", ("lms", "k_lms")),
     Sampler("UniPC", "UniPCMultistepScheduler", ("uni_pc", "uni_pc_bh2"), {"solver_order": 2, "solver_type": "bh2"}),
     Sampler("DEIS", "DEISMultistepScheduler", ("deis",), {"solver_order": 2, "algorithm_type": "deis"}),
-    Sampler("LCM", "LCMScheduler", ("lcm",), schedules=frozenset()),
-    Sampler("TCD", "TCDScheduler", ("tcd",), schedules=frozenset()),
+    Sampler("LCM", "LCMScheduler", ("lcm",), schedules=TIMES, timed=True),
+    Sampler("TCD", "TCDScheduler", ("tcd",), schedules=TIMES, timed=True),
     Sampler("iPNDM", "ImprovedPNDM", ("ipndm",)),
     Sampler("DDPM", "DDPMScheduler", ("ddpm",), schedules=TIMES),
 )
@@ -116,6 +119,8 @@ SCHEDULES = (
     ),
 )
 """All of them; the first is that of whoever says nothing."""
+
+_TIMES = re.compile(r"[0-9]{1,4}(,[0-9]{1,4}){0,99}")
 
 OWN = "model"
 """What asks for the model's own sampler, also where another one would be assumed."""
@@ -158,8 +163,18 @@ def sampler_named(name: str) -> tuple[str, str | None]:
     raise BadRequest(f"no sampler {echo(name)}: {_nearest(name, [*_NAMES, *together], _shown_names(SAMPLERS))}")
 
 
+def times_in(schedule: str | None) -> tuple[int, ...]:
+    """The times that a schedule names, one a step, as in 999,749,499,249; none of one that has another name."""
+    if schedule is None or not _TIMES.fullmatch(schedule):
+        return ()
+    times = tuple(map(int, schedule.split(",")))
+    return times if all(later < earlier for earlier, later in pairwise(times)) else ()
+
+
 def schedule_named(name: str) -> str:
-    """The schedule behind a name. Raises BadRequest for a name that is none, with the nearest."""
+    """The schedule behind a name, or times. Raises BadRequest for a name that is none, with the nearest."""
+    if times_in(name.replace(" ", "")):
+        return name.replace(" ", "")
     plain = _plain(name)
     if plain not in _SCHEDULE_NAMES:
         raise BadRequest(f"no schedule {echo(name)}: {_nearest(name, _SCHEDULE_NAMES, _shown_names(SCHEDULES))}")
@@ -180,7 +195,12 @@ def _nearest(name: str, known: Iterable[str], shown: Mapping[str, str]) -> str:
 
 _OTHER_KINDS: dict[str, dict[str, str]] = {
     "EDM": {"Euler": "EDMEulerScheduler", "DPM++ 2M": "EDMDPMSolverMultistepScheduler"},
-    "FlowMatch": {"Euler": "FlowMatchEulerDiscreteScheduler"},
+    "FlowMatch": {
+        "Euler": "FlowMatchEulerDiscreteScheduler",
+        "Euler a": "FlowMatchAncestral",
+        "Heun": "FlowMatchHeun",
+        "DPM++ 2M": "FlowMatchSolver",
+    },
 }
 """Schedulers of models that go by other noise levels than betas give, by what their classes' names begin with, and the
 samplers that go by them as well."""
@@ -195,7 +215,11 @@ def no_effect(component: Component, sampler: str | None, schedule: str | None) -
     found = _SAMPLERS[sampler] if sampler is not None else _sampler_of(component.class_name)
     if found is None:
         return f"the model's {component.class_name} goes by its own: give a --sampler as well"
-    return None if schedule in found.schedules else f"{found.name} goes by its own"
+    return None if _honours(found, schedule) else f"{found.name} goes by its own"
+
+
+def _honours(sampler: Sampler, schedule: str | None) -> bool:
+    return schedule in sampler.schedules or (sampler.timed and bool(times_in(schedule)))
 
 
 def scheduler_of(model: Model, request: Request) -> Component:
@@ -219,12 +243,14 @@ def sampled(
     found = _SAMPLERS[sampler] if sampler is not None else _sampler_of(component.class_name)
     if found is None:
         return component
-    honoured = schedule in found.schedules
+    honoured = _honours(found, schedule)
     if honoured and schedule == "ays" and not aligned:
         raise BadRequest("--schedule ays: no such levels are known for this family of models; give another schedule")
     config: dict[str, Any] = {**component.config, **(found.settings if sampler is not None else {})}
     name = found.scheduler if sampler is not None else component.class_name
-    if honoured and schedule is not None:
+    if honoured and schedule is not None and found.timed:
+        config["times"] = times_in(schedule) or schedule
+    elif honoured and schedule is not None:
         config |= _SCHEDULES[schedule].settings
         if "levels" in config:
             config["aligned"] = tuple(aligned)
@@ -238,10 +264,11 @@ def _kind(component: Component) -> str | None:
 
 def _of_kind(component: Component, kind: str, sampler: str) -> Component:
     classes = _OTHER_KINDS[kind]
+    *others, last = classes
     if sampler not in classes:
         raise BadRequest(
             f"--sampler {sampler} cannot go by the noise levels of this model, a {kind} one:"
-            f" give {' or '.join(classes)}, or leave it out"
+            f" give {', '.join(others)} or {last}, or leave it out"
         )
     return replace(component, class_name=classes[sampler])
 

@@ -39,7 +39,7 @@ SCHEDULERS = {
 """The schedulers a model may name, and the module of diffusers.schedulers each lives in."""
 
 FLOW_SCHEDULERS = {"FlowMatchEulerDiscreteScheduler": "scheduling_flow_match_euler_discrete"}
-"""The same for flow models."""
+"""The same for flow models, whose samplers take the same settings."""
 
 _BETAS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas "
 _SPACED = _BETAS + "prediction_type timestep_spacing steps_offset "

@@ -13,6 +13,7 @@ from sdcli.families.kinds import CHECKPOINT, likely_kind
 from sdcli.families.registry import parts_in
 from sdcli.models.configs import checked_config
 from sdcli.models.header import read_header
+from sdcli.models.quantised import require_readable
 
 WANTED = (
     CHECKPOINT,
@@ -20,6 +21,8 @@ WANTED = (
     "Stable Diffusion 2.x",
     "Stable Diffusion XL",
     "a latent consistency model",
+    "FLUX.2",
+    "Z-Image",
 )
 """Kinds whose single files are read."""
 
@@ -35,15 +38,17 @@ def parts_in_file(
     Raises SdcliError for a file that has none, naming what it looks like.
     """
     file = read_header(path)
+    require_readable(file)
     likely = likely_kind({name: info.shape for name, info in file.tensors.items()})
     likely = None if likely in WANTED else likely
     family, found = parts_in(file, numbers_in, prediction, family_name)
     if not found.parts or likely is not None:
         what = f"{echo(ref)} looks like {likely}" if likely else f"{echo(ref)} has no network that is known here"
         raise SdcliError(
-            f"{what}: give a checkpoint of Stable Diffusion 1.x, 2.x or XL, or a folder in diffusers layout"
+            f"{what}: give a checkpoint of Stable Diffusion 1.x, 2.x or XL, a denoiser of FLUX.2 [klein] or Z-Image,"
+            " or a folder in diffusers layout"
         )
-    for part in family.parts:
+    for part in (*family.parts, *family.extras):
         if part.stem is not None and part.name in found.parts:
             component = found.parts[part.name]
             checked_config(part, component.config, path)

@@ -129,10 +129,10 @@ class Changes:
 
 def changes_of(component: Component, source: Source) -> dict[str, Changes]:
     """What changes which of a component's weights, from its open files."""
-    opened: dict[tuple[Path, str, tuple[int, int] | None], Stored] = {}
+    opened: dict[tuple[Path, str, tuple[int, int] | None, bool], Stored] = {}
 
     def read(origin: Origin, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        key = origin.path, origin.stored, origin.rows
+        key = origin.path, origin.stored, origin.rows, origin.swapped
         if key not in opened:
             opened[key] = source.open(origin)
         return opened[key].cast(device, dtype)

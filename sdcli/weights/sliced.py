@@ -80,7 +80,8 @@ class DrySlices:
 
 def would_lie(origin: Origin, dtype: torch.dtype, on_cpu: bool) -> bool:
     """Whether a weight would be used where it lies, by what its header says."""
-    return on_cpu and origin.info.dtype == STORED_AS[dtype] and not lies_in_memory(origin.path)
+    lies = origin.info.dtype == STORED_AS[dtype] and not origin.swapped
+    return lies and on_cpu and not lies_in_memory(origin.path)
 
 
 def slices_of(layer: nn.Module) -> Slices:

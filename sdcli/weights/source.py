@@ -117,6 +117,38 @@ class Stored:
             let_go((begin, min(end, piece.data_ptr() + piece.nbytes + AROUND_BYTES) - begin))
 
 
+class Swapped(Stored):
+    """A weight whose layer has the second half of its rows first."""
+
+    @property
+    def is_plain(self) -> bool:
+        """It lies the other way round."""
+        return False
+
+    def fill(self, room: torch.Tensor) -> torch.Tensor:
+        """See `Stored`."""
+        half = len(room) // 2
+        for begin, end in ((0, half), (half, len(room))):
+            room[begin:end].copy_(self.exact(begin, end, room.device))
+        return room
+
+    def exact(self, begin: int, end: int, device: torch.device) -> torch.Tensor:
+        """See `Stored`."""
+        return torch.cat([super(Swapped, self).exact(*some, device) for some in self._there(begin, end)])
+
+    def slice_of(self, rows: slice, columns: slice, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """See `Stored`."""
+        begin, end, _ = rows.indices(len(self.tensor))
+        some = [slice(*each) for each in self._there(begin, end)]
+        return torch.cat([super(Swapped, self).slice_of(each, columns, device, dtype) for each in some])
+
+    def _there(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Where these rows are in the file."""
+        half = len(self.tensor) // 2
+        first, second = (begin + half, min(end, half) + half), (max(begin, half) - half, end - half)
+        return [some for some in (first, second) if some[0] < some[1]]
+
+
 class Source:
     """A component's weight files, memory-mapped while it is entered."""
 
@@ -150,7 +182,8 @@ class Source:
         mapping = (begin, begin + self._ends[origin.path]) if lies_in_memory(origin.path) else None
         piece = tensor if origin.rows is None else tensor[slice(*origin.rows)]
         piece = piece.t() if origin.turned else piece
-        return Stored(piece if shape is None else piece.view(shape), mapping, scale)
+        kind = Swapped if origin.swapped else Stored
+        return kind(piece if shape is None else piece.view(shape), mapping, scale)
 
     def place(self, name: str) -> tuple[str, int]:
         """Where the weight lies, to read files from front to back."""

@@ -316,6 +316,12 @@ def test_a_repository_of_single_files_wants_one_named(hub: Hub) -> None:
         pulled("somebody/pickle")
 
 
+def test_a_tokenizer_comes_alone_from_beside_large_files(hub: Hub) -> None:
+    hub.add("somebody/words", {"model.safetensors": b"x" * 3_000_000, "tokenizer.json": b"{}"})
+    done = pulled("somebody/words/tokenizer.json", None)
+    assert done.path.read_bytes() == b"{}" and not hub.asked_for("model.safetensors")
+
+
 def test_what_sdcli_cannot_draw_with_is_said_before_its_weights_come(hub: Hub, files: dict[str, bytes]) -> None:
     hub.add("somebody/other", {**files, "model_index.json": b'{"_class_name": "FluxPipeline"}'})
     with pytest.raises(SdcliError, match=r"FluxPipeline.*not supported"):

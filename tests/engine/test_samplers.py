@@ -118,6 +118,7 @@ def pipeline(tiny: Path) -> Any:
     return pipeline
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sampler", THEIRS)
 def test_pictures_are_those_of_diffusers_own_pipeline(tiny: Path, pipeline: Any, sampler: str) -> None:
     schedule = "karras" if (sampler, "karras") in IN_DIFFUSERS else "trailing"
@@ -278,6 +279,7 @@ def test_a_sampler_goes_on_from_any_step_to_the_same_bits(sampler: str, schedule
         assert torch.equal(resumed, states)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("sampler", "schedule"), EVERY)
 def test_any_number_of_steps_can_be_gone(sampler: str, schedule: str) -> None:
     component = sampled(OWN, sampler, schedule, ALIGNED_LEVELS)

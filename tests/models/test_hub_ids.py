@@ -31,6 +31,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("org/name@0123abc", HubRef("org/name", "0123abc")),
         ("org/name@fp16/x/y.safetensors", HubRef("org/name", "fp16", "x/y.safetensors")),
         ("org/name/y.safetensors", HubRef("org/name", None, "y.safetensors")),
+        ("org/name/tokenizer.json", HubRef("org/name", None, "tokenizer.json")),
     ],
 )
 def test_a_name_is_read_and_written_alike(text: str, ref: HubRef) -> None:
@@ -41,7 +42,18 @@ def test_a_name_is_read_and_written_alike(text: str, ref: HubRef) -> None:
     "text",
     [
         *("name", "/a/b", "./a/b", "../a", "a/..", "a/b/../c.safetensors", "a/b/c", "a--b/c", "-a/b", "a/b-", "a/b@"),
-        *("a/b@../c", "a/b.safetensors", "a/b.CKPT", "a /b", "a/b\n", "a/b\0", "ä/b", "a\\b/c", "~/a"),
+        *(
+            "a/b@../c",
+            "a/b.safetensors",
+            "a/b.CKPT",
+            "a/b/my_tokenizer.json",
+            "a /b",
+            "a/b\n",
+            "a/b\0",
+            "ä/b",
+            "a\\b/c",
+            "~/a",
+        ),
         "a" * 60 + "/" + "b" * 60,
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from sdcli.domain import DTYPE_BYTES, DtypeName, Model, Plan, Request, StageNeed, Use, WeightUse
+from sdcli.domain import DTYPE_BYTES, DtypeName, Model, Plan, Request, StageNeed
 from sdcli.families.contract import Geometry
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.models.reference import DEMO, resolve_model
@@ -14,6 +14,7 @@ from sdcli.plan.counts import Counts, StageCount, WayCount
 from sdcli.plan.remainder import WITH_AVX512, Remainder
 from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.units import MIB
+from sdcli.uses import Use, WeightUse
 
 GEOMETRY = Geometry(latent_channels=4, latent_factor=8, native_size=(512, 512), prompt_tokens=77)
 LARGE_BYTES = 32 * MIB

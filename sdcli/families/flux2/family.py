@@ -9,6 +9,7 @@ from typing import Any
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.autoencoders import AUTOENCODER_WAYS
+from sdcli.families.colours import FLUX2, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.flux2.parts import PARTS, PATCH
 from sdcli.families.flux2.schema import Autoencoder, Transformer
@@ -36,6 +37,7 @@ class Flux2:
     pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     index_extras: Mapping[str, object] = {"is_distilled": True}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
+    extras: tuple[Part, ...] = ()
     defaults = DISTILLED
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
@@ -66,6 +68,7 @@ class Flux2:
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=TOKENS_LIMIT,
             references=REFERENCES,
+            colours=colours_for(vae.latent_channels * PATCH**2, FLUX2),
             defaults=BASE if is_base(model.ref) else DISTILLED,
             flow_times=lambda request: _flow_times(request, factor),
         )

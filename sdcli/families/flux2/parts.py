@@ -8,6 +8,7 @@ from sdcli.domain import Component, Origin
 from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import FLOW_SCHEDULER, Part
 from sdcli.families.flux2.schema import AUTOENCODER_UNSET, IDLE, TRANSFORMER_UNSET, Autoencoder, Transformer
+from sdcli.families.flux2.spellings import PREFIXES, fused_spellings, spellings, swapped_spellings
 
 PATCH = 2
 """Latents of the autoencoder that a token of the denoiser has, along each side."""
@@ -21,18 +22,19 @@ def statistics_of(component: Component) -> tuple[Origin, Origin]:
     count = component.settings.latent_channels * PATCH**2
     found = []
     for name in STATISTICS:
-        file = next((file for file in component.files if name in file.tensors), None)
+        every = ((file, one) for file in component.files for one in file.tensors)
+        file, stored = next(((file, one) for file, one in every if f".{one}".endswith(f".{name}")), (None, name))
         if file is None:
             raise SdcliError(
                 f"{echo(component.folder)} lacks {echo(name)}, by which latents are normed: fetch it again"
             )
-        info = file.tensors[name]
+        info = file.tensors[stored]
         if info.shape != (count,) or info.dtype not in ("F32", "F16", "BF16"):
             raise SdcliError(
-                f"{echo(file.path)}: tensor {echo(name)} is not of {count} numbers, one for each channel:"
+                f"{echo(file.path)}: tensor {echo(stored)} is not of {count} numbers, one for each channel:"
                 " fetch it again"
             )
-        found.append(Origin(file.path, name, info))
+        found.append(Origin(file.path, stored, info))
     return found[0], found[1]
 
 
@@ -47,6 +49,10 @@ TRANSFORMER = Part(
     unset=TRANSFORMER_UNSET,
     idle=IDLE,
     stem="diffusion_pytorch_model",
+    lora_prefixes=PREFIXES,
+    spellings=spellings,
+    fused_spellings=fused_spellings,
+    swapped_spellings=swapped_spellings,
     tells=True,
 )
 VAE = Part(

@@ -77,6 +77,7 @@ TOKENIZER = Part(
     unset=TOKENIZER_UNSET,
     idle=TOKENIZER_IDLE,
     vocabulary=VOCABULARY_LIMITS,
+    option="--tokenizer",
 )
 TEXT_ENCODER = Part(
     "text_encoder",

@@ -9,39 +9,16 @@ https://github.com/mlfoundations/open_clip). A test compares with diffusers' own
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from sdcli.domain import TensorInfo
 from sdcli.families.sd.ldm_names import diffusers_name, numbered_blocks
-
-Names = Mapping[str, TensorInfo]
-"""The tensors of a network, by the names that they have without its prefix."""
-
-
-class Twice(ValueError):
-    """A weight that a file has under two names, which are the arguments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A weight's place in a file: `share` is (which, of how many) equal parts of a fused one. A `turned` one has rows
-    where its layer has columns."""
-
-    stored: str
-    share: tuple[int, int] | None = None
-    turned: bool = False
+from sdcli.families.single_file import Names, Piece, each_once
 
 
 def _each(pairs: Iterable[tuple[str, str]]) -> dict[str, Piece]:
     """Where each weight lies, from pairs of today's name and that in the file. Raises Twice for one that has two."""
-    pieces: dict[str, Piece] = {}
-    for today, stored in pairs:
-        if today in pieces:
-            raise Twice(pieces[today].stored, stored)
-        pieces[today] = Piece(stored)
-    return pieces
+    return each_once((today, Piece(stored)) for today, stored in pairs)
 
 
 def unet_names(names: Names) -> dict[str, Piece]:

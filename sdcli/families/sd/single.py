@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcli.domain import Component, Origin, Prediction, TensorInfo, WeightFile
-from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import FLOAT8, Found, Numbers, Part
+from sdcli.domain import Component, Prediction, WeightFile
+from sdcli.families.contract import PREDICTIONS, Found, Numbers
 from sdcli.families.sd import original
-from sdcli.families.sd.original import Names, Piece, Twice
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
-
-_SIGNS = {
-    "unet": re.compile(r"input_blocks\.0\.0\.weight|conv_in\.weight"),
-    "text_encoder": re.compile(r"(text_model\.)?embeddings\.token_embedding\.weight|token_embedding\.weight"),
-    "vae": re.compile(r"decoder\.conv_in\.weight"),
-}
-"""Names that tell that a network is there."""
+from sdcli.families.single_file import Names, Piece, Search, Shapes, as_they_are, levels_of, networks_in
+from sdcli.families.tiny import single as tiny
+from sdcli.families.tiny.parts import TINY
 
 _OF_SDXL = re.compile(r"label_emb\.|add_embedding\.")
 """Names that a denoiser of Stable Diffusion has not."""
@@ -56,32 +49,14 @@ V_DEVIATION = 0.09
 """A model of Stable Diffusion 2 that predicts v has a last norm whose offsets deviate by more than this, as ComfyUI
 found by looking at published ones: no tensor's name tells."""
 
-OTHER: Mapping[Prediction, Prediction] = {"epsilon": "v", "v": "epsilon"}
+OTHER: Mapping[Prediction, Prediction] = {"epsilon": "v", "v": "epsilon", "sample": "epsilon"}
 
 _LAST_NORM = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """How to find a part in a file: of which kind of network it is, and under which prefix its tensors are.
-
-    The first that is there; a file of one network alone has none. `pieces` gives the class's own names, and `describe`
-    the config, from shapes by these names and from the file's.
-    """
-
-    part: Part
-    kind: str
-    prefixes: tuple[str, ...]
-    pieces: Callable[[Names], dict[str, Piece]]
-    describe: Callable[[Shapes, Names], dict[str, Any]]
-
-
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has, in either layout. Raises SdcliError for types that are not read."""
-    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH))
+    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH, TINY_SEARCH))
     notes: list[str] = []
     if any(map(_OF_SDXL.match, found["unet"].weights() if "unet" in found else ())):
         del found["unet"]
@@ -90,63 +65,28 @@ def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) 
     return Found(found, tuple(notes))
 
 
-def networks_in(file: WeightFile, searches: Iterable[Search]) -> dict[str, Component]:
-    """The networks that a file has, by their parts' names. Raises SdcliError for types that are not read."""
-    found: dict[str, Component] = {}
-    for search in searches:
-        part, stored = search.part, _network(file, search)
-        if stored is None:
-            continue
-        names, to_file = stored
-        try:
-            every = search.pieces(names)
-        except Twice as error:
-            both = " and as ".join(echo(to_file[name]) for name in error.args)
-            raise SdcliError(f"{echo(file.path)} has one tensor twice, as {both}: fetch it again") from error
-        pieces = {today: piece for today, piece in every.items() if not part.unused.fullmatch(today)}
-        origins = _origins(file, pieces, to_file)
-        shapes = {name: origin.shape for name, origin in origins.items()}
-        try:
-            config = search.describe(shapes, names)
-        except KeyError as error:
-            raise SdcliError(f"the {part.name} in {echo(file.path)} lacks {echo(error)}: fetch it again") from error
-        except (IndexError, ValueError) as error:
-            raise SdcliError(
-                f"the {part.name} in {echo(file.path)} has tensors of shapes that no {part.name} has: fetch it again"
-            ) from error
-        found[part.name] = Component(
-            part.name, part.default_class or next(iter(part.classes)), config, file.path, (file,), origins,
-            config_name="", schema=part.schema,
-        )  # fmt: skip
-    return found
+def _is_unet(names: Iterable[str]) -> bool:
+    """Whether a file without prefixes has a UNet, and not a network that has some of its names."""
+    return any(name.startswith(("down_blocks.", "input_blocks.")) for name in names)
 
 
-def _network(file: WeightFile, search: Search) -> tuple[Names, Mapping[str, str]] | None:
-    """The tensors of a network by their names without its prefix, and from those to their names in the file."""
-    for prefix in search.prefixes:
-        to_file = {name.removeprefix(prefix): name for name in file.tensors if name.startswith(prefix)}
-        if prefix.startswith("model_ema."):
-            to_file = {original.with_dots(name): stored for name, stored in to_file.items()}
-        if any(map(_SIGNS[search.kind].match, to_file)) and (prefix or _is_alone(search.kind, to_file)):
-            return {name: file.tensors[stored] for name, stored in to_file.items()}, to_file
-    return None
-
-
-def _is_alone(kind: str, names: Mapping[str, str]) -> bool:
-    """Whether a file without prefixes has this network, and not one that has some of its names."""
-    ways = any(name.startswith(("down_blocks.", "input_blocks.")) for name in names)
-    if kind == "unet":
-        return ways
-    return not ways and not any(name.startswith(("vision_model.", "visual.")) for name in names)
+def _is_another(names: Iterable[str]) -> bool:
+    """Whether it may have one of the others."""
+    every = [*names]
+    return not _is_unet(every) and not any(name.startswith(("vision_model.", "visual.")) for name in every)
 
 
 def _unet_pieces(names: Names) -> dict[str, Piece]:
     in_original = any(name.startswith("input_blocks.") for name in names)
-    return original.unet_names(names) if in_original else {name: Piece(name) for name in names}
+    return original.unet_names(names) if in_original else as_they_are(names)
 
 
 def _vae_pieces(names: Names) -> dict[str, Piece]:
     return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
+
+
+def _tiny_pieces(names: Names) -> dict[str, Piece]:
+    return {today: Piece(stored) for today, stored in tiny.names_of(names).items()}
 
 
 def _text_pieces(names: Names) -> dict[str, Piece]:
@@ -160,49 +100,6 @@ def _open_clip_layers(names: Names) -> int:
     return max(
         (int(f[1]) for name in names if (f := re.match(r"transformer\.resblocks\.(\d{1,3})\.", name))), default=0
     )
-
-
-_SCALES = (".scale_weight", ".weight_scale")
-_NOT_WEIGHTS = re.compile(
-    r".*\.(scale_weight|weight_scale|scale_input|input_scale)|(.*\.)?scaled_fp8|.*num_batches_tracked"
-)
-
-
-def _origins(file: WeightFile, pieces: Mapping[str, Piece], to_file: Mapping[str, str]) -> dict[str, Origin]:
-    """Where each weight lies. Raises SdcliError for one of a type that is not read."""
-    origins = {}
-    for today, piece in pieces.items():
-        if _NOT_WEIGHTS.fullmatch(piece.stored):
-            continue
-        stored = to_file[piece.stored]
-        info = file.tensors[stored]
-        if info.dtype not in UNET.dtypes:
-            raise SdcliError(
-                f"{echo(file.path)}: tensor {echo(stored)} is {info.dtype}; weights may be F32, BF16, F16 or F8"
-            )
-        rows = None
-        if piece.share is not None and info.shape:
-            which, many = piece.share
-            rows = (which * info.shape[0] // many, (which + 1) * info.shape[0] // many)
-        origins[today] = Origin(file.path, stored, info, rows, _scale(file, stored, info), piece.turned)
-    return origins
-
-
-def _scale(file: WeightFile, stored: str, info: TensorInfo) -> str | None:
-    """The tensor of one number that a weight of eight bits is to be multiplied by."""
-    home, _, leaf = stored.rpartition(".")
-    if info.dtype not in FLOAT8 or leaf != "weight":
-        return None
-    scale = next((home + name for name in _SCALES if home + name in file.tensors), None)
-    if scale is not None and (file.tensors[scale].numel != 1 or file.tensors[scale].dtype != "F32"):
-        raise SdcliError(f"{echo(file.path)}: {echo(scale)} is not one number: only one scale a tensor is read")
-    return scale
-
-
-def levels_of(shapes: Shapes, home: str) -> range:
-    """The numbers of what is below this name: levels, layers."""
-    found = (re.match(re.escape(home) + r"\.(\d{1,3})\.", name) for name in shapes)
-    return range(1 + max((int(one[1]) for one in found if one), default=-1))
 
 
 def unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
@@ -266,16 +163,27 @@ def text_config(shapes: Shapes, names: Names) -> dict[str, Any]:
 
 
 UNET_SEARCH = Search(
-    UNET, "unet", ("model.diffusion_model.", "model_ema.diffusion_model", ""), _unet_pieces, unet_config
+    UNET,
+    re.compile(r"input_blocks\.0\.0\.weight|conv_in\.weight"),
+    ("model.diffusion_model.", "model_ema.diffusion_model", ""),
+    _unet_pieces,
+    unet_config,
+    _is_unet,
+    lambda prefix, name: original.with_dots(name) if prefix.startswith("model_ema.") else name,
 )
+TEXT_SIGN = re.compile(r"(text_model\.)?embeddings\.token_embedding\.weight|token_embedding\.weight")
 TEXT_SEARCH = Search(
     TEXT_ENCODER,
-    "text_encoder",
+    TEXT_SIGN,
     ("cond_stage_model.transformer.", "cond_stage_model.model.", ""),
     _text_pieces,
     text_config,
+    _is_another,
 )
-VAE_SEARCH = Search(VAE, "vae", ("first_stage_model.", ""), _vae_pieces, vae_config)
+VAE_SEARCH = Search(
+    VAE, re.compile(r"decoder\.conv_in\.weight"), ("first_stage_model.", ""), _vae_pieces, vae_config, _is_another
+)
+TINY_SEARCH = Search(TINY, tiny.SIGN, ("",), _tiny_pieces, lambda shapes, names: tiny.config_of(shapes), _is_another)
 
 
 def _add_what_no_tensor_tells(
@@ -294,9 +202,9 @@ def _add_what_no_tensor_tells(
         notes.append(f"{predicts}-prediction {why}; if it draws noise, give --prediction {OTHER[predicts]}")
     settings: dict[str, Any] = BETAS | ({"skip_prk_steps": True} if predicts == "epsilon" else {})
     kind = "PNDMScheduler"
-    if predicts == "v":
-        kind, settings = "DDIMScheduler", settings | {"prediction_type": "v_prediction"}
-        if is_second:
+    if predicts != "epsilon":
+        kind, settings = "DDIMScheduler", settings | {"prediction_type": PREDICTIONS[predicts]}
+        if is_second and predicts == "v":
             found["unet"].config.update(sample_size=96, upcast_attention=True)
     if "ztsnr" in file.tensors:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -318,6 +226,8 @@ def told_prediction(file: WeightFile) -> tuple[Prediction, str] | None:
     said = [file.notes.get(key, "").lower() for key in ("modelspec.prediction_type", "modelspec.architecture")]
     if "v_pred" in file.tensors:
         return "v", "by its key v_pred"
+    if re.search(r"(?i)1[ _-]?step.*x0(?![a-z0-9])", file.path.stem):  # as SDXL-Lightning's of one step
+        return "sample", "by its name"
     if any(re.search(r"^v$|v[_-]pred|768-v", one) for one in said):
         return "v", "by what the file says"
     if said[0] == "epsilon":

@@ -13,7 +13,7 @@ _ORIGINAL = {
     "all_x_embedder.2-1": "x_embedder",
     "all_final_layer.2-1.": "final_layer.",
 }
-_FUSED = ("to_q", "to_k", "to_v")
+FUSED = ("to_q", "to_k", "to_v")
 """Of the original's `qkv`, one after another."""
 
 
@@ -28,4 +28,4 @@ def spellings(component: Component, module: str) -> list[str]:
 def fused_spellings(component: Component, module: str) -> Mapping[str, tuple[int, int]]:
     """The original's name of queries, keys and values in one, and which share of three the module is."""
     home, _, last = module.rpartition(".")
-    return {f"{home}.qkv": (_FUSED.index(last), len(_FUSED))} if last in _FUSED else {}
+    return {f"{home}.qkv": (FUSED.index(last), len(FUSED))} if last in FUSED else {}

@@ -131,5 +131,5 @@ def test_steps_and_guidance_of_base_models_are_told_by_their_names(klein: Path, 
 
 def test_from_a_kept_prompt_a_picture_needs_no_text_encoder(klein: Path) -> None:
     small = replace(REQUEST, width=64, height=64, steps=1)
-    first, second = (run_engine(klein, replace(small, seed=seed)) for seed in (1, 2))
+    first, second = (run_engine(klein, replace(small, seed=seed), keeps=True) for seed in (1, 2))
     assert not was_kept(first) and was_kept(second)
