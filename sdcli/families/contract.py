@@ -205,6 +205,8 @@ class Geometry:
     """Of the model, where they differ from its family's."""
     references: int = 0
     """Pictures that the model can go by, at most."""
+    weighs_words: bool = True
+    """Whether prompts are read as A1111 reads them: with weights, alternatives and chunks (families/prompts.py)."""
     colours: Colours | None = None
     """Of latents, where somebody has found out."""
     flow_times: Callable[[Request], FlowTimes] | None = None
