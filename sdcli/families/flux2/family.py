@@ -69,6 +69,7 @@ class Flux2:
             prompt_tokens=TOKENS_LIMIT,
             references=REFERENCES,
             colours=colours_for(vae.latent_channels * PATCH**2, FLUX2),
+            weighs_words=False,
             defaults=BASE if is_base(model.ref) else DISTILLED,
             flow_times=lambda request: _flow_times(request, factor),
         )

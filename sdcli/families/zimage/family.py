@@ -77,6 +77,7 @@ class ZImage:
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=CHUNK,
             colours=colours_for(vae.latent_channels, FLUX),
+            weighs_words=False,
             flow_times=partial(_flow_times, model.parts["scheduler"].config, factor * PATCH),
             defaults=TURBO if _is_turbo(model) else BASE,
         )
