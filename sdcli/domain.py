@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +24,24 @@ Part = Literal["whole", "latents", "pictures"]
 Emphasis = Literal["a1111", "comfy", "none"]
 """Whose way weights of words go: A1111's, ComfyUI's; with none a prompt is taken as it is written."""
 
-Prediction = Literal["epsilon", "v"]
-"""What a denoiser predicts: the noise, or v, a mixture of noise and picture (Salimans and Ho 2022)."""
+Upscaler = Literal["latent", "lanczos"]
+"""What a picture is enlarged by before --hires draws it anew: its latents between their neighbours, or its pixels."""
 
-MapShape = tuple[int, int, int]
-"""Samples, height and width of a map."""
-
-Use = Literal["table", "vector", "matrix", "copied", "sliced"]
-"""What a weight is used for: rows are looked up, it is small, it is multiplied by, its stage makes copies of it, or it
-is multiplied by a slice at a time, as it lies or cast."""
+Prediction = Literal["epsilon", "v", "sample"]
+"""What a denoiser predicts: the noise, v, a mixture of noise and picture (Salimans and Ho 2022), or the picture."""
 
 DTYPE_BYTES: dict[DtypeName, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Hires:
+    """A second round of `steps`, all of which are run, at a larger size: `strength` of the enlarged picture changes."""
+
+    width: int
+    height: int
+    steps: int
+    strength: float
+    upscaler: Upscaler = "latent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,11 @@ class Request:
     """Whether a mask, sent beside the pixels, says which of them change."""
     canvas: tuple[int, int] | None = None
     """Width and height of the whole picture, in pixels, where what is drawn is laid over a given one."""
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    """Sizes of before and now, and pixels cut off left and above, that the denoiser is told; None is the picture's."""
+    hires: Hires | None = None
 
     @property
     def seeds(self) -> range:
@@ -79,6 +91,18 @@ class Request:
         """
         strength = 1.0 if self.strength is None else self.strength
         return min(self.steps, max(int(self.steps * strength), 1 if strength > 0 else 0))
+
+    @property
+    def rounds(self) -> tuple[Request, ...]:
+        """A request for each round of steps, the first at this size."""
+        if self.hires is None:
+            return (self,)
+        larger, steps = self.hires, self.hires.steps
+        again = replace(self, width=larger.width, height=larger.height, strength=larger.strength, hires=None)
+        if larger.strength > 0:  # of these so many are run
+            steps = math.ceil(larger.steps / larger.strength)
+            steps += int(steps * larger.strength) < larger.steps
+        return self, replace(again, steps=steps)
 
     @property
     def guided(self) -> bool:
@@ -116,37 +140,6 @@ class StageNeed:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightUse:
-    """A weight as a dry run saw it used: `sees` are height and width of the map, or one and the tokens, that its layer
-    gets at a time; `places` are all that a sample has of them, 0 where it was not seen."""
-
-    part: str
-    name: str
-    shape: tuple[int, ...]
-    use: Use
-    sees: tuple[int, int]
-    places: int
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class WeightRow:
-    """A row of the table of weights, which the host makes and the worker obeys: laid out for what its layer `sees`,
-    and whether it stays in memory while its stage runs."""
-
-    part: str
-    name: str
-    shape: tuple[int, ...]
-    use: Use
-    sees: MapShape
-    stays: bool
-
-
-@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a file: its type as the format names it, its shape, and its place in the data."""
 
@@ -174,8 +167,7 @@ class WeightFile:
     size_bytes: int
     tensors: dict[str, TensorInfo]
     header_sha256: str
-    stamp: str
-    """As of when the header was read."""
+    stamp: str  # as of when the header was read
     notes: Mapping[str, str] = field(default_factory=dict)
     """What whoever wrote it says of it, `__metadata__` of the format."""
 
@@ -216,8 +208,7 @@ class Word:
     name: str
     vectors: int
     origin: Origin
-    stamp: str
-    """Of the file, as of when its header was read."""
+    stamp: str  # of the file, as of when its header was read
 
 
 AdapterKind = Literal["lora", "loha", "lokr"]

@@ -61,9 +61,21 @@ class NotFiniteInHalf(NotFinite):
 
 
 class CeilingCrossed(SdcliError):
-    """The footprint crossed the ceiling; the worker is dead."""
+    """The footprint crossed the ceiling; the worker is dead. `where` is the first half of the message, in a stage after
+    a step. None is what nobody measured."""
 
     exit_code = 137
+
+    def __init__(
+        self,
+        message: str,
+        where: str = "",
+        stage: str | None = None,
+        step: int | None = None,
+        footprint_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.where, self.stage, self.step, self.footprint_bytes = where or message, stage, step, footprint_bytes
 
 
 class Interrupted(BaseException):

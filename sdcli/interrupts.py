@@ -51,6 +51,12 @@ def _lose_patience(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(_State.came)
 
 
+def check() -> None:
+    """Raise Interrupted for a signal that came where Python passes over exceptions, as while an object is deleted."""
+    if _State.came is not None and not _State.deferred:
+        raise Interrupted(_State.came)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Inside, a first signal waits: for short pieces of work that must not be cut in two."""

@@ -21,9 +21,10 @@ from uuid import UUID
 import psutil
 
 from sdcli import arm
-from sdcli.domain import DeviceName, DtypeName, MapShape
+from sdcli.domain import DeviceName, DtypeName
 from sdcli.errors import BadRequest, printable
 from sdcli.units import GIB
+from sdcli.uses import MapShape
 
 DEVICES: tuple[DeviceName, ...] = ("cuda", "mps", "cpu")
 """In the order in which `auto` takes them."""

@@ -12,7 +12,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from sdcli.domain import DeviceName, DtypeName, Part, Plan, Request, Sources, StageName, WeightRow
+from sdcli.domain import DeviceName, DtypeName, Hires, Part, Plan, Request, Sources, StageName
+from sdcli.uses import WeightRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,17 @@ class Start:
     limit_bytes: int | None
     measure: DtypeName | None = None
     """Find out how fast the device computes in this type."""
+    threads: int | None = None
+    """Of the CPU that compute; None is what the library takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Synthesize:
-    """Host → worker: make the synthetic model `name` in `folder`."""
+    """Host → worker: make the synthetic model `name` in `folder`, or its `outline` alone."""
 
     name: str
     folder: str
+    outline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class Job:
     """Of the model's files as the host knows them (models/stamps.py); the worker draws from no others."""
     keeps: bool = True
     """Whether what a stage gives may be kept for other runs, and taken from them."""
+    preview_every: int = 0
+    """Steps from one Preview to the next; 0 is none."""
+    saved: tuple[int, ...] = ()
+    """Pictures that are drawn already, by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,8 @@ class Ready:
     """Operations of a denoise step in a second, if that was asked for."""
     tripped: str = ""
     """What the lean import tripped over, if it did: everything was imported then."""
+    threads: int | None = None
+    """Of the CPU that compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +155,8 @@ class StepDone:
     seconds: float
     bytes_read: int
     payload: bytes = b""
+    round: int = 0
+    """Of the rounds that a request has; `step` counts those of all, and so does `count`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +167,16 @@ class LatentsDone:
     """
 
     image: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Worker → host: about what a picture will be, small. The payload is RGB, height x width x 3 bytes."""
+
+    image: int
+    width: int
+    height: int
     payload: bytes = b""
 
 
@@ -206,6 +228,7 @@ Message = (
     | StageEnded
     | StepDone
     | LatentsDone
+    | Preview
     | PictureDone
     | Notice
     | Finished
@@ -243,7 +266,7 @@ def read_message(pipe: BinaryIO) -> Message | None:
     if head["type"] == "Job":
         fields["request"] = _request(fields["request"])
         fields["plan"] = Plan(**{**fields["plan"], "reasons": tuple(fields["plan"]["reasons"])})
-        fields["checkpoints"] = tuple(fields["checkpoints"])
+        fields |= {name: tuple(fields[name]) for name in ("checkpoints", "saved")}
         fields["tables"] = {stage: tuple(map(_row, rows)) for stage, rows in fields["tables"].items()}
     if head["type"] == "Count":
         fields["requests"] = tuple(map(_request, fields["requests"]))
@@ -255,7 +278,9 @@ def read_message(pipe: BinaryIO) -> Message | None:
 
 def _request(table: dict[str, Any]) -> Request:
     references = tuple((width, height) for width, height in table["references"])
-    return Request(**{**table, "references": references, "canvas": table["canvas"] and tuple(table["canvas"])})
+    pairs = {name: table[name] and tuple(table[name]) for name in ("canvas", "original_size", "crop", "target_size")}
+    hires = table["hires"] and Hires(**table["hires"])
+    return Request(**{**table, **pairs, "references": references, "hires": hires})
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,19 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if config.option.markexpr == "not full and not gpu" else 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before what `-m` leaves out is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `every(n)` the fast tests run every n-th case, and the full lane all others."""
+    seen = collections.Counter[str]()
+    for item in items:
+        marker = item.get_closest_marker("every")
+        if marker is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % marker.args[0]:
+                item.add_marker("full")
+            seen[test] += 1
+
+
 TINY: dict[str, Any] = {
     "seed": 7,
     "unet": {

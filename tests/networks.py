@@ -12,11 +12,12 @@ from torch import nn
 
 from sdcli.devices.base import DTYPES as NAMED
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import Component, Plan, Use, WeightRow, WeightUse
+from sdcli.domain import Component, Plan
 from sdcli.families.sd import network
 from sdcli.machine import ANY_SIZE
 from sdcli.plan.counts import StageCount
 from sdcli.plan.table import table_of
+from sdcli.uses import Use, WeightRow, WeightUse
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.packed import Packed, can_map, packing_of
 from tests.support import RESIDENT, STREAMED

@@ -12,20 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from sdcli.app.counts import CountBook
+from sdcli.app.counts import CountBook, facts_of
 from sdcli.devices import open_device
 from sdcli.devices.base import DTYPES
-from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName, WeightRow
+from sdcli.domain import DtypeName, Model, Plan, Request, Sources, StageName
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
 from sdcli.families.contract import SCHEDULER, Geometry
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.machine import cpu_packs_for
 from sdcli.messages import Job, Message, PictureDone
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import Subject
 from sdcli.plan.counts import Counts
 from sdcli.plan.table import table_of
+from sdcli.uses import WeightRow
 
 gc.collect()
 gc.freeze()  # as the worker does: a collection over all that is imported takes 0.3 s, and every stage ends in two
@@ -53,7 +55,7 @@ def counts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of a folder whose conftest names it: whatever is asked for has been counted, as in a second run."""
 
     def known(self: CountBook, request: Request) -> Counts:
-        return counted(self._model, replace(request, seed=0, count=1), self._facts[2])
+        return counted(self._model, request, self._dtype)
 
     monkeypatch.setattr(CountBook, "__call__", known)
 
@@ -68,7 +70,7 @@ def counted(where: Where | Model, request: Request, dtype: DtypeName = "fp32") -
     """What a dry run of a model counts for a request, on the CPU: the same whatever its scheduler is."""
     model = where if isinstance(where, Model) else open_model("m", where)
     networks = replace(model, parts={name: part for name, part in model.parts.items() if name != SCHEDULER.name})
-    key = f"{networks.digest} {model.sources.embeddings} {request} {dtype}"
+    key = f"{networks.digest} {model.sources.embeddings} {facts_of(model, request)} {dtype}"
     if key not in _COUNTED:
         _COUNTED[key] = count(model, request, open_device("cpu"), DTYPES[dtype])
     return _COUNTED[key]
@@ -85,9 +87,9 @@ def subject(folder: Where, request: Request = ASTRONAUT, dtype: DtypeName = "fp3
     family = family_of(model)
 
     def counts_of(asked: Request) -> Counts:
-        return counted(folder, replace(asked, seed=0, count=1), dtype)
+        return counted(folder, asked, dtype)
 
-    return Subject(request, dtype, family.stages(model, request), family.geometry(model), counts_of)
+    return Subject(request, dtype, stages_of(model, request), family.geometry(model), counts_of)
 
 
 def tables(
@@ -95,15 +97,16 @@ def tables(
 ) -> dict[StageName, tuple[WeightRow, ...]]:
     """The table of weights of each stage, as the host makes them."""
     whole = subject(folder, request, dtype)
-    height, width = whole.geometry.latent_shape(request)
+    height, width = whole.geometry.latent_shape(request.rounds[-1])
     samples, height, width = cpu_packs_for(height, width, dtype)
     sides = {"height": height * whole.geometry.latent_factor, "width": width * whole.geometry.latent_factor}
-    layout = replace(whole, request=replace(request, prompt="", negative="", **sides))
+    layout = replace(whole, request=replace(request, prompt="", negative="", hires=None, **sides))
     made = {}
     for stage in whole.stages:
         steps = stage.times == "steps"
+        laid_out = layout.counts.get(stage.function, whole.counts[stage.name])
         made[stage.name] = table_of(
-            whole.counts[stage.name], dtype, plan.resident_bytes if steps else 0, layout.counts[stage.name], samples
+            whole.counts[stage.name], dtype, plan.resident_bytes if steps else 0, laid_out, samples
         )
     return made
 
@@ -130,11 +133,12 @@ def run_engine(
     dtype: DtypeName = "fp32",
     payload: bytes = b"",
     checkpoints: tuple[int, ...] = (),
+    keeps: bool = False,
 ) -> list[Message]:
-    """Every event of one job, computed on the CPU in this process."""
+    """Every event of one job, computed on the CPU in this process: all of it, unless it `keeps` what stages give."""
     device = open_device("cpu")
     device.prepare(None)
-    return list(generate(job_of(model, request, plan, dtype, checkpoints, payload), device))
+    return list(generate(job_of(model, request, plan, dtype, checkpoints, payload, keeps=keeps), device))
 
 
 def pictures(events: list[Message]) -> list[torch.Tensor]:

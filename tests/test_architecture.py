@@ -40,6 +40,7 @@ FLOORS = {
     "machine": 1,
     "domain": 0,
     "units": 0,
+    "uses": 0,
     "errors": 0,
     "settings": 0,
     "messages": 0,
@@ -48,7 +49,19 @@ FLOORS = {
     "spool": 0,
 }
 
-FAMILIES = {"contract", "registry", "rules", "kinds", "family", "parts", "schema", "vocabulary"} | {
+FAMILIES = {
+    "autoencoders",
+    "contract",
+    "registry",
+    "colours",
+    "rounds",
+    "rules",
+    "kinds",
+    "family",
+    "parts",
+    "schema",
+    "vocabulary",
+} | {
     "single",
     "single_file",
     "original",

@@ -15,9 +15,10 @@ DRAWING = {
     "--prompt-file": (None, "FILE", None),
     "--model": ("-m", "TEXT", "demo"),
     "--text-encoder": (None, "PATH", None),
+    "--tiny-decoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--tokenizer": (None, "PATH", None),
-    "--prediction": (None, "[epsilon|v]", None),
+    "--prediction": (None, "[epsilon|v|sample]", None),
     "--ref": (None, "PATH", None),
     "--embedding": (None, "PATH", None),
     "--embedding-dir": (None, "FOLDER", None),
@@ -26,6 +27,7 @@ DRAWING = {
     "--prompts": (None, "FILE", None),
     "--negative": ("-n", "TEXT", None),
     "--emphasis": (None, "[a1111|comfy|none]", "a1111"),
+    "--decoder": (None, "[full|tiny]", "full"),
     "--width": ("-W", "PIXELS", "the model's own"),
     "--height": ("-H", "PIXELS", "the model's own"),
     "--size": (None, "WXH", None),
@@ -34,15 +36,26 @@ DRAWING = {
     "--sampler": (None, "NAME", "the model's own"),
     "--schedule": (None, "NAME", "the model's own"),
     "--clip-skip": (None, "INTEGER", "the model's own"),
+    "--original-size": (None, "WXH", "the picture's"),
+    "--crop": (None, "X,Y", "0,0"),
+    "--target-size": (None, "WXH", "the picture's"),
     "--seed": (None, "SEED", "random"),
+    "--preview": (None, "[FILE.png]", None),
+    "--preview-every": (None, "INTEGER", "5"),
+    "--hires": (None, "FACTOR", None),
+    "--hires-strength": (None, "NUMBER", "0.7"),
+    "--hires-steps": (None, "INTEGER", "as many as --steps"),
+    "--hires-upscaler": (None, "[latent|lanczos]", "latent"),
     "--count": ("-b", "INTEGER", "1"),
     "--output": ("-o", "TEXT", "outputs/"),
     "--force": (None, "", None),
     "--device": (None, "[auto|mps|cuda|cpu]", "auto"),
     "--dtype": (None, "[auto|fp32|fp16|bf16]", "auto"),
+    "--no-prepare": (None, "", None),
+    "--threads": (None, "INTEGER", "torch's choice"),
     "--mem-limit": (None, "SIZE", "auto"),
     "--profile": (None, "TEXT", None),
-    "--on-limit": (None, "[kill]", "kill"),
+    "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
@@ -57,6 +70,12 @@ NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--
     "--no-metadata",
     "--no-cache",
     "--ref",
+    "--hires",
+    "--hires-strength",
+    "--hires-steps",
+    "--hires-upscaler",
+    "--preview",
+    "--preview-every",
 }
 
 EDITING = {
@@ -67,6 +86,7 @@ EDITING = {
     "--invert-mask": (None, "", None),
     "--inpaint-area": (None, "[whole|masked]", "whole"),
     "--outpaint": (None, "LEFT,TOP,RIGHT,BOTTOM", None),
+    "--background": (None, "COLOUR", "white"),
     "--fit": (None, "[crop|pad|stretch|exact]", "crop"),
 }
 
@@ -90,9 +110,10 @@ ALIASES = {
 }
 """What other programs call an option, and what it is called here."""
 
-COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "bench", "models", "samplers", "completion"]
+COMMAND_NAMES = ["txt2img", "img2img", "again", "info", "plan", "resume", "runs", "bench", "models", "samplers"]
+COMMAND_NAMES += ["completion"]
 
-NOT_YET = ("--hires", "doctor", "resume")
+NOT_YET = ("doctor",)
 
 
 def help_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from sdcli import messages
-from sdcli.domain import Plan, Request, Sources, WeightRow
+from sdcli.domain import Plan, Request, Sources
 from sdcli.messages import (
     Count,
     Counted,
@@ -20,6 +20,7 @@ from sdcli.messages import (
     Message,
     Notice,
     PictureDone,
+    Preview,
     Progress,
     Ready,
     Relieve,
@@ -33,6 +34,7 @@ from sdcli.messages import (
     read_message,
     write_message,
 )
+from sdcli.uses import WeightRow
 
 REQUEST = Request("a fox", "", 64, 72, 4, 7.5, 0, 2, 0.25)
 PLAN = Plan("partial", 123, "sequential", 456, ("one reason", "another"), {"decode": "recompute"})
@@ -49,6 +51,7 @@ EVERY = [
     Synthesize("sd15", "/tmp/half"),
     Count(Sources("/models/tiny"), (REQUEST, replace(REQUEST, width=128)), "fp32"),
     Counted(b"{}"),
+    Preview(1, 2, 1, b"rgbrgb"),
     JOB,
     replace(JOB, checkpoints=(), payload=b""),
     Relieve(),
@@ -60,6 +63,7 @@ EVERY = [
     StageEnded("encode_image", 1.5, 7),
     StepDone(0, 1, 20, 0.125, 2**33, b"checkpoint\n"),
     LatentsDone(1, b"checkpoint\n"),
+    Preview(1, 8, 4, bytes(96)),
     PictureDone(1, 2**63, 64, 64, bytes(range(256)) * 48),
     Notice("something", 3),
     Notice("something"),

@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdcli.domain import Emphasis, Prediction
+from sdcli.domain import Emphasis, Prediction, Upscaler
 
 SEED_END = 2**64
 """Seeds are below this."""
 
+OnLimit = Literal["degrade", "kill"]
+"""What is done when the ceiling is crossed: go on from the last step with a smaller plan, or end the run."""
+
 STRENGTH, MASK_BLUR = 0.6, 4
 """Where nothing was said."""
+
+HIRES_STRENGTH: float = 0.7
+HIRES_UPSCALER: Upscaler = "latent"
+"""Likewise, of --hires: as A1111 has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,12 @@ class Asked:
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    original_size: tuple[int, int] | None = None
+    """Width and height that the denoiser is told the picture had before it was cut to shape."""
+    crop: tuple[int, int] | None = None
+    """Pixels that it is told were cut off left and above."""
+    target_size: tuple[int, int] | None = None
+    """Width and height that it is told the picture has."""
     count: int = 1
     references: tuple[str, ...] = ()
     """Files of pictures that the model is to go by."""
@@ -48,15 +61,31 @@ class Asked:
     outpaint: tuple[int, int, int, int] | None = None
     """Pixels to draw left of the init image, above, right of it and below."""
     fit: Literal["crop", "pad", "stretch", "exact"] = "crop"
+    hires: float | tuple[int, int] | None = None
+    """How many times as large the picture is drawn once more, or width and height."""
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    hires_upscaler: Upscaler | None = None
+    preview_every: int = 0
+    """Steps from one preview of the picture to the next; 0 is none."""
+    decoder: Literal["full", "tiny"] = "full"
+    """What makes pictures of latents: the model's own autoencoder, or a tiny one."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """What transparency of the init image is laid on, in RGB."""
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = None
+    """Of the CPU; None is what the library takes."""
     mem_limit: str = "auto"
+    on_limit: OnLimit = "degrade"
     embeddings: tuple[str, ...] = ()
     """Files of textual inversion."""
     embedding_dir: str | None = None
     """Where those lie whose names are in a prompt."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of LoRA, and how much of each."""
+    no_prepare: bool = False
+    """Whether no prepared copy of weights is made, nor one that is there used."""
     no_cache: bool = False
     """Whether encodings of prompts are neither kept for other runs nor taken from them."""
     lora_dir: str | None = None

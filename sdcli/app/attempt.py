@@ -28,7 +28,7 @@ def attempt(task: Task, record: RunRecord, answer: Answer, hear: Hear) -> None:
     measure = task.dtype if unknown_speed(task) else None
     try:
         network, limit_bytes = family_of(task.model).network, task.ceiling.limit_bytes
-        with watched_worker(network, task.device, limit_bytes, measure, task.debug) as watched:
+        with watched_worker(network, task.device, limit_bytes, measure, task.debug, task.threads) as watched:
             record.worker_pid = watched.worker.pid
             for message in watched.messages():
                 record.take(message, task.dtype)
@@ -45,8 +45,11 @@ def attempt(task: Task, record: RunRecord, answer: Answer, hear: Hear) -> None:
             record.take_peaks(watched.watchdog.peaks, stages_before)
 
 
-def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Part) -> Job:
-    """What a worker is to do: all of it, or one part, going on from the checkpoints in `resume`."""
+def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Part, saved: tuple[int, ...] = ()) -> Job:
+    """What a worker is to do: all of it, or one part, going on from the checkpoints in `resume`.
+
+    Pictures that are `saved` are not drawn again.
+    """
     task, copy = prospect.task, prospect.copy
     blobs = [resume[image] for image in sorted(resume)]
     return Job(
@@ -61,4 +64,6 @@ def job_of(prospect: Prospect, plan: Plan, resume: Mapping[int, bytes], part: Pa
         tables=prospect.tables(plan),
         stamps=dict(stamps_of(task.model)),
         keeps=task.keeps,
+        preview_every=task.preview_every,
+        saved=saved,
     )

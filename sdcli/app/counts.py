@@ -23,7 +23,7 @@ from sdcli.messages import Count
 from sdcli.plan.counts import Counts, counts_from_json
 from sdcli.units import MIB
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when counts made before are none any more."""
 
 LIMIT_BYTES = 16 * MIB
@@ -45,7 +45,7 @@ class CountBook:
     """Counts of one model on one device in one type, by request."""
 
     def __init__(self, model: Model, device: DeviceName, dtype: DtypeName) -> None:
-        self._model, self._facts = model, (model.digest, device, dtype, _versions())
+        self._model, self._dtype, self._facts = model, dtype, (model.digest, device, dtype, _versions())
         self._counts: dict[str, Counts] = {}
         self._awaited: list[Request] = []
 
@@ -61,7 +61,7 @@ class CountBook:
     def ask(self, lack: Uncounted) -> Count:
         """What a worker is told to count. It answers one after another."""
         self._awaited = [*lack.requests]  # of a worker that was asked before no answer comes any more
-        return Count(self._model.sources, lack.requests, self._facts[2])
+        return Count(self._model.sources, lack.requests, self._dtype)
 
     def learn(self, payload: bytes) -> bool:
         """Remember the next answer. Whether more are to come."""
@@ -71,15 +71,23 @@ class CountBook:
         return bool(self._awaited)
 
     def _key(self, request: Request) -> str:
-        """Of what counts depend on: neither seeds nor words, but how many there may be, and how often they change."""
-        same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
-        same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
-        same = replace(same, strength=None if request.strength is None else 0.5)
-        facts = [LAYOUT, *self._facts, str(same), request.guided, family_of(self._model).chunks(self._model, request)]
-        turns = turns_of(request)
-        if turns.order or turns.weighted:
-            facts += [len(turns.pairs), turns.weighted and request.emphasis]
+        facts = [LAYOUT, *self._facts, *facts_of(self._model, request)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def facts_of(model: Model, request: Request) -> list[object]:
+    """What counts depend on of a request: not seeds or words, but how many there may be and how often they change."""
+    same = replace(request, prompt="", negative="", steps=1, guidance=0.0, seed=0, count=1)
+    same = replace(same, sampler=None, schedule=None, emphasis="a1111", canvas=None)
+    same = replace(same, original_size=None, crop=(0, 0), target_size=None)
+    same = replace(same, strength=None if request.strength is None else 0.5)
+    if request.hires is not None:
+        same = replace(same, hires=replace(request.hires, steps=1, strength=0.5))
+    facts: list[object] = [str(same), request.guided, family_of(model).chunks(model, request)]
+    turns = turns_of(request)
+    if turns.order or turns.weighted:
+        facts += [len(turns.pairs), turns.weighted and request.emphasis]
+    return facts
 
 
 def _versions() -> str:

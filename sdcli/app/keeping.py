@@ -33,11 +33,15 @@ class Keeper:
         with interrupts.deferred():
             try:
                 picture = self._on_canvas(picture)
-                path = self._save(picture, self._record) if self._save is not None else None
+                path = None
+                if self._save is not None:
+                    self._record.folder.saving(picture.image)
+                    path = self._save(picture, self._record)
+                    self._record.folder.note_saved(picture.image, path)
                 self._record.pictures.append((path, replace(picture, payload=b"")))
-            except (SdcliError, BrokenPipeError) as error:  # which tells where it is instead, or nobody reads it
+            except BrokenPipeError as error:  # nobody reads it
                 self._fail(error)
-            except (OSError, ValueError, MemoryError) as error:  # what encoders raise
+            except (SdcliError, OSError, ValueError, MemoryError) as error:  # of disks and encoders
                 self._record.folder.set_aside(picture.image)
                 self._fail(error)
             finally:

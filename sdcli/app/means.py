@@ -13,22 +13,25 @@ from pathlib import Path
 from sdcli import machine
 from sdcli.app.counts import CountBook
 from sdcli.app.record import RunRecord, Task
-from sdcli.domain import MapShape, Plan, StageName, WeightRow
+from sdcli.domain import Plan, StageName
+from sdcli.errors import WillNotFit
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.messages import Ready
 from sdcli.models.disks import model_in_memory
 from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.plan.bytes import Subject, way_of
 from sdcli.plan.ceiling import kernel_share_bytes
 from sdcli.plan.meter import TreeMeter
-from sdcli.plan.planner import MARGIN_BYTES, Means, Planned, make_plan, smallest_limit_bytes
+from sdcli.plan.planner import MARGIN_BYTES, Means, Planned, make_plan, smallest_limit_bytes, smallest_plan
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.remainders import Seen, Source, corrected, remember_remainder, remembered_remainder
 from sdcli.plan.seconds import Speed, learned
 from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.plan.table import table_of
 from sdcli.units import MIB
-from sdcli.weights.copies import is_made, place_of_copy
+from sdcli.uses import MapShape, WeightRow
+from sdcli.weights.copies import is_made, lack_of_room, place_of_copy
 
 VARYING_BYTES = 4 * MIB
 """By so much the same baseline differs from run to run."""
@@ -45,15 +48,34 @@ class Prospect:
 
     def __init__(self, task: Task) -> None:
         self.task, self.book = task, CountBook(task.model, task.device, task.dtype)
-        family = family_of(task.model)
-        stages, self._geometry = family.stages(task.model, task.request), family.geometry(task.model)
-        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book)
+        stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
+        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, bool(task.preview_every))
         self._copy: list[Path | None] = []
+        self._lacking_bytes = 0
+        """By so much a stage took more than was predicted, when it crossed the ceiling."""
 
     def plan(self, baseline_bytes: int) -> Planned:
         """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
         _ = self.layout.counts  # which the tables will need
-        return make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        planned = make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        return planned.because(self.lack_of_copy(planned.plan))
+
+    def smaller(self, planned: Planned, stage: StageName, footprint_bytes: int | None) -> Planned | None:
+        """The fastest plan that needs less in the stage where the ceiling was crossed, or the least; None if none does.
+
+        What was measured over what was predicted is left free from now on.
+        """
+        limit_bytes = self.task.ceiling.limit_bytes
+        if limit_bytes is None:
+            return None
+        had = _need(planned, stage)
+        over = limit_bytes // 16 if footprint_bytes is None else footprint_bytes - had
+        self._lacking_bytes = max(self._lacking_bytes, over)
+        try:
+            smaller = self.plan(planned.baseline_bytes)
+        except WillNotFit:
+            smaller = smallest_plan(self.subject, planned.baseline_bytes, self._means()[0])
+        return smaller if _need(smaller, stage) < had else None
 
     def least_limit_bytes(self, baseline_bytes: int) -> int:
         """The least ceiling under which the task runs."""
@@ -70,7 +92,7 @@ class Prospect:
         for stage in self.subject.stages:
             count, dtype = self.subject.counts[stage.name], self.task.dtype
             if stage.times == "steps":
-                layout, samples = self.layout.counts[stage.name], self._sees[0]
+                layout, samples = self.layout.counts[stage.function], self._sees[0]
                 tables[stage.name] = table_of(count, dtype, plan.resident_bytes, layout, samples)
             else:
                 tables[stage.name] = table_of(count, dtype)
@@ -83,9 +105,15 @@ class Prospect:
             component = self.task.model.parts[self.subject.steps.lends[0]]
             size_bytes = self.subject.weights.matrices_bytes
             device, dtype = self.task.device, self.task.dtype
-            place = place_of_copy(component, device, dtype, self._sees, size_bytes) if size_bytes else None
-            self._copy.append(place)
+            wanted = size_bytes and self.task.prepares
+            self._copy.append(place_of_copy(component, device, dtype, self._sees, size_bytes) if wanted else None)
         return self._copy[0]
+
+    def lack_of_copy(self, plan: Plan) -> str:
+        """Why this plan streams from the model's own file, where a disk with more room would help; else empty."""
+        if self.copy is not None or not self.task.prepares or plan.residency == "resident":
+            return ""
+        return lack_of_room(self.task.device, self.task.dtype, self.subject.weights.matrices_bytes)
 
     @property
     def known_copy(self) -> Path | None:
@@ -106,13 +134,15 @@ class Prospect:
         """The same request, of few words, at the size of picture that weights are laid out for."""
         _, height, width = self._sees
         factor = self._geometry.latent_factor
-        sized = replace(self.task.request, height=height * factor, width=width * factor, prompt="", negative="")
+        sized = replace(
+            self.task.request, height=height * factor, width=width * factor, prompt="", negative="", hires=None
+        )
         return replace(self.subject, request=sized)
 
     @property
     def _sees(self) -> MapShape:
         """Samples, height and width of the latents that weights are laid out for."""
-        height, width = self._geometry.latent_shape(self.task.request)
+        height, width = self._geometry.latent_shape(self.task.request.rounds[-1])
         on_cpu = self.task.device == "cpu"
         return machine.cpu_packs_for(height, width, self.task.dtype) if on_cpu else (1, height, width)
 
@@ -131,7 +161,7 @@ class Prospect:
             remainder=remainder,
             note=build_note(task.device),
             in_memory=model_in_memory(task.model),
-            margin_bytes=MARGIN_BYTES + kernel_bytes,
+            margin_bytes=MARGIN_BYTES + kernel_bytes + self._lacking_bytes,
         )
         return means, source
 
@@ -179,27 +209,41 @@ def settled_baseline(task: Task, known_bytes: int | None, measured_bytes: int) -
 
 def unknown_speed(task: Task) -> bool:
     """Whether nobody has found out yet how fast this machine computes in the task's type."""
-    return remembered_speed(task.device, task.dtype) is None
+    return remembered_speed(task.device, task.dtype, task.threads) is None
 
 
 def learn_flops(task: Task, flops: float | None) -> None:
     """Remember what a worker found out, if it was asked."""
     if flops is not None:
-        remember_speed(task.device, task.dtype, replace(_speed_of(task), flops=flops))
+        remember_speed(task.device, task.dtype, replace(_speed_of(task), flops=flops), task.threads)
 
 
 def learn_from(record: RunRecord, prospect: Prospect) -> None:
     """Correct the speeds and the remainder that plans go by. The first step compiles kernels, and tells of them."""
-    task, seconds, planned = record.task, [step.seconds for step in record.steps[1:]], record.planned
-    if planned is None or not seconds or set(record.denoised_in.values()) != {task.dtype}:
+    task, planned, last = record.task, record.planned, len(record.task.request.rounds) - 1
+    seconds = [step.seconds for step in record.steps if step.round == last][1:]
+    if planned is None or not seconds or record.degraded or set(record.denoised_in.values()) != {task.dtype}:
         return
     took, speed = statistics.median(seconds), _speed_of(task)
-    now = learned(speed, prospect.subject, planned.plan, took)
+    now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
     if now != speed:
-        remember_speed(task.device, task.dtype, now)
+        remember_speed(task.device, task.dtype, now, task.threads)
     steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
-    if steps is not None and task.device == "cpu":
+    if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
+
+
+def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, footprint_bytes: int | None) -> None:
+    """Correct the remainder where the steps took more than was predicted: at least so much."""
+    if record.planned is None or footprint_bytes is None or prospect.task.device != "cpu":
+        return
+    if stage == prospect.subject.steps.name:
+        _learn_remainder(prospect, record.planned, record.baseline_bytes, footprint_bytes)
+
+
+def _need(planned: Planned, stage: StageName) -> int:
+    """Of a stage; the highest one's where it has none, as before the first."""
+    return next((need.peak_bytes for need in planned.needs if need.name == stage), planned.peak_bytes)
 
 
 def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, peak_bytes: int) -> None:
@@ -219,7 +263,7 @@ def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, 
 
 
 def _speed_of(task: Task) -> Speed:
-    return remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype)
+    return remembered_speed(task.device, task.dtype, task.threads) or typical_speed(task.device, task.dtype)
 
 
 def _shipped(task: Task) -> tuple[Remainder, bool]:
@@ -236,4 +280,5 @@ def _shipped(task: Task) -> tuple[Remainder, bool]:
 
 
 def _key(task: Task) -> str:
-    return f"{task.device} {task.dtype} torch {machine.torch_version()}"
+    by = "" if task.threads is None else f" {task.threads} threads"
+    return f"{task.device} {task.dtype} torch {machine.torch_version()}{by}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from sdcli.app.keeping import Save
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.references import digests_of_references
 from sdcli.domain import Lora
+from sdcli.families.tiny.parts import TINY
 from sdcli.images.metadata import Provenance
 from sdcli.messages import PictureDone
 from sdcli.models.header import data_sha256
@@ -41,7 +43,8 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
             edited=task.request.strength is not None,
             keep_text=keep_text,
         )
-        return destination.save(data, picture.image, picture.seed, task.request.prompt)
+        again = picture.image in record.folder.placing
+        return destination.save(data, picture.image, picture.seed, task.request.prompt, again)
 
     return save
 
@@ -101,19 +104,29 @@ def provenance(
         schedule=request.schedule,
         emphasis=request.emphasis,
         reference_sha256=digests_of_references(task),
+        original_size=_joined("x", request.original_size),
+        crop=_joined(",", request.crop if any(request.crop) else None),
+        target_size=_joined("x", request.target_size),
+        hires=None if request.hires is None else dataclasses.asdict(request.hires),
+        decoder="tiny" if TINY.name in task.model.parts else None,
         **_editing(task),
     )
+
+
+def _joined(mark: str, pair: tuple[int, int] | None) -> str | None:
+    return None if pair is None else f"{pair[0]}{mark}{pair[1]}"
 
 
 def _editing(task: Task) -> dict[str, Any]:
     """How the init image came to its size, and what of it was to change."""
     edit = task.edit
     if edit is None or not task.mask:
-        return {} if edit is None else {"fit": edit.fit}
+        return {} if edit is None else {"fit": edit.fit, "background": _colour(edit.background)}
     from sdcli.images.read import ALPHA  # here, because Pillow takes a third of the time that --help takes
 
     return {
         "fit": edit.fit,
+        "background": _colour(edit.background),
         "mask": None if edit.mask is None else "alpha" if edit.mask == ALPHA else "picture",
         "mask_sha256": hashlib.sha256(task.mask).hexdigest(),
         "mask_blur": edit.blur,
@@ -122,3 +135,8 @@ def _editing(task: Task) -> dict[str, Any]:
         "mask_padding": None if task.canvas is None else task.canvas.padding,
         "outpaint": [*edit.outpaint] if any(edit.outpaint) else None,
     }
+
+
+def _colour(background: tuple[int, int, int]) -> str | None:
+    """As an option takes it; None is white, which nobody need say."""
+    return None if background == (255, 255, 255) else "#{:02x}{:02x}{:02x}".format(*background)

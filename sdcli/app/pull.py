@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdcli import interrupts
 from sdcli.app.asked import Note, Tell
 from sdcli.app.hub_lock import the_only_one
 from sdcli.errors import BadRequest, Interrupted, SdcliError, echo
@@ -140,6 +141,7 @@ class _Pull:
         self._fetched_bytes += file.size_bytes
 
     def _moved(self, count: int) -> None:
+        interrupts.check()
         self._done += count
         if self._total:
             self._show(self._done, self._total)

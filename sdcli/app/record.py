@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sdcli import interrupts
+from sdcli.app.asked import OnLimit
 from sdcli.app.folder import Kept, RunFolder
 from sdcli.domain import DeviceName, DtypeName, Model, Request
 from sdcli.host.watchdog import Peaks
@@ -16,6 +17,7 @@ from sdcli.plan.planner import Planned
 if TYPE_CHECKING:
     from sdcli.images.masks import Canvas
     from sdcli.images.read import Edit
+    from sdcli.images.write import Destination
 
 KEPT = "from the cache, where another run kept it"
 """What is said of a stage that was not computed."""
@@ -37,20 +39,38 @@ class Task:
     debug: bool = False
     written: str | None = None
     """The prompt as it was written, with what is no words in it."""
+    threads: int | None = None
+    """Of the CPU that compute; None is what the library takes."""
     keeps: bool = True
     """Whether encodings of prompts are kept for other runs, and taken from them."""
+    prepares: bool = True
+    """Whether a prepared copy of the denoiser's weights is made where it helps, or used."""
     references: bytes = b""
     mask: bytes = b""
     """Which of the pixels change, one byte each, if not all do."""
     canvas: Canvas | None = None
     """What is drawn is laid over this one."""
+    preview_every: int = 0
+    """Steps from one preview to the next; 0 is none."""
     edit: Edit | None = None
     """How the init image came to its size, and what of it changes."""
+    on_limit: OnLimit = "degrade"
 
     @property
     def pictures_size(self) -> tuple[int, int]:
         """Width and height of finished pictures."""
-        return self.request.canvas or (self.request.width, self.request.height)
+        last = self.request.rounds[-1]
+        return self.request.canvas or (last.width, last.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How pictures are wanted: where, by names that were asked for in `working_folder`, and whether with words in them
+    that say how they were made."""
+
+    destination: Destination
+    keep_text: bool
+    working_folder: str
 
 
 @dataclass(slots=True)
@@ -76,6 +96,8 @@ class RunRecord:
     samples: int = 0
     torch_version: str = ""
     device: str = ""
+    threads: int | None = None
+    """That computed, as the worker counts them."""
     stages: list[StageRecord] = field(default_factory=list)
     steps: list[StepDone] = field(default_factory=list)
     folder: RunFolder = field(default_factory=RunFolder)
@@ -86,6 +108,14 @@ class RunRecord:
     total_s: float = 0.0
     traceback: str = ""
     worker_pid: int = 0
+    wanted: Wanted | None = None
+    """None where nobody wants the pictures."""
+    drawn_on: str | None = None
+    """What a run that this one goes on with was drawn on, in the worker's words; None for any."""
+    goes_on_in: DtypeName | None = None
+    """The type that its steps go on in, where it had been changed."""
+    degraded: int = 0
+    """How often the ceiling was crossed and a smaller plan went on."""
 
     @property
     def checkpoints(self) -> Kept:
@@ -101,6 +131,11 @@ class RunRecord:
     def undone(self) -> bool:
         """Whether a picture is still to be denoised."""
         return len(self.denoised_in) < self.task.request.count
+
+    @property
+    def unsaved(self) -> list[int]:
+        """Pictures that are not where they should be."""
+        return [image for image in range(self.task.request.count) if image not in self.folder.saved]
 
     def take(self, message: Message, dtype: DtypeName) -> None:
         """Note what a worker says that computes in this type."""

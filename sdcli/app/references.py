@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sdcli.app.asked import Note, Tell
 from sdcli.app.record import Task
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
@@ -16,7 +17,7 @@ AREA, SIDE_LEAST = 1024 * 1024, 64
 """Pixels of such a picture at most, and along a side at least."""
 
 
-def with_references(task: Task, files: Sequence[str]) -> Task:
+def with_references(task: Task, files: Sequence[str], tell: Tell = lambda note: None) -> Task:
     """The task with these pictures. Raises BadRequest where its model takes none or fewer, and for one too small."""
     if not files:
         return task
@@ -31,6 +32,8 @@ def with_references(task: Task, files: Sequence[str]) -> Task:
     for file, image in zip(files, read_all, strict=True):
         if min(image.width, image.height) < SIDE_LEAST:
             raise BadRequest(f"--ref {echo(file)} has fewer than {SIDE_LEAST} pixels along a side: give a larger one")
+        for note in image.notes:
+            tell(Note(note, "warning"))
     request = replace(task.request, references=tuple((image.width, image.height) for image in read_all))
     return replace(task, request=request, references=b"".join(image.pixels for image in read_all))
 

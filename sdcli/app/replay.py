@@ -25,7 +25,21 @@ INFO_SCHEMA = "sdcli.told/1"
 WRITERS = {"sdcli": "sdcli", "a1111": "A1111, or a program that writes as it does", "comfyui": "ComfyUI"}
 
 _PLAIN = ("prompt", "negative", "steps", "guidance", "seed", "width", "height", "model", "dtype")
-_PERHAPS = ("clip_skip", "prediction", "strength", "schedule", "fit", "mask_blur", "invert_mask", "inpaint_area")
+_PERHAPS = (
+    "clip_skip",
+    "prediction",
+    "strength",
+    "schedule",
+    "fit",
+    "mask_blur",
+    "invert_mask",
+    "inpaint_area",
+    "original_size",
+    "crop",
+    "target_size",
+    "decoder",
+    "background",
+)
 _ABOUT = {
     "schema",
     "sampler",
@@ -41,6 +55,7 @@ _ABOUT = {
     "mask_sha256",
     "mask_padding",
     "outpaint",
+    "hires",
 }
 _ABOUT |= {"device", "sdcli_version", "torch_version", *_PLAIN, *_PERHAPS}
 
@@ -83,6 +98,7 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
         [_lora(found, one) for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
     )
     _take_edit(found, record)
+    _take_hires(found, record)
     found.notes += [f"{printable(key)[:40]} is not known here" for key in record if key not in _ABOUT]
     return found
 
@@ -99,6 +115,39 @@ def _take_edit(found: Replay, record: Mapping[str, Any]) -> None:
         for name, both in (("width", margins[::2]), ("height", margins[1::2])):
             side = found.options[name]
             found.options[name] = str(int(side) - sum(both)) if side.isdecimal() else side
+
+
+def _take_hires(found: Replay, record: Mapping[str, Any]) -> None:
+    """The second round of steps."""
+    hires = record.get("hires")
+    if not isinstance(hires, dict):
+        return
+    found.options["hires"] = f"{hires.get('width')}x{hires.get('height')}"
+    for name in ("steps", "strength", "upscaler"):
+        if name in hires:
+            found.options[f"hires_{name}"] = str(hires[name])
+
+
+def _take_their_hires(found: Replay) -> None:
+    """A1111's: the strength is that of its second round, and of its upscalers the one that is nearest is taken."""
+    options = found.options
+    if "hires" not in options:
+        return
+    sides = options["hires"].lower().split("x")
+    if "0" in sides or options.get("hires_steps") == "0":
+        options.pop("hires_steps", None)
+    if "0" in sides:
+        options.pop("hires_upscaler", None)
+        found.notes.append(
+            f"it was enlarged to {echo(options.pop('hires'))}, a side of which is not told: give --hires"
+        )
+        return
+    if "strength" in options:
+        options["hires_strength"] = options.pop("strength")
+    upscaler = options.pop("hires_upscaler", "Latent")
+    options["hires_upscaler"] = "latent" if upscaler.startswith("Latent") else "lanczos"
+    if upscaler not in ("Latent", "Lanczos"):
+        found.notes.append(f"its upscaler {echo(upscaler)} is not here: {options['hires_upscaler']} is taken")
 
 
 def require_given(told: Told, given: Mapping[str, Any]) -> None:
@@ -142,10 +191,9 @@ def _of_others(told: Told) -> Replay:
             found.notes.append(f"its schedule {echo(schedule)} is not known: the model's own is taken")
     found.options["emphasis"] = "comfy" if told.writer == "comfyui" else "a1111"
     _take_model(found)
+    _take_their_hires(found)
     if "strength" in found.options:
-        found.notes.append(
-            "it was drawn from another picture, or enlarged: give that as --init, or it is drawn from words"
-        )
+        found.notes.append("it was drawn from another picture: give that as --init, or it is drawn from words")
     if told.unknown:
         names = ", ".join(printable(key)[:40] for key in list(told.unknown)[:12])
         found.notes.append(f"not honoured: {names}{' and more' if len(told.unknown) > 12 else ''}")

@@ -11,11 +11,12 @@ from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Model, Plan
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
+from sdcli.families.tiny.parts import TINY
 from sdcli.host.watchdog import PERIOD_S
 from sdcli.plan.planner import Planned
 
 SCHEMA = "sdcli.report/1"
-RUN_SCHEMA = "sdcli.run/1"
 
 
 def report(record: RunRecord) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def report(record: RunRecord) -> dict[str, Any]:
         "model": model_table(task.model),
         "device": task.device,
         "dtype": task.dtype,
+        "threads": record.threads,
         "memory": memory,
         "plan": plan_table(task, planned) if planned else None,
         "stages": [dataclasses.asdict(stage) for stage in record.stages],
@@ -56,26 +58,13 @@ def model_table(model: Model) -> dict[str, Any]:
     """What is drawn with."""
     table = {"ref": model.ref, "family": family_of(model).label(model), "sha256": model.sha256}
     loras = [{"file": file, "weight": weight} for file, weight in model.sources.loras]
-    return table | ({"loras": loras} if loras else {})
-
-
-def job_table(task: Task, planned: Planned) -> dict[str, Any]:
-    """What a run is to do, for whoever finds its folder."""
-    return {
-        "schema": RUN_SCHEMA,
-        "request": dataclasses.asdict(task.request),
-        "model": {"ref": task.model.ref, **dataclasses.asdict(task.model.sources), "digest": task.model.digest},
-        "device": task.device,
-        "dtype": task.dtype,
-        "limit_bytes": task.ceiling.limit_bytes,
-        "plan": plan_table(task, planned),
-        "sdcli_version": __version__,
-    }
+    tiny = {"decoder": model.sources.parts[TINY.name]} if TINY.name in model.parts else {}
+    return table | ({"loras": loras} if loras else {}) | tiny
 
 
 def plan_table(task: Task, planned: Planned) -> dict[str, Any]:
     """How the memory is spent, over all and stage by stage."""
-    stages = {stage.name: stage for stage in family_of(task.model).stages(task.model, task.request)}
+    stages = {stage.name: stage for stage in stages_of(task.model, task.request)}
     told = [_stage(planned.plan, stages[need.name]) for need in planned.needs]
     return dataclasses.asdict(planned.plan) | {"stages": told}
 

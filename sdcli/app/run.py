@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
+from sdcli.app.job import job_of as job_file_of
 from sdcli.app.keeping import Keeper, Save
 from sdcli.app.means import (
     Prospect,
@@ -18,18 +19,20 @@ from sdcli.app.means import (
     known_baseline,
     learn_flops,
     learn_from,
+    learn_of_crossing,
     measured_baseline,
     settled_baseline,
     typical_baseline,
 )
 from sdcli.app.record import RunRecord, Task
-from sdcli.app.report import job_table
-from sdcli.app.runs import sweep
-from sdcli.domain import DtypeName, Part
-from sdcli.errors import NotFinite, NotFiniteInHalf, SdcliError, WillNotFit
+from sdcli.domain import DtypeName, Part, Plan
+from sdcli.errors import CeilingCrossed, NotFinite, NotFiniteInHalf, SdcliError, WillNotFit, echo
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Count, Counted, Job, Message, Notice, PictureDone, Ready
 from sdcli.weights.copies import unfinished
+
+DEGRADED_MOST = 3
+"""So often a run goes on after it crossed its ceiling."""
 
 NO_WORKER = (SdcliError, OSError, RuntimeError, MemoryError)
 """What a worker ends in, and what a system without room for another process or thread raises."""
@@ -45,16 +48,17 @@ def run_task(
     """
     started = time.monotonic()
     run = _Run(task, record, save, show)
-    sweep()
     record.checkpoints.update(resume or {})
-    over = False
+    over = not record.unsaved
     try:
+        if over:
+            return
         run.refuse_what_is_known_not_to_fit()
         try:
             run.draw()
         except BaseException as error:
             run.save_what_is_finished(error)
-            over = isinstance(error, NotFinite) and not record.undone  # what is left cannot be decoded
+            over = isinstance(error, NotFinite) and not (record.undone and record.finished)  # it would be so again
             raise
         over = True
         if run.keeper.trouble is not None:
@@ -74,6 +78,7 @@ class _Run:
         self._known_bytes = known_baseline(task)
         self._prospects: dict[DtypeName, Prospect] = {}
         self._watchdog: Watchdog | None = None
+        self._done_before = 0
 
     def refuse_what_is_known_not_to_fit(self) -> None:
         """Raise WillNotFit before a worker starts, if that can be known."""
@@ -83,8 +88,7 @@ class _Run:
 
     def draw(self) -> None:
         """All pictures. What half precision cannot do goes on in fp32 from the last good step."""
-        task: Task = self._task
-        part: Part | None = None
+        task, part = self._begin()
         while True:
             try:
                 self._attempt(task, part)
@@ -92,11 +96,61 @@ class _Run:
                 if task.dtype == "fp32":
                     raise
                 self._tell(f"{error}: done again in fp32")
+                if self._record.undone:
+                    self._record.folder.goes_on_in("fp32", self._record.denoised_in)
                 task, part = replace(self._task, dtype="fp32"), "latents" if self._record.undone else "pictures"
+                continue
+            except CeilingCrossed as error:
+                part = self._go_on_smaller(task, error)
                 continue
             if part == "pictures" or not self._record.finished:
                 return
             task, part = self._task, "pictures"
+
+    def _begin(self) -> tuple[Task, Part | None]:
+        """What is done first: all, or what a run left undone that this one goes on with."""
+        if not self._record.undone:
+            return self._task, "pictures"
+        if self._record.goes_on_in is not None and self._record.goes_on_in != self._task.dtype:
+            return replace(self._task, dtype=self._record.goes_on_in), "latents"
+        return self._task, None
+
+    def _undone_part(self, plan: Plan) -> Part:
+        """What is left, for one worker; where another one decodes, up to the latents."""
+        if not self._record.undone:
+            return "pictures"
+        return "latents" if plan.fresh_decode else "whole"
+
+    def _go_on_smaller(self, task: Task, crossed: CeilingCrossed) -> Part:
+        """What is left to do, by the next smaller plan; where there is none, in a new worker if this one came further.
+
+        Raises the crossing where that is no use.
+        """
+        record, planned = self._record, self._record.planned
+        hopeless = planned is None or task.ceiling.limit_bytes is None or record.degraded == DEGRADED_MOST
+        if planned is None or hopeless or task.on_limit == "kill":
+            raise crossed
+        prospect, stage = self.prospect(task), crossed.stage or record.stages[-1].name
+        if record.undone:
+            smaller = prospect.smaller(planned, stage, crossed.footprint_bytes)
+        else:
+            smaller = replace(planned, plan=prospect.frugal_decode(planned.plan, fresh=True))
+        learn_of_crossing(record, prospect, stage, crossed.footprint_bytes)
+        if smaller is None or smaller.plan == planned.plan:
+            if self._done == self._done_before:
+                raise crossed
+            smaller, how = planned, "in a new worker"
+        else:
+            how = "with a smaller plan"
+        record.planned = smaller
+        record.degraded += 1
+        self._tell(f"{crossed.where}: going on from there {how}", crossed.step)
+        return self._undone_part(smaller.plan) if task.dtype == self._task.dtype or not record.undone else "latents"
+
+    @property
+    def _done(self) -> int:
+        """How far it came: steps and pictures."""
+        return len(self._record.steps) + len(self._record.pictures)
 
     def save_what_is_finished(self, trouble: BaseException) -> None:
         """Decode and save what is denoised, in the least memory; what prevents that is told, and no more."""
@@ -120,7 +174,7 @@ class _Run:
 
     def _attempt(self, task: Task, part: Part | None) -> None:
         """Have a worker do one job; without a part all of it, the pictures by another worker if the plan says so."""
-        prospect = self.prospect(task)
+        prospect, self._done_before = self.prospect(task), self._done
         try:
             attempt(task, self._record, lambda message: self._answer(prospect, part, message), self._hear)
         finally:
@@ -144,15 +198,21 @@ class _Run:
         learn_flops(task, ready.flops)
         if self._record.planned is None:
             self._record.device, self._record.torch_version = ready.device, ready.torch_version
+            self._record.threads = ready.threads
             self._record.baseline_bytes = measured_baseline(task, ready)
+        if self._record.drawn_on not in (None, ready.device):
+            what = f"it was drawn on {echo(self._record.drawn_on)}, this is {echo(ready.device)}"
+            raise SdcliError(f"other bits would come of it: {what}; --anyway goes on all the same")
 
     def _job(self, prospect: Prospect, part: Part | None) -> Job:
         """What the worker is to do, planned now that it has said what it weighs."""
         record, task = self._record, prospect.task
         if record.planned is None:
             record.planned = prospect.plan(self._baseline_bytes())
-            record.folder.describe(job_table(task, record.planned), task.pixels, task.mask, task.references)
-            part = "latents" if record.planned.plan.fresh_decode else "whole"
+            record.folder.describe(*job_file_of(record))
+            part = part or self._undone_part(record.planned.plan)
+            if lack := prospect.lack_of_copy(record.planned.plan):
+                self._tell(lack)
         elif task.dtype != self._task.dtype:
             try:
                 record.planned = prospect.plan(self._baseline_bytes())
@@ -163,7 +223,7 @@ class _Run:
         blobs: Mapping[int, bytes] = record.finished
         if part != "pictures":
             blobs = ChainMap(record.finished, record.checkpoints)
-        return job_of(prospect, record.planned.plan, blobs, part or "whole")
+        return job_of(prospect, record.planned.plan, blobs, part or "whole", tuple(record.folder.saved))
 
     def _hear(self, message: Message, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
@@ -178,10 +238,10 @@ class _Run:
         """The task with counts, and all that is decided once a run and type: a plan and its job never differ in it."""
         return self._prospects.setdefault(task.dtype, Prospect(task))
 
-    def _tell(self, what: str) -> None:
-        self._record.events.append((None, what))
+    def _tell(self, what: str, step: int | None = None) -> None:
+        self._record.events.append((step, what))
         if self._watchdog is not None:
-            self._show(Notice(what), self._watchdog)
+            self._show(Notice(what, step), self._watchdog)
 
 
 def _pictures(count: int) -> str:

@@ -1,7 +1,7 @@
 """Where runs have their folders, which of them are in use, and which go: `runs/<id>/` in the cache.
 
-A run holds a lock on its folder that dies with its process. What a killed run leaves is kept for a while. Locks are
-advice: where a file system has none, a folder that was written to in the last day counts as in use.
+A run holds a lock on its folder that dies with its process. Locks are advice: where a file system has none, a folder
+that was written to in the last day counts as in use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -18,22 +17,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from sdcli.app.own_files import read_own, require_own_folder
 from sdcli.errors import SdcliError
 from sdcli.settings import cache_dir
-from sdcli.units import GIB
+from sdcli.units import MIB
 
-CAP_BYTES = GIB
-"""All folders of dead runs together take no more: the oldest go first."""
-
-KEPT_S = 14 * 24 * 3600.0
-"""A dead run's folder that is older goes."""
-
-RECENT_S = 24 * 3600.0
+DAY_S = 24 * 3600.0
 
 LOCK = "lock"
 
 JOB = "job.json"
 """What a run is to do."""
+
+JOB_BYTES = 4 * MIB
+"""Of that at most: three texts of 64 KiB, each byte of which may take six."""
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
@@ -42,7 +39,7 @@ def new_folder() -> Path | None:
     """A folder for a run, for this user's eyes alone: in the cache, else where temporary files go; None for neither."""
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
     try:
-        folder = _runs() / name
+        folder = runs_folder() / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
         return folder
@@ -55,7 +52,7 @@ def new_folder() -> Path | None:
 def outlasts(folder: Path) -> bool:
     """Whether the folder is where a later run looks for it."""
     with suppress(SdcliError):
-        return folder.parent == _runs()
+        return folder.parent == runs_folder()
     return False
 
 
@@ -72,54 +69,71 @@ def take_lock(folder: Path) -> int | None:
     return None
 
 
-def sweep() -> None:
-    """Delete folders of dead runs that are old, or beyond the cap. Never fails."""
-    with suppress(OSError, SdcliError):
-        dead = [path for path in _runs().iterdir() if _ID.fullmatch(path.name) and path.is_dir() and not _in_use(path)]
-        total_bytes, now = 0, time.time()
-        for folder in sorted(dead, key=_last_use, reverse=True):
-            total_bytes += _size_bytes(folder)
-            if total_bytes > CAP_BYTES or now - _last_use(folder) > KEPT_S:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def models_in_use() -> Iterator[Path]:
-    """Where the models lie that runs are drawing with, as far as their folders tell."""
-    with suppress(OSError, SdcliError):
-        for folder in [path for path in _runs().iterdir() if _ID.fullmatch(path.name) and _in_use(path)]:
-            with suppress(OSError, ValueError, LookupError, TypeError):
-                yield Path(json.loads((folder / JOB).read_bytes())["model"]["path"])
-
-
-def _runs() -> Path:
-    return cache_dir() / "runs"
-
-
-def _in_use(folder: Path) -> bool:
-    recent = time.time() - _last_use(folder) < RECENT_S
+def hold(folder: Path) -> int | None:
+    """The descriptor of a lock on a dead run's folder; None while it is in use, or may be."""
     if sys.platform == "win32":
-        return recent
+        return None if _is_recent(folder) else take_lock(folder)
     import fcntl
 
     try:
         opened = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:  # it has none yet, or is not ours
-        return recent
+        return None if _is_recent(folder) else take_lock(folder)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
+        if os.fstat(opened).st_nlink:  # whoever had it may have deleted it
+            return opened
     except BlockingIOError:
-        return True
+        pass
     except OSError:
-        return recent
-    finally:
-        os.close(opened)
+        if not _is_recent(folder):
+            return opened
+    os.close(opened)
+    return None
 
 
-def _last_use(folder: Path) -> float:
+def run_folders() -> list[Path]:
+    """All that are this user's, the newest first."""
+    found = list[Path]()
+    with suppress(OSError, SdcliError):
+        for path in sorted(runs_folder().iterdir(), reverse=True):
+            with suppress(OSError):
+                if _ID.fullmatch(path.name):
+                    require_own_folder(path)
+                    found.append(path)
+    return found
+
+
+def models_in_use() -> Iterator[Path]:
+    """Where the models lie that runs are drawing with, as far as their folders tell."""
+    for folder in run_folders():
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            if is_in_use(folder):
+                yield Path(json.loads(read_own(folder / JOB, JOB_BYTES))["task"]["model"]["sources"]["path"])
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether another process has the folder, or may have."""
+    lock = hold(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def last_use(folder: Path) -> float:
     """Of a folder: each file that is put in its place there is a use."""
     return folder.stat().st_mtime
 
 
-def _size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+def size_bytes_of(folder: Path) -> int:
+    """Of its files."""
+    return sum(path.lstat().st_size for path in folder.iterdir())
+
+
+def runs_folder() -> Path:
+    """The home of all."""
+    return cache_dir() / "runs"
+
+
+def _is_recent(folder: Path) -> bool:
+    return time.time() - last_use(folder) < DAY_S

@@ -8,7 +8,7 @@ from typing import Any
 from sdcli.app.asked import Asked, Tell
 from sdcli.app.forecast import Forecast, forecast, forecast_report
 from sdcli.app.on_disk import files_of
-from sdcli.app.tasks import ShowMaking, prepare
+from sdcli.app.tasks import prepare
 from sdcli.domain import Component, Model
 from sdcli.families.registry import family_of
 
@@ -23,9 +23,9 @@ class Shown:
     forecast: Forecast
 
 
-def show(ref: str, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Shown:
+def show(ref: str, tell: Tell, debug: bool = False) -> Shown:
     """Look at a model. Raises what a run with it would raise, but not that it will not fit."""
-    task = prepare(Asked("", seed=0, model=ref), tell, show_making, debug)
+    task = prepare(Asked("", seed=0, model=ref), tell, debug)
     return Shown(task.model, forecast(task))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 from sdcli import machine
 from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
+from sdcli.app.enlarging import enlarged
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
+from sdcli.families.prompts import is_marked
 from sdcli.families.registry import family_of
+from sdcli.families.tiny.parts import TINY
 from sdcli.host.making import make_synthetic
-from sdcli.messages import Progress
 from sdcli.models.disks import model_in_memory
 from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
-from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of
+from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of, times_in
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
+from sdcli.models.synthetic import is_outline
 from sdcli.plan.ceiling import decide_ceiling
+from sdcli.units import format_size
 
 if TYPE_CHECKING:
     from sdcli.images.read import InitImage
@@ -39,22 +42,19 @@ NO_MODEL = (
 KEYS_SHOWN = 12
 """Keys of a config that were passed over, as far as they are named."""
 
-ShowMaking = Callable[[str], Callable[[Progress], None]]
-"""Shows how far the making of the named model is."""
 
-
-def prepare(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Task:
+def prepare(asked: Asked, tell: Tell, debug: bool = False) -> Task:
     """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
     if asked.inpaint_area == "masked" and (asked.width is None or asked.height is None):  # the model knows its size
-        model = find_model(asked, tell, show_making, debug)
+        model = find_model(asked, tell, debug)
         width, height = family_of(model).geometry(model).native_size
         image = read_init_of(replace(asked, width=asked.width or width, height=asked.height or height), tell)
     else:
         image = read_init_of(asked, tell)
-        model = find_model(asked, tell, show_making, debug)
+        model = find_model(asked, tell, debug)
         image = _in_whole_patches(asked, model, image)
     task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
-    return with_references(task, asked.references)
+    return with_references(task, asked.references, tell)
 
 
 def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
@@ -70,6 +70,8 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     image = _read_init(asked, asked.init, 1)
     if image.frames > 1:
         tell(Note(f"{echo(asked.init)} has {image.frames} frames: the first one is used", "warning"))
+    for note in image.notes:
+        tell(Note(note, "warning"))
     return image
 
 
@@ -83,7 +85,7 @@ def _in_whole_patches(asked: Asked, model: Model, image: InitImage | None) -> In
 
 def _read_init(asked: Asked, init: str, side: int) -> InitImage:
     """The init image, and its mask if any, at the size that is asked for, else one in multiples of `side` and of 8."""
-    from sdcli.images import read  # here, because Pillow takes a third of the time that --help takes
+    from sdcli.images import fit, read  # here, because Pillow takes a third of the time that --help takes
 
     edit = read.Edit(
         fit=asked.fit,
@@ -92,25 +94,32 @@ def _read_init(asked: Asked, init: str, side: int) -> InitImage:
         invert=asked.invert_mask,
         area=asked.inpaint_area,
         outpaint=asked.outpaint or (0, 0, 0, 0),
+        background=asked.background,
     )
-    image = read.read_init(Path(init), asked.width, asked.height, edit, math.lcm(side, read.SIDE_MULTIPLE))
+    image = read.read_init(Path(init), asked.width, asked.height, edit, math.lcm(side, fit.SIDE_MULTIPLE))
     machine.trim_heap()
     return image
 
 
-def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = False) -> Model:
-    """The checked model: the built-in one if none is given; a synthetic one is made first if it is not there yet."""
+def find_model(asked: Asked, tell: Tell, debug: bool = False) -> Model:
+    """The checked model: the built-in one if none is given; of a synthetic one that is not there yet its outline."""
     ref = asked.model
     if ref is None:
         ref = DEMO
         tell(Note(NO_MODEL))
 
     def make(name: str, folder: Path) -> None:
-        make_synthetic(name, folder, show_making(f"synthetic:{name}"), debug)
+        make_synthetic(name, folder, lambda _: None, debug, outline=True)
 
-    sources = Sources("", asked.parts, asked.prediction, embeddings_of(asked), loras_of(asked))
-    model = resolve_model(ref, make, sources)
+    sources = Sources("", _parts_of(asked, tell), asked.prediction, embeddings_of(asked), loras_of(asked))
+    model = resolve_model(ref, make, sources, outline=True)
+    if TINY.name in model.parts:
+        what = f"pictures come from the tiny autoencoder {echo(model.sources.parts[TINY.name])}: with fewer details"
+        tell(Note(what))
     stamps_of(model)  # as its files are now
+    if is_outline(model):
+        size = format_size(sum(file.size_bytes for part in model.parts.values() for file in part.files))
+        tell(Note(f"{model.ref} is not made yet: a picture that fits makes it first, {size} in your cache"))
     for note in model.notes:
         tell(Note(note))
     for file in asked.embeddings:
@@ -126,9 +135,23 @@ def find_model(asked: Asked, tell: Tell, show_making: ShowMaking, debug: bool = 
     return model
 
 
+def _parts_of(asked: Asked, tell: Tell) -> dict[str, str]:
+    """Where other parts than the model's own are, the tiny decoder only where it is wanted; empty is where it is pulled
+    to."""
+    parts = dict(asked.parts)
+    if asked.decoder == "tiny":
+        parts.setdefault(TINY.name, "")
+    elif parts.pop(TINY.name, None) is not None:
+        tell(Note("--tiny-decoder has no effect without --decoder tiny", "warning"))
+    return parts
+
+
 def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) -> Request:
     """The request. Raises BadRequest for what the model or a seed cannot do; what has no effect is told."""
     geometry = family_of(model).geometry(model)
+    if geometry.edits and image is None:
+        raise BadRequest(f"{echo(model.ref)} is {geometry.edits}: give one, as in sdcli img2img PROMPT --init IMAGE")
+    _require_told(asked, geometry.told_sizes)
     defaults = geometry.defaults or family_of(model).defaults
     width, height = geometry.native_size if image is None else (image.width, image.height)
     if image is None:
@@ -155,8 +178,16 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
         guidance_is_input=geometry.takes_guidance,
         masked=image is not None and bool(image.mask),
         canvas=None if image is None or image.canvas is None else (image.canvas.width, image.canvas.height),
+        original_size=asked.original_size,
+        crop=asked.crop or (0, 0),
+        target_size=asked.target_size,
     )
-    _require_possible(request, model)
+    request = enlarged(asked, model, request, tell)
+    for one in request.rounds:
+        _require_possible(one, model)
+    if not geometry.weighs_words and is_marked(request):
+        what = "this model reads sentences: (words:1.3), [a|b], [a:b:0.5] and BREAK are taken as they are written"
+        tell(Note(what, "warning"))
     if has_tags(request.negative):
         tell(Note("a <lora:…> in --negative is read as words: LoRAs are asked for in the prompt", "warning"))
     if request.negative.strip() and request.guidance_is_input:
@@ -168,11 +199,21 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
     return request
 
 
+def _require_told(asked: Asked, told: frozenset[str]) -> None:
+    """Raise BadRequest for a size that is asked for and that the model's denoiser is not told."""
+    for name in ("original_size", "crop", "target_size"):
+        if getattr(asked, name) is not None and name not in told:
+            option = "--" + name.replace("_", "-")
+            raise BadRequest(f"{option}: this model is not told of it, as those of SDXL are; leave it out")
+
+
 def _with_few(asked: Asked, few: FewSteps, tell: Tell) -> Asked:
     """What is asked for, where nothing was said with what a distilled model wants; that is told."""
     wanted = {"steps": few.steps, "guidance": few.guidance, "sampler": few.sampler, "schedule": few.schedule}
     if asked.sampler is not None or few.sampler is None:  # a schedule goes with its sampler
         del wanted["sampler"], wanted["schedule"]
+    elif times_in(few.schedule) and asked.steps not in (None, few.steps):
+        del wanted["schedule"]
     taken: dict[str, Any] = {
         name: value for name, value in wanted.items() if value is not None and getattr(asked, name) is None
     }
@@ -227,7 +268,24 @@ def task_of(
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
             more = f" and {len(part.passed_over) - KEYS_SHOWN} more" if len(part.passed_over) > KEYS_SHOWN else ""
             tell(Note(f"{part.name}/{part.config_file.name}: {keys}{more} not known here: passed over", "detail"))
-    task = Task(model, request, name, dtype, ceiling, debug=debug, written=asked.prompt, keeps=not asked.no_cache)
+    every = asked.preview_every
+    if every and family_of(model).geometry(model).colours is None:
+        tell(Note("--preview has no effect with this model: nobody knows the colours of its latents", "warning"))
+        every = 0
+    task = Task(
+        model,
+        request,
+        name,
+        dtype,
+        ceiling,
+        debug=debug,
+        written=asked.prompt,
+        keeps=not asked.no_cache,
+        prepares=not asked.no_prepare,
+        preview_every=every,
+        on_limit=asked.on_limit,
+        threads=asked.threads,
+    )
     if image is None:
         return task
     return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)
@@ -241,6 +299,12 @@ def _require_possible(request: Request, model: Model) -> None:
     if steps < possible.start:
         least = f"{possible.start} Runge-Kutta steps"
         raise BadRequest(f"--steps {steps} is too few: the model's scheduler begins with {least}; give as many or more")
+    times = times_in(request.schedule)
+    if times and (len(times) != steps or times[0] >= scheduler.config.get("num_train_timesteps", 1000)):
+        known = scheduler.config.get("num_train_timesteps", 1000)
+        raise BadRequest(
+            f"--schedule {echo(request.schedule)} has {len(times)} times: give --steps as many, and times below {known}"
+        )
     if request.strength is not None and request.strength > 0 and not adds_noise(scheduler.class_name):
         raise BadRequest(f"the model's {scheduler.class_name} cannot begin from a picture: use txt2img, or another one")
     if request.seed + request.count > SEED_END:

@@ -10,8 +10,10 @@ from click.core import ParameterSource
 
 from sdcli.app.replay import compare, replay_of, require_given
 from sdcli.cli import types
+from sdcli.cli.command import Command
 from sdcli.cli.draw import draw
 from sdcli.cli.editing import init_options
+from sdcli.cli.enlarging import HIRES
 from sdcli.cli.options import (
     ADDED,
     JOB,
@@ -22,7 +24,6 @@ from sdcli.cli.options import (
     REFERENCES,
     REPORT,
     TALK,
-    Command,
     model_option,
     options,
 )
@@ -33,14 +34,39 @@ from sdcli.families.registry import part_options
 INIT = init_options("The picture that it was drawn from.", "As for img2img.", required=False)
 
 
-_PICTURES = {"sampler", "schedule", "clip_skip", "prediction", "embedding_dir", "lora_dir", "references"}
+_PICTURES = {
+    "sampler",
+    "schedule",
+    "clip_skip",
+    "prediction",
+    "decoder",
+    "original_size",
+    "crop",
+    "target_size",
+    "embedding_dir",
+    "lora_dir",
+    "references",
+}
 _PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
 """Options that the environment and the config file have no say in, whether the picture has them or not."""
 
 
 @click.command(cls=Command)
 @click.argument("picture", type=types.FilePath())
-@options(PROMPT[1:], INIT, REFERENCES, model_option("the picture's"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK)
+@options(
+    PROMPT[1:],
+    INIT,
+    REFERENCES,
+    model_option("the picture's"),
+    ADDED,
+    JOB,
+    HIRES,
+    OUTPUT,
+    MACHINE,
+    LIMIT,
+    REPORT,
+    TALK,
+)
 def command(picture: str, **params: Any) -> None:
     """Draw a picture again from what it says of itself.
 

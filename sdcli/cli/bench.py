@@ -16,18 +16,21 @@ from filelock import FileLock, Timeout
 
 from sdcli import machine, settings
 from sdcli.app.asked import Asked
+from sdcli.app.making import with_weights
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import find_model, request_of, task_of
 from sdcli.cli import types
-from sdcli.cli.options import ADDED, JOB, MACHINE, PROMPT, TALK, Command, model_option, options
+from sdcli.cli.command import Command
+from sdcli.cli.options import ADDED, JOB, MACHINE, PROMPT, TALK, model_option, options
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.models.samplers import scheduler_of
 from sdcli.models.schedulers import possible_steps
+from sdcli.models.synthetic import is_outline
 from sdcli.units import MIB, format_size
 
 DEFAULT_MODEL = "synthetic:sd15"
@@ -84,14 +87,15 @@ def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **
     result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
     """
     asked, voice = _asked(params), voice_of(params)
-    model = find_model(asked, voice.tell, making_lines(voice), voice.debug)
+    model = find_model(asked, voice.tell, voice.debug)
     click.get_current_context().with_resource(_alone(voice))
     request = request_of(asked, model, None, voice.tell)
     ceilings = [limit for group in limits for limit in group] or ["auto"]
     tasks = [
         task_of(replace(asked, mem_limit=limit), model, request, voice.tell, debug=voice.debug) for limit in ceilings
     ]
-    if warmup:
+    tasks = _with_weights(tasks, voice)
+    if warmup and not is_outline(tasks[0].model):
         _warm_up(tasks[0], voice)
     runs: list[tuple[RunRecord, str]] = []
     failure: SdcliError | Interrupted | None = None
@@ -157,6 +161,15 @@ def _alone(voice: Voice) -> Iterator[None]:
         lock.release()
 
 
+def _with_weights(tasks: list[Task], voice: Voice) -> list[Task]:
+    """The same with a model that is made now if it is not there, and if any of them fits."""
+    for task in tasks:
+        with suppress(WillNotFit):
+            model = with_weights(task, making_lines(voice)).model
+            return [replace(task, model=model) for task in tasks]
+    return tasks
+
+
 def _warm_up(task: Task, voice: Voice) -> None:
     """One step without a ceiling, so that every measured run finds the files in the page cache."""
     voice.say("warm-up: one step, not measured")
@@ -172,7 +185,7 @@ def _measure(task: Task, voice: Voice) -> tuple[RunRecord, str, SdcliError | Int
     voice.say(f"under {format_size(limit) if limit is not None else 'no ceiling'}:")
     show = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose)
     try:
-        run_task(task, record, None, show)
+        run_task(with_weights(task, making_lines(voice)), record, None, show)
     except WillNotFit as error:
         say(str(error))
         return record, "will_not_fit", None

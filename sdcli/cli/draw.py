@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from sdcli.app.asked import Asked
+from sdcli.app.making import with_weights
 from sdcli.app.pictures import saving
-from sdcli.app.record import RunRecord, Task
+from sdcli.app.record import RunRecord, Task, Wanted
 from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import prepare
+from sdcli.app.unfinished import sweep
 from sdcli.cli.parsed import Product
+from sdcli.cli.preview import Previews, previews_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
-from sdcli.errors import SdcliError
+from sdcli.errors import Interrupted, SdcliError
 from sdcli.messages import PictureDone
-
-if TYPE_CHECKING:
-    from sdcli.images.write import Destination
 
 
 def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], None] | None = None) -> None:
@@ -27,23 +28,37 @@ def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], No
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
     destination = plan_output(product.output, asked.count, force=product.force)
-    task = prepare(asked, voice.tell, making_lines(voice), voice.debug)
+    previews = previews_of(product.preview, product.output, product.force, voice.quiet)
+    if previews is None:
+        asked = replace(asked, preview_every=0)
+    task = prepare(asked, voice.tell, voice.debug)
     if look is not None:
         look(task)
-    carry_out(task, destination, product, voice)
+    wanted = Wanted(destination, not product.no_metadata, working_folder())
+    carry_out(RunRecord(with_weights(task, making_lines(voice)), wanted=wanted), wanted, product, voice, previews)
 
 
-def carry_out(task: Task, destination: Destination, product: Product, voice: Voice) -> None:
-    """Run the task; every picture is on disk, and its path handed out, before the next one is decoded.
+def working_folder() -> str:
+    """Where names of files begin; the root where it has been deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
+
+
+def carry_out(
+    record: RunRecord, wanted: Wanted, product: Product, voice: Voice, previews: Previews | None = None
+) -> None:
+    """Do what is left of a run; every picture is on disk, and its path handed out, before the next one is decoded.
 
     What ends the run early is raised when the report of what was drawn by then is out.
     """
-    request = task.request
-    destination.require_room(request.count, *task.pictures_size)
-    record = RunRecord(task)
-    progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose)
+    task, request = record.task, record.task.request
+    wanted.destination.require_room(len(record.unsaved), *task.pictures_size)
+    sweep(voice.warn)
+    progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose, previews=previews)
     paths = _Paths(quiet=product.as_json)
-    save = saving(task, destination, keep_text=not product.no_metadata)
+    save = saving(task, wanted.destination, keep_text=wanted.keep_text)
 
     def save_and_say(picture: PictureDone, record: RunRecord) -> str | None:
         path = save(picture, record)
@@ -54,7 +69,7 @@ def carry_out(task: Task, destination: Destination, product: Product, voice: Voi
 
     try:
         run_task(task, record, save_and_say, progress)
-    except BaseException:
+    except BaseException as error:
         progress.clear()
         if voice.debug and record.traceback:
             say(record.traceback)
@@ -62,12 +77,22 @@ def carry_out(task: Task, destination: Destination, product: Product, voice: Voi
             hand_out(json.dumps(report(record)))
         if record.pictures:
             voice.say(f"saved before that: {len(record.pictures)} of {request.count}")
+        if record.folder.left is not None:
+            _name_the_way_on(error, f"sdcli resume {record.folder.left} goes on with it", voice)
         raise
     if product.as_json:
         hand_out(json.dumps(report(record)))
     voice.say(progress.summary())
     if paths.failure is not None:
         raise paths.failure
+
+
+def _name_the_way_on(error: BaseException, way: str, voice: Voice) -> None:
+    """In the error's own line, which is the last one, where it is one of ours."""
+    if isinstance(error, SdcliError | Interrupted):
+        error.args = (f"{error}; {way}",)
+    else:
+        voice.say(way)
 
 
 class _Paths:

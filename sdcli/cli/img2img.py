@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from sdcli.cli.command import Command
 from sdcli.cli.draw import draw
 from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
-from sdcli.cli.options import Command, drawing_options
+from sdcli.cli.options import drawing_options
 from sdcli.cli.parsed import asked_of, product_of, voice_of
 
 INIT = init_options(

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from sdcli.cli import types
-from sdcli.cli.options import ARGUMENTS, settle
+from sdcli.cli.command import ARGUMENTS, settle
 from sdcli.cli.parsed import WAYS, Params, require_prompt
 from sdcli.cli.say import Voice
 from sdcli.errors import BadRequest, echo, printable

@@ -20,6 +20,8 @@ COMMANDS = {
     "again": "Draw a picture again from what it says of itself.",
     "info": "Print what a picture says of how it was made.",
     "plan": "Say whether a picture fits, how, and why; load no weights.",
+    "resume": "Go on with a run that was ended before it was done.",
+    "runs": "List, describe and remove runs that were ended.",
     "bench": "Run one job under several memory ceilings and compare.",
     "models": "List, fetch, describe, check and remove models.",
     "samplers": "List samplers and schedules of noise levels with their names.",

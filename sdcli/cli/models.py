@@ -17,7 +17,7 @@ from sdcli.app.upkeep import removal_of, verify
 from sdcli.cli.options import TALK, options
 from sdcli.cli.parsed import voice_of
 from sdcli.cli.plan import table
-from sdcli.cli.progress import AmountLine, making_lines
+from sdcli.cli.progress import AmountLine
 from sdcli.cli.say import hand_out
 from sdcli.cli.types import ModelRef
 from sdcli.domain import Component
@@ -99,7 +99,7 @@ def _pull(repo: str, file: str | None, **params: Any) -> None:
 def _show(model: str, **params: Any) -> None:
     """Describe a model: its parts, what it does by itself, and the memory that it would take."""
     voice = voice_of(params)
-    shown = show(model, voice.tell, making_lines(voice), voice.debug)
+    shown = show(model, voice.tell, voice.debug)
     if params["as_json"]:
         hand_out(json.dumps(model_report(shown)))
         return

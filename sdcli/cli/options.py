@@ -1,25 +1,20 @@
-"""The options of txt2img, img2img, plan and bench: one list, in the order in which --help shows them.
-
-Precedence: option, then environment (SDCLI_NAME), then the user's config file, then the profile, then code.
-"""
+"""The options of txt2img, img2img, plan and bench: one list, in the order in which --help shows them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from sdcli import settings
 from sdcli.cli import types
-from sdcli.errors import BadRequest, echo
+from sdcli.cli.enlarging import HIRES
+from sdcli.cli.pairs import CORNER, PIXEL_SIZE
+from sdcli.cli.preview import PREVIEW
 from sdcli.families.registry import part_options
 
 COUNT_MOST = 1000
-
-ARGUMENTS = "sdcli.arguments"
-"""What a context calls the command line's own."""
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -60,7 +55,7 @@ def model_option(default: str) -> tuple[Decorator, ...]:
         *parts,
         _option(
             "--prediction",
-            type=click.Choice(["epsilon", "v"]),
+            type=click.Choice(["epsilon", "v", "sample"]),
             help="What the denoiser predicts, where the model does not tell or tells wrongly.",
         ),
     )
@@ -115,6 +110,12 @@ JOB = (
         default="a1111",
         help="Whose way (words:1.3) weigh; with none brackets are words as well.",
     ),
+    _option(
+        "--decoder",
+        type=click.Choice(["full", "tiny"]),
+        default="full",
+        help="What makes pictures of latents: the model's own autoencoder, or a tiny one, in less time and memory.",
+    ),
     _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
     _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
@@ -142,10 +143,19 @@ JOB = (
         help="Words are taken from the text encoder's last layer at 1, from the one before it at 2, and so on."
         "  [default: the model's own]",
     ),
+    _option(
+        "--original-size",
+        type=PIXEL_SIZE,
+        help="SDXL: what size it is told that the picture was, as in 640x480: a small one is drawn as if enlarged."
+        "  [default: the picture's]",
+    ),
+    _option("--crop", type=CORNER, help="SDXL: pixels it is told were cut off left and above, X,Y.  [default: 0,0]"),
+    _option("--target-size", type=PIXEL_SIZE, help="SDXL: what size it is told it has.  [default: the picture's]"),
     _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
 )
 
 OUTPUT = (
+    *PREVIEW,
     _option(
         "-b",
         "--count",
@@ -166,6 +176,12 @@ OUTPUT = (
 MACHINE = (
     _option("--device", type=click.Choice(["auto", "mps", "cuda", "cpu"]), default="auto", help="Where to compute."),
     _option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", help="What to compute in."),
+    _option("--no-prepare", is_flag=True, help="Make no prepared copy of the denoiser's weights, and use none."),
+    _option(
+        "--threads",
+        type=types.WholeNumber(1, os.cpu_count() or 1),
+        help="Of the CPU that compute at once, up to its number of cores.  [default: torch's choice]",
+    ),
 )
 
 LIMIT = (
@@ -176,7 +192,12 @@ LIMIT = (
         help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none.",
     ),
     _option("--profile", help="Pose as a device: its ceiling.  [iphone-6gb, iphone-4gb]"),
-    _option("--on-limit", type=click.Choice(["kill"]), default="kill", help="What to do when the ceiling is crossed."),
+    _option(
+        "--on-limit",
+        type=click.Choice(["degrade", "kill"]),
+        default="degrade",
+        help="When the ceiling is crossed: go on from the last step with a smaller plan, or end.",
+    ),
 )
 
 REPORT = (
@@ -206,128 +227,5 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
 def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
     return options(
-        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, OUTPUT, MACHINE, LIMIT, REPORT, TALK
+        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, HIRES, OUTPUT, MACHINE, LIMIT, REPORT, TALK
     )
-
-
-ALIASES = {"negative-prompt": "negative", "cfg-scale": "guidance", "init-img": "init", "batch-count": "count"}
-"""Options by the names that other programs give them."""
-
-
-class Command(click.Command):
-    """A command whose defaults come from the user's config file, and whose ceiling may come from a profile."""
-
-    allow_extra_args = True  # they are refused below, in words that help
-
-    def __init__(self, *args: Any, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.context_settings["token_normalize_func"] = lambda name: ALIASES.get(name, name)
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        known = {p.opts[-1].removeprefix("--").replace("-", "_"): p for p in self.params if isinstance(p, click.Option)}
-        known |= {alias.replace("-", "_"): known[name] for alias, name in ALIASES.items() if name in known}
-        for name in ("prompt", "prompts"):  # what is drawn is no habit
-            known.pop(name, None)
-        aliases = (alias.replace("-", "_") for alias in ALIASES)
-        config = settings.read_user_config(dict.fromkeys((*CONFIGURABLE, *aliases)) | known)
-        extra["default_map"] = {
-            known[key].name: _default(key, value, known[key]) for key, value in config.items() if key in known
-        }
-        return super().make_context(info_name, args, parent, **extra)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given = list(args)
-        if ctx.obj is not types.LINE:
-            ctx.meta[ARGUMENTS] = given
-        try:
-            rest = super().parse_args(ctx, args)
-        except click.UsageError as error:
-            self._explain_dash(ctx, given, isinstance(error, click.NoSuchOption))
-            raise
-        if rest:
-            raise BadRequest(f"one argument too many, {echo(rest[0])}: put the whole prompt in quotes")
-        if all(ctx.params.get(name) is None for name in ("prompt", "prompt_option", "prompt_file")):
-            self._explain_dash(ctx, given, False)
-        return rest
-
-    def _explain_dash(self, ctx: click.Context, args: list[str], unknown: bool) -> None:
-        """Raise BadRequest if what was taken for an option seems to be the prompt.
-
-        That is so where nothing else can be the prompt, and the argument has a space, which no option's name has, or
-        an option is `unknown`.
-        """
-        own = [name for p in self.params if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)]
-        valued = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
-        free = [one for before, one in zip(["", *args], args, strict=False) if before not in valued and one not in own]
-        for one in free if all(one.startswith("-") for one in free) and "--" not in free else ():
-            if unknown or " " in one.partition("=")[0]:
-                shown = echo(one)
-                example = f"{ctx.command_path} -- {shown}"
-                raise BadRequest(f"{shown} is no option: if it is the prompt, put -- before it, as in {example}")
-
-    def invoke(self, ctx: click.Context) -> Any:
-        settle(ctx)
-        return super().invoke(ctx)
-
-
-def settle(ctx: click.Context) -> None:
-    """Put what one option says of another into the parameters: a size, a profile."""
-    _settle_size(ctx)
-    profile = ctx.params.pop("profile", None)
-    if profile is not None:
-        chosen = settings.read_profile(profile)
-        if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:
-            ctx.params["mem_limit"] = f"{chosen.limit_bytes // 1024}KiB"
-
-
-def _settle_size(ctx: click.Context) -> None:
-    """Width and height from --size, where that was said with more weight, by the order of precedence, than they."""
-    size, said = ctx.params.pop("size", None), list(PRECEDENCE).index
-    of_size = ctx.get_parameter_source("size")
-    for name, side in zip(("width", "height"), size or (), strict=False):
-        of_side = ctx.get_parameter_source(name)
-        if ctx.params[name] is not None and of_side is of_size:
-            raise BadRequest(f"two sizes: give --size or --{name}, not both")
-        if of_side is None or of_size is None or said(of_size) < said(of_side):
-            ctx.params[name] = side
-
-
-PRECEDENCE = (
-    ParameterSource.COMMANDLINE,
-    ParameterSource.ENVIRONMENT,
-    ParameterSource.DEFAULT_MAP,
-    ParameterSource.DEFAULT,
-)
-
-
-def _default(key: str, value: Any, option: click.Option) -> Any:
-    """A setting as click takes it: a plain value, or a list of them for an option that may be repeated."""
-    values = value if option.multiple and isinstance(value, list) else [value]
-    if not all(isinstance(one, (str, int, float)) for one in values):
-        raise BadRequest(f"the setting {key} of the config file is {echo(value)}: give a plain value")
-    return values if option.multiple else value
-
-
-CONFIGURABLE = frozenset(
-    {"model", "negative", "width", "height", "steps", "guidance", "seed", "strength", "count", "output", "force"}
-    | {"sampler", "schedule", "emphasis"}
-    | {"prediction", "clip_skip", *(option[2:].replace("-", "_") for option in part_options())}
-    | {
-        "lora",
-        "lora_dir",
-        "embedding",
-        "embedding_dir",
-        "size",
-        "device",
-        "dtype",
-        "mem_limit",
-        "profile",
-        "on_limit",
-        "json",
-        "no_metadata",
-        "no_cache",
-    }
-)
-"""Keys of the config file. A command takes those that it has options for."""

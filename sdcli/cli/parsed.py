@@ -26,6 +26,8 @@ class Product:
     force: bool
     as_json: bool
     no_metadata: bool
+    preview: str | None = None
+    """`terminal`, or a file for previews; None is none."""
 
 
 WAYS = ("prompt", "prompt_option", "prompt_file")
@@ -36,6 +38,8 @@ def asked_of(params: Params) -> Asked:
     """What is asked for. Raises BadRequest unless there is one prompt."""
     prompt = require_prompt(*(params[way] for way in WAYS))
     said = {name: value for name, value in params.items() if name in _ASKED and value is not None}
+    if params.get("preview") is None:
+        said.pop("preview_every", None)
     if "init" not in said:
         said.pop("strength", None)
     named = {part: params.get(option[2:].replace("-", "_")) for option, part in part_options().items()}
@@ -44,7 +48,7 @@ def asked_of(params: Params) -> Asked:
 
 def product_of(params: Params) -> Product:
     """How it is wanted. Raises BadRequest for two products on stdout, the picture and the report."""
-    product = Product(params["output"], params["force"], params["as_json"], params["no_metadata"])
+    product = Product(params["output"], params["force"], params["as_json"], params["no_metadata"], params["preview"])
     if product.output == "-" and product.as_json:
         raise BadRequest("--output - and --json both want stdout: give one of them")
     return product

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from sdcli.app.forecast import Forecast, forecast, forecast_report
+from sdcli.app.reading import Reads
 from sdcli.app.tasks import prepare
+from sdcli.cli.command import Command
 from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
-from sdcli.cli.options import Command, drawing_options
+from sdcli.cli.options import drawing_options
 from sdcli.cli.parsed import Params, asked_of, voice_of
-from sdcli.cli.progress import making_lines
+from sdcli.cli.progress import pace, sizes
 from sdcli.cli.say import hand_out
 from sdcli.plan.remainders import WORDS
 from sdcli.units import format_pace, format_size
@@ -35,7 +37,7 @@ def command(**params: Any) -> None:
 
 def _plan(params: Params) -> None:
     voice = voice_of(params)
-    task = prepare(asked_of(params), voice.tell, making_lines(voice), voice.debug)
+    task = prepare(asked_of(params), voice.tell, voice.debug)
     result = forecast(task)
     if params["as_json"]:
         hand_out(json.dumps(forecast_report(task, result)))
@@ -55,7 +57,7 @@ def table(result: Forecast) -> list[str]:
     under = f" of {format_size(limit)}" if limit is not None else ", no ceiling"
     known = "measured here" if result.baseline_measured else "typical; a first run measures it"
     return [
-        f"{task.model.ref} on {task.device} in {task.dtype}, {request.width}x{request.height}",
+        f"{task.model.ref} on {task.device} in {task.dtype}, {sizes(request)}",
         f"fits: predicted peak {format_size(planned.peak_bytes)}{under}; the least is"
         f" {format_size(result.smallest_limit_bytes)}",
         "",
@@ -64,6 +66,19 @@ def table(result: Forecast) -> list[str]:
         *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
         f"  libraries and heap: {WORDS[result.remainder_from]}",
         "",
-        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {format_pace(planned.step_s)} a step",
+        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {pace(planned)}",
         *(f"  {reason}" for reason in plan.reasons),
+        *_reading(result.reads),
     ]
+
+
+def _reading(reads: Reads | None) -> list[str]:
+    """What a step reads, and what bounds it."""
+    if reads is None:
+        return []
+    what = f"  a step reads {format_size(reads.step_bytes)} of weights"
+    if reads.disk_s is None or reads.bytes_a_second is None:
+        return [f"{what}; how fast this disk is was not measured"]
+    speed = f"{format_size(int(reads.bytes_a_second))} a second"
+    longer = {"disk": "longer than the arithmetic", "arithmetic": "hidden behind the arithmetic"}[reads.bound or "disk"]
+    return [f"{what}: {format_pace(reads.disk_s)} at this disk's {speed}, {longer}; none where they stay in the cache"]

@@ -5,12 +5,27 @@ from __future__ import annotations
 import shutil
 import time
 
+from sdcli.app.making import ShowMaking
 from sdcli.app.record import KEPT, RunRecord
-from sdcli.app.tasks import ShowMaking
+from sdcli.cli.preview import Previews
 from sdcli.cli.say import Voice, is_terminal, say
+from sdcli.domain import Request
+from sdcli.families.rounds import AGAIN
 from sdcli.host.watchdog import Watchdog
-from sdcli.messages import Finished, Message, Notice, Progress, Ready, StageBegan, StageEnded, StageLoaded, StepDone
+from sdcli.messages import (
+    Finished,
+    Message,
+    Notice,
+    Preview,
+    Progress,
+    Ready,
+    StageBegan,
+    StageEnded,
+    StageLoaded,
+    StepDone,
+)
 from sdcli.plan.ceiling import Ceiling
+from sdcli.plan.planner import Planned
 from sdcli.units import format_pace, format_size
 
 BAR_WIDTH = 20
@@ -19,15 +34,23 @@ BAR_WIDTH = 20
 class ProgressLines:
     """A line a stage, and on a terminal a bar that moves with each step. Quiet says nothing."""
 
-    def __init__(self, record: RunRecord, ceiling: Ceiling, *, quiet: bool, verbose: bool) -> None:
-        self._record, self._ceiling = record, ceiling
+    def __init__(
+        self, record: RunRecord, ceiling: Ceiling, *, quiet: bool, verbose: bool, previews: Previews | None = None
+    ) -> None:
+        self._record, self._ceiling, self._previews = record, ceiling, previews
         self._quiet, self._verbose = quiet, verbose
         self._moving = is_terminal() and not quiet
         self._drawn = 0
         self._tripped: str | None = None
+        self._seconds: dict[int, list[float]] = {}
+        """A step's, by round."""
 
     def __call__(self, message: Message, watchdog: Watchdog) -> None:
         """Show one event."""
+        if isinstance(message, Preview) and self._previews is not None:
+            if self._previews.on_terminal:
+                self._redraw("")
+            self._previews.show(message)
         if self._quiet:
             return
         match message:
@@ -40,7 +63,8 @@ class ProgressLines:
                 self._redraw(f"{name:<14} ...")
             case StageLoaded(name, kept=True) if self._verbose:
                 self._line(f"{name}: {KEPT}")
-            case StepDone(image, step, count, seconds):
+            case StepDone(image, step, count, seconds, round=number):
+                self._seconds.setdefault(number, []).append(seconds)
                 picture = (
                     f"picture {image + 1} of {self._record.task.request.count}  "
                     if self._record.task.request.count > 1
@@ -60,6 +84,8 @@ class ProgressLines:
     def clear(self) -> None:
         """Leave no half-drawn line behind."""
         self._redraw("")
+        if self._previews is not None:
+            self._previews.moved()
 
     def summary(self) -> str:
         """The last line: how long, and how high."""
@@ -73,8 +99,7 @@ class ProgressLines:
             return
         request = task.request
         last = f" to {request.seeds[-1]}" if request.count > 1 else ""
-        size = f"{request.width}x{request.height}"
-        self._line(f"{task.model.ref} on {task.device} in {task.dtype}, {size}, seed {request.seed}{last}")
+        self._line(f"{task.model.ref} on {task.device} in {task.dtype}, {sizes(request)}, seed {request.seed}{last}")
         if self._verbose:
             baseline = format_size(self._record.baseline_bytes)
             self._line(f"{self._record.device}, torch {self._record.torch_version}, baseline {baseline}")
@@ -83,16 +108,15 @@ class ProgressLines:
             for reason in planned.plan.reasons:
                 self._line(f"plan: {reason}")
         under = f" of {format_size(self._ceiling.limit_bytes)}" if self._ceiling.limit_bytes is not None else ""
-        pace = f"{format_pace(planned.step_s)} a step"
         peak = format_size(planned.peak_bytes)
-        self._line(f"fits: predicted peak {peak}{under}, denoiser {planned.plan.residency}, {pace}")
+        self._line(f"fits: predicted peak {peak}{under}, denoiser {planned.plan.residency}, {pace(planned)}")
 
     def _stage(self, name: str, run_s: float, watchdog: Watchdog) -> None:
         stage = self._record.stages[-1]
         peak = stage.peak_bytes or watchdog.peaks.by_stage.get(name, 0)
         steps = ""
-        if name == "denoise" and self._record.steps:
-            times = sorted(step.seconds for step in self._record.steps)
+        times = sorted(self._seconds.get(int(name.startswith(AGAIN)), [])) if name.endswith("denoise") else []
+        if times:
             steps = f"  {len(times)} steps, {times[len(times) // 2]:.2f} s each"
         self._line(f"{name:<14} {stage.load_s + run_s:6.1f} s{steps}  peak {format_size(peak)}")
 
@@ -103,7 +127,7 @@ class ProgressLines:
 
     def _line(self, text: str) -> None:
         """A line that stays."""
-        self._redraw("")
+        self.clear()
         say(text)
 
     def _redraw(self, text: str) -> None:
@@ -161,6 +185,17 @@ class MakingLine(AmountLine):
     def show(self, message: Progress) -> None:
         """Show how far it is."""
         self(message.done, message.total)
+
+
+def sizes(request: Request) -> str:
+    """Width and height of each round."""
+    return ", then ".join(f"{one.width}x{one.height}" for one in request.rounds)
+
+
+def pace(planned: Planned) -> str:
+    """About how long a step takes."""
+    last = f"{format_pace(planned.step_s)} a step"
+    return last if planned.first_step_s is None else f"{format_pace(planned.first_step_s)} a step, then {last}"
 
 
 def making_lines(voice: Voice) -> ShowMaking:

@@ -13,11 +13,15 @@ import torch
 from safetensors.torch import load, save
 
 from sdcli.engine.schedulers import restore_scheduler, scheduler_state
+from sdcli.errors import SdcliError
+
+LENGTH_MOST = 10_000
+"""Of a scheduler's lists: more than it has steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after `step` steps of image number `image`. Latents: (1, channels, h, w), FP32."""
+    """The state after `step` steps of a `round` of image number `image`. Latents: (1, channels, h, w), FP32."""
 
     image: int
     step: int
@@ -25,14 +29,23 @@ class Checkpoint:
     generator: torch.Tensor
     scheduler_tensors: dict[str, torch.Tensor]
     scheduler_plain: dict[str, Any]
+    round: int = 0
 
     @classmethod
     def take(
-        cls, image: int, step: int, count: int, latents: torch.Tensor, generator: torch.Generator, scheduler: Any
+        cls,
+        image: int,
+        step: int,
+        count: int,
+        latents: torch.Tensor,
+        generator: torch.Generator,
+        scheduler: Any,
+        number: int = 0,
     ) -> Checkpoint:
-        """Look at a run after `step` of `count` steps. After the last one nobody asks for the scheduler any more."""
+        """Look at a round of that number after `step` of `count` steps. After its last one nobody asks for the
+        scheduler any more."""
         history: tuple[Any, Any] = scheduler_state(scheduler) if step < count else ({}, {})
-        return cls(image, step, latents, generator.get_state(), *history)
+        return cls(image, step, latents, generator.get_state(), *history, round=number)
 
     def restore(self, generator: torch.Generator, scheduler: Any) -> torch.Tensor:
         """Bring generator and scheduler to where they were; returns the latents."""
@@ -40,12 +53,26 @@ class Checkpoint:
         restore_scheduler(scheduler, self.scheduler_tensors, self.scheduler_plain)
         return self.latents
 
+    def require_sound(self, shape: torch.Size, count: int) -> None:
+        """Raise SdcliError for one that is not of a picture of this shape, drawn in so many steps."""
+        tensors = (self.latents, *self.scheduler_tensors.values())
+        lengths = [value["length"] for value in self.scheduler_plain.values() if isinstance(value, dict)]
+        sound = (
+            self.latents.shape == shape
+            and self.latents.dtype is torch.float32
+            and 0 <= self.step <= count
+            and all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+            and all(isinstance(length, int) and 0 <= length <= LENGTH_MOST for length in lengths)
+        )
+        if not sound:
+            raise SdcliError("a checkpoint of this run is damaged: sdcli runs remove takes the run away; draw it anew")
+
     def to_bytes(self) -> bytes:
         """As one blob."""
         tensors = {"latents": self.latents, "generator": self.generator}
         tensors |= {f"scheduler.{name}": tensor for name, tensor in self.scheduler_tensors.items()}
         plain = torch.frombuffer(
-            bytearray(json.dumps([self.image, self.step, self.scheduler_plain]).encode()), dtype=torch.uint8
+            bytearray(json.dumps([self.image, self.step, self.round, self.scheduler_plain]).encode()), dtype=torch.uint8
         )
         blob: bytes = save({name: t.detach().clone().contiguous() for name, t in tensors.items()} | {"plain": plain})
         return blob
@@ -54,7 +81,7 @@ class Checkpoint:
     def from_bytes(cls, blob: bytes) -> Checkpoint:
         """Undo `to_bytes`."""
         tensors = load(blob)
-        image, step, plain = json.loads(bytes(tensors.pop("plain").tolist()))
+        image, step, number, plain = json.loads(bytes(tensors.pop("plain").tolist()))
         latents, generator = tensors.pop("latents"), tensors.pop("generator")
         scheduler = {name.removeprefix("scheduler."): tensor for name, tensor in tensors.items()}
-        return cls(image, step, latents, generator, scheduler, plain)
+        return cls(image, step, latents, generator, scheduler, plain, number)

@@ -12,15 +12,17 @@ from torch import nn
 
 from sdcli.devices.base import DTYPES, Device
 from sdcli.devices.dry import DryDevice
-from sdcli.domain import Component, Model, Request, WeightUse
+from sdcli.domain import Component, Model, Request, StageName
 from sdcli.engine.dry_run import DryRun
 from sdcli.engine.masking import beside_rows
 from sdcli.families.contract import Stage
 from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.messages import Count, Counted, Message
 from sdcli.models.opened import open_model
 from sdcli.plan.counts import Counts, StageCount, WayCount, counts_to_json
 from sdcli.plan.ways import SCRATCHES, way_of_steps
+from sdcli.uses import WeightUse
 from sdcli.weights.borrow import Borrow, Note
 from sdcli.weights.dry_adapters import add_dry
 from sdcli.weights.match import require_match
@@ -70,8 +72,13 @@ def count_all(asked: Count, device: Device) -> Iterator[Message]:
 
 def count(model: Model, request: Request, device: Device, dtype: torch.dtype) -> Counts:
     """Counts of every stage that the request takes. Raises SdcliError where the files do not match the network."""
-    counting = _Counting(model, request, device, dtype)
-    return {stage.name: counting.stage(stage) for stage in family_of(model).stages(model, request)}
+    rounds = [_Counting(model, one, device, dtype) for one in request.rounds]
+    counts = dict[StageName, StageCount]()
+    for stage in stages_of(model, request):
+        if stage.round:
+            rounds[stage.round].go_on_from(rounds[0])
+        counts[stage.name] = rounds[stage.round].stage(stage)
+    return counts
 
 
 class _Counting:
@@ -92,6 +99,12 @@ class _Counting:
         shape = geometry.latent_channels, *geometry.latent_shape(request)
         self._latents = torch.empty(1, *shape, device="meta")
 
+    def go_on_from(self, first: _Counting) -> None:
+        """With the words that were encoded in the first round."""
+        self._state |= {
+            name: given for name, given in first._state.items() if name.startswith(("conditioning", "turns"))
+        }
+
     def stage(self, stage: Stage) -> StageCount:
         """All its ways. Weights are as one sample sees them."""
         if stage.times == "steps":
@@ -100,7 +113,7 @@ class _Counting:
         for way in stage.ways or ("",):
             run = DryRun()
             with self._entered(stage, run, way) as work:
-                given = work(self._latents) if stage.times == "pictures" else work(self._state)
+                given = work(self._latents) if stage.times in ("pictures", "to_pixels") else work(self._state)
             if stage.times == "once":
                 self._state |= given
             del given
@@ -135,7 +148,7 @@ class _Counting:
     def _entered(self, stage: Stage, run: DryRun, way: str, scratch_bytes: int = 0) -> Iterator[Any]:
         note = _noted_by(run, self._real, stage.times == "steps")
         borrow = Borrow(self._device, self._dtype, way=way, scratch_bytes=scratch_bytes, dry=note)
-        with getattr(self._network, stage.name)(self._model, self._request, borrow) as work, run:
+        with getattr(self._network, stage.function)(self._model, self._request, borrow) as work, run:
             yield work
 
 

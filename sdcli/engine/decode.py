@@ -19,7 +19,7 @@ def decode(work: Work, stage: Stage, latents: Latents) -> Iterator[Message]:
     clock = Clock(stage.name, work.device)
     yield clock.began()
     failure: NotFinite | None = None
-    with getattr(work.network, stage.name)(work.model, work.request, work.borrow(stage)) as run:
+    with getattr(work.network, stage.function)(work.model, work.request, work.borrow(stage)) as run:
         yield clock.loaded()
         for image in sorted(latents):
             pixels = run(latents[image])
@@ -36,7 +36,11 @@ def decode(work: Work, stage: Stage, latents: Latents) -> Iterator[Message]:
 
 
 def _picture(image: int, seed: int, pixels: torch.Tensor) -> PictureDone:
-    """(1, 3, h, w) in -1…1 to 8-bit RGB, rounded."""
-    levels = (pixels[0] / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous()
+    levels = levels_of(pixels)
     height, width, _ = levels.shape
     return PictureDone(image, seed, width, height, levels.numpy().tobytes())
+
+
+def levels_of(pixels: torch.Tensor) -> torch.Tensor:
+    """(1, 3, h, w) in -1…1 to 8-bit RGB, (h, w, 3), rounded."""
+    return (pixels[0] / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous()

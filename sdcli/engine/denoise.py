@@ -10,16 +10,20 @@ from typing import Any
 
 import torch
 
-from sdcli.domain import Guidance, WeightRow
+from sdcli.domain import Guidance
 from sdcli.engine.checkpoint import Checkpoint
+from sdcli.engine.enlarge import Enlarged
 from sdcli.engine.latents import Latents
 from sdcli.engine.masking import Outside, beside_rows, latent_mask, told_of_mask
+from sdcli.engine.preview import preview, seen_in
 from sdcli.engine.schedulers import begin_at, build_scheduler, from_noise, from_picture, model_input, step_options
 from sdcli.engine.stage import Clock, blown_up, is_finite, not_finite
 from sdcli.engine.work import State, Work
 from sdcli.errors import NotFinite, SdcliError, echo
 from sdcli.families.contract import Stage
-from sdcli.messages import LatentsDone, Message, Notice, StepDone
+from sdcli.messages import LatentsDone, Message, Notice, Preview, StepDone
+from sdcli.units import format_size
+from sdcli.uses import WeightRow
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.copies import being_made
 from sdcli.weights.lend import Table, packer
@@ -34,29 +38,59 @@ Conditioning = Mapping[str, torch.Tensor]
 
 
 def denoise(
-    work: Work, stage: Stage, state: State, resume: Mapping[int, Checkpoint], finished: Latents
+    work: Work,
+    stage: Stage,
+    state: State,
+    resume: Mapping[int, Checkpoint],
+    finished: Latents,
+    enlarged: Mapping[int, Enlarged] | None = None,
 ) -> Iterator[Message]:
-    """Yields events, a checkpoint a step; puts every picture's latents into `finished`."""
+    """Yields events, a checkpoint a step; puts every picture's latents into `finished`.
+
+    A second round goes on from those that are `enlarged`.
+    """
     clock, borrow = Clock(stage.name, work.device), work.borrow(stage)
     yield clock.began()
     yield from _find_copy(work, stage, borrow)
-    with getattr(work.network, stage.name)(work.model, work.request, borrow) as denoiser:
+    with getattr(work.network, stage.function)(work.model, work.request, borrow) as denoiser:
         yield clock.loaded()
         for image, seed in enumerate(work.request.seeds):
-            finished[image] = yield from _draw(work, image, seed, state, denoiser, resume.get(image))
+            if image in work.saved:
+                continue
+            begun = resume.get(image)
+            if begun is not None and begun.round > work.round:
+                continue
+            if begun is not None and begun.round < work.round:
+                begun = None
+            larger = None
+            if enlarged is not None:
+                larger = enlarged[image] if begun is None else Enlarged(begun.latents, begun.generator)
+            finished[image] = yield from _draw(work, image, seed, state, denoiser, begun, larger)
             work.device.between_blocks()  # each picture begins with what the first one began with
     yield clock.ended()
 
 
 def _draw(
-    work: Work, image: int, seed: int, state: State, denoiser: Any, resume: Checkpoint | None
+    work: Work,
+    image: int,
+    seed: int,
+    state: State,
+    denoiser: Any,
+    resume: Checkpoint | None,
+    enlarged: Enlarged | None,
 ) -> Generator[Message, None, torch.Tensor]:
     """One picture's latents. Noise and schedule live on the CPU in FP32: a seed is one picture on every device."""
     request, outside = work.request, None
     generator = torch.Generator("cpu").manual_seed(seed)
     scheduler = build_scheduler(work.scheduler, request.steps, work.flow_times)
     timesteps = scheduler.timesteps
-    if "init" in state:
+    if enlarged is not None:
+        if enlarged.generator is not None:
+            generator.set_state(enlarged.generator)
+        timesteps = begin_at(scheduler, request.steps - request.steps_run)
+        noise = _noise(work, generator)
+        latents = from_picture(scheduler, enlarged.latents, noise, timesteps) if len(timesteps) else enlarged.latents
+    elif "init" in state:
         latents, timesteps, outside = _start_from(work, state, scheduler, generator)
     else:
         latents = from_noise(scheduler, _noise(work, generator))
@@ -66,25 +100,33 @@ def _draw(
         denoiser.foresee(timesteps)
     begin = 0
     if resume is not None:
+        resume.require_sound(latents.shape, len(timesteps))
         latents, begin = resume.restore(generator, scheduler), resume.step
 
     for step in range(begin, len(timesteps)):
         started, read = time.perf_counter(), denoiser.lent.bytes_read
         timestep = timesteps[step]
-        conditioning = beside_rows(conditioning_at(state, step // scheduler.order), beside)
+        conditioning = beside_rows(conditioning_at(state, work.steps_before + step // scheduler.order), beside)
         sample = model_input(scheduler, latents, timestep)
         told = _told(denoiser, sample, timestep, conditioning, request.guidance, work.plan.guidance)
         output = _guided(told, request.guidance)
-        latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        before, stepped = latents, scheduler.step(output, timestep, latents, **options)
+        latents = stepped.prev_sample
+        shown = _preview(work, image, step, (scheduler, stepped, before, output, timestep))
+        del before, stepped
         if outside is not None:
             latents = outside.put_back(latents, scheduler, timesteps[step + 1 : step + 2])
         if not is_finite(latents):
             raise _who_is_to_blame(sample, told, output, step + 1, work.dtype)
         seconds, read = time.perf_counter() - started, denoiser.lent.bytes_read - read
-        checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler)
-        yield StepDone(image, step + 1, len(timesteps), seconds, read, checkpoint.to_bytes())
-    if begin == len(timesteps):  # no step has said so
-        yield LatentsDone(image, Checkpoint.take(image, begin, begin, latents, generator, scheduler).to_bytes())
+        checkpoint = Checkpoint.take(image, step + 1, len(timesteps), latents, generator, scheduler, work.round)
+        at, of = work.calls_before + step + 1, work.calls_before + len(timesteps) + work.calls_after
+        if shown is not None:
+            yield shown
+        yield StepDone(image, at, of, seconds, read, checkpoint.to_bytes(), work.round)
+    if begin == len(timesteps) and not work.calls_after:  # no step has said so
+        last = Checkpoint.take(image, begin, begin, latents, generator, scheduler, work.round)
+        yield LatentsDone(image, last.to_bytes())
     return latents
 
 
@@ -97,6 +139,14 @@ def conditioning_at(state: State, step: int) -> Conditioning:
     order = state["turns"]["order"] if "turns" in state else None
     number = 0 if order is None else int(order[min(step, len(order) - 1)])
     return state[f"conditioning {number}" if number else "conditioning"]
+
+
+def _preview(work: Work, image: int, step: int, about: tuple[Any, ...]) -> Preview | None:
+    """A preview of the step, counted from 0, where one is due: every so many steps."""
+    every, colours = work.preview_every, work.geometry.colours if work.preview_every else None
+    if colours is None or (work.calls_before + step + 1) % every:
+        return None
+    return preview(image, colours, seen_in(*about))
 
 
 def _told(
@@ -149,7 +199,9 @@ def _find_copy(work: Work, stage: Stage, borrow: Borrow) -> Iterator[Message]:
     if being_made(folder):
         yield Notice("another run is preparing the denoiser: waiting for it")
     else:
-        yield Notice(f"preparing the denoiser for this processor, once, in {echo(folder.parent)}")
+        size_bytes = sum(math.prod(row.shape) for row in borrow.table if row.use == "matrix") * work.dtype.itemsize
+        size = format_size(size_bytes)
+        yield Notice(f"preparing the denoiser for this processor, once: {size} in {echo(folder.parent)}")
     component = work.model.parts[part]
     module = work.network.build(component)
     try:

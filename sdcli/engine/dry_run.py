@@ -18,8 +18,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdcli.domain import Use, WeightUse
 from sdcli.units import MIB
+from sdcli.uses import Use, WeightUse
 from sdcli.weights.sliced import DrySlices, set_slices
 
 META = torch.device("meta")

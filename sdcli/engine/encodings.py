@@ -20,10 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sdcli import __version__, machine, settings
+from sdcli.domain import Adapter
 from sdcli.engine.stage import is_finite
 from sdcli.engine.work import State, Work
 from sdcli.errors import SdcliError
 from sdcli.families.contract import Stage
+from sdcli.families.prompts import turns_of
 from sdcli.models.stamps import stamps_of
 from sdcli.units import MIB
 
@@ -108,18 +110,26 @@ def _place(work: Work, stage: Stage) -> Path:
 def _key(work: Work, stage: Stage) -> str:
     """Of what a stage gives that goes by words alone: the words, the files that it reads, and who computes how."""
     model, request, under = work.model, work.request, tuple(f"{part}/" for part in stage.parts)
-    words = [request.prompt, request.negative if request.guided else None, request.clip_skip, request.emphasis]
+    words: list[object] = [request.prompt, request.negative if request.guided else None]
+    words += [request.clip_skip, request.emphasis, turns_of(request).order]  # the latter goes by the steps, too
     files = sorted(item for item in stamps_of(model).items() if item[0].startswith(under))
     parts = [model.parts[name] for name in stage.parts]
     networks = [(part.class_name, part.config, [file.header_sha256 for file in part.files]) for part in parts]
     changes = [
-        (part.name, name, [(one.kind, one.scale, one.weight, sorted(one.tensors)) for one in adapters])
+        (part.name, name, [(one.kind, one.scale, one.weight, _places(one)) for one in adapters])
         for part in parts
         for name, adapters in sorted(part.adapters.items())
     ]
     computed = [work.device.name, work.dtype_name, machine.torch_version(), *machine.cpu_vector_flags()]
-    facts = [LAYOUT, __version__, model.family, stage.name, words, files, networks, changes, computed]
+    computed.append(f"{torch.get_num_threads()} threads")  # which may round otherwise
+    facts = [LAYOUT, __version__, model.family, sorted(model.said.items()), stage.name, words, files, networks]
+    facts += [changes, computed]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _places(adapter: Adapter) -> list[tuple[str, str, str]]:
+    """Which tensors of which files the adapter is made of, by their roles."""
+    return sorted((role, str(origin.path), origin.stored) for role, origin in adapter.tensors.items())
 
 
 def _to_bytes(given: Given) -> bytes:

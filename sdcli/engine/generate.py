@@ -5,7 +5,7 @@ For Stable Diffusion: encode the words, encode the init image, denoise, decode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,18 +16,21 @@ from sdcli.domain import Component, Model
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.decode import decode
 from sdcli.engine.denoise import denoise
+from sdcli.engine.enlarge import ByLatents, Enlarged, to_latents, to_pixels
 from sdcli.engine.latents import Latents
 from sdcli.engine.once import once
 from sdcli.engine.schedulers import rehearse
 from sdcli.engine.work import State, Work
 from sdcli.families.contract import Stage
-from sdcli.families.registry import family_of
+from sdcli.families.rounds import stages_of
 from sdcli.messages import Finished, Job, Message, StageBegan, StageLoaded
 from sdcli.models.opened import open_model
 from sdcli.models.stamps import require_same, require_unchanged, stamps_of
+from sdcli.spool import Spool
 from sdcli.weights.copies import in_use, is_made
 
-TIMES = {"pictures": ("pictures",), "latents": ("once", "steps"), "whole": ("once", "steps", "pictures")}
+_LATENTS = ("once", "steps", "to_pixels", "to_latents")
+TIMES = {"pictures": ("pictures",), "latents": _LATENTS, "whole": (*_LATENTS, "pictures")}
 """The stages of each part of a job, by how often they run."""
 
 
@@ -68,30 +71,44 @@ def generate(job: Job, device: Device) -> Iterator[Message]:
 
 def _stages(model: Model, job: Job) -> list[Stage]:
     """Those that the job's part has."""
-    return [stage for stage in family_of(model).stages(model, job.request) if stage.times in TIMES[job.part]]
+    return [stage for stage in stages_of(model, job.request) if stage.times in TIMES[job.part]]
 
 
 def _draw(job: Job, work: Work, stages: list[Stage]) -> Iterator[Message]:
     """Stage after stage: what one gives the next ones take."""
-    request, state, resume = work.request, State(), dict[int, Checkpoint]()
-    latents = Latents(*work.latents_shape[1:])
+    rounds, state, resume = work.in_rounds, State(), dict[int, Checkpoint]()
+    latents = Latents(*rounds[-1].latents_shape[1:])
     if job.part == "pictures":
         for checkpoint in _checkpoints(job, 0):
             latents[checkpoint.image] = checkpoint.latents
     else:
-        run = None if request.strength is None else request.steps_run
-        rehearse(work.scheduler, request.steps, run, work.flow_times)
+        for one in rounds:
+            run = None if one.request.strength is None else one.request.steps_run
+            rehearse(one.scheduler, one.request.steps, run, one.flow_times)
         state, resume = _unpacked(job)
     del job
+    enlarged: Mapping[int, Enlarged] | None = None
+    pixels = Spool()
     for stage in stages:
+        work = rounds[stage.round]
         if stage.times == "once":
             state |= yield from once(work, stage, state)
         elif stage.times == "steps":
             state.pop("references", None)  # what was made of them is there
-            yield from denoise(work, stage, state, resume, latents)
+            if stage.round:
+                enlarged = enlarged or ByLatents(latents, work)
+                state.pop("pixels", None)
+                state.pop("init", None)
+            latents = Latents(*work.latents_shape[1:])
+            yield from denoise(work, stage, state, resume, latents, enlarged)
+        elif stage.times == "to_pixels":
+            pixels = yield from to_pixels(work, stage, latents, rounds[-1])
+        elif stage.times == "to_latents":
+            enlarged = yield from to_latents(work, stage, pixels)
+        else:
             state.clear()
             resume.clear()
-        else:
+            enlarged = None
             yield from decode(work, stage, latents)
     yield Finished()
 

@@ -21,7 +21,7 @@ def once(work: Work, stage: Stage, state: State) -> Generator[Message, None, Sta
         yield clock.loaded(kept=True)
         yield clock.ended()
         return kept.state
-    with getattr(work.network, stage.name)(work.model, work.request, borrow) as run:
+    with getattr(work.network, stage.function)(work.model, work.request, borrow) as run:
         for notice in borrow.notices:
             yield Notice(notice)
         yield clock.loaded()

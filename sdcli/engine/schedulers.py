@@ -33,7 +33,15 @@ TRIPPED_OVER = (
 OURS = {
     "LMSDiscreteScheduler": "sdcli.engine.samplers.lms",
     **dict.fromkeys(
-        ("DPMSolverAncestral", "DPMSolverModified", "DPMSolverSDE", "EulerAncestral", "ImprovedPNDM"),
+        (
+            "DPMSolverAncestral",
+            "DPMSolverModified",
+            "DPMSolverSDE",
+            "DPMSolverThird",
+            "EulerAncestral",
+            "ImprovedPNDM",
+            "VariablePNDM",
+        ),
         "sdcli.engine.samplers.solvers",
     ),
     **dict.fromkeys(("FlowMatchAncestral", "FlowMatchHeun", "FlowMatchSolver"), "sdcli.engine.samplers.flow"),
@@ -73,8 +81,16 @@ def _build(component: Component, steps: int, offset: int) -> Any:
             return levels_by(config["levels"], scheduler, config["aligned"], in_sigmas, num_inference_steps)
 
         scheduler._convert_to_exponential = levels
-    scheduler.set_timesteps(steps)
+    if "times" in config:
+        scheduler.set_timesteps(timesteps=_times(config["times"], scheduler.config.num_train_timesteps, steps))
+    else:
+        scheduler.set_timesteps(steps)
     return scheduler
+
+
+def _times(named: str | tuple[int, ...], known: int, steps: int) -> list[int]:
+    """Those that are named, or `trailing`: even, from the noisiest on, as diffusers' schedulers that know the word."""
+    return [round(known - step * known / steps) - 1 for step in range(steps)] if named == "trailing" else [*named]
 
 
 def _build_flow(component: Component, steps: int, times: FlowTimes | None) -> Any:

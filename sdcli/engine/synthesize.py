@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,10 +38,25 @@ PIECE = 2**22
 """Numbers made at a time: 16 MiB in FP32, whatever the size of the tensor."""
 
 
-def synthesize(name: str, folder: Path) -> Iterator[Message]:
-    """Make the model `name` of configs/models in the empty `folder`. Yields its progress."""
-    yield from write_model(read_config("models", name), folder)
+def synthesize(name: str, folder: Path, outline: bool = False) -> Iterator[Message]:
+    """Make the model `name` of configs/models in the empty `folder`, or its `outline` alone. Yields its progress."""
+    config = read_config("models", name)
+    if outline:
+        write_outline(config, folder)
+    else:
+        yield from write_model(config, folder)
     yield Finished()
+
+
+def write_outline(config: dict[str, Any], folder: Path) -> None:
+    """Make a model whose files have headers and no numbers: they read as zeros, and take no room on disk."""
+    modules, dtype = _empty_modules(config), config.get("dtype", "F16")
+    write_texts(config, folder)
+    for part, module in modules.items():
+        with weight_path(folder, part).open("wb") as file:
+            _write_header(file, module, dtype)
+            file.truncate(file.tell() + sum(_nbytes(tensor, dtype) for _, tensor in _stored(module)))
+    _write_manifest(folder, sample_sha256)
 
 
 def write_model(config: dict[str, Any], folder: Path) -> Iterator[Progress]:
@@ -58,7 +73,7 @@ def write_model(config: dict[str, Any], folder: Path) -> Iterator[Progress]:
                 for written in _write_weights(file, module, f"{config['seed']}/{part.name}", dtype):
                     done += written
                     yield Progress(done, total)
-        _write_manifest(folder)
+        _write_manifest(folder, _sha256)
     except OSError as error:
         raise SdcliError(
             f"cannot write the model in {echo(folder.parent)}: {error.strerror}; it takes {total / 1e9:.1f} GB,"
@@ -104,9 +119,8 @@ def _nbytes(tensor: torch.Tensor, dtype: str) -> int:
     return tensor.numel() * (2 if isinstance(tensor, nn.Parameter) and dtype in HALVES else 4)
 
 
-def _write_weights(file: BinaryIO, module: nn.Module, seed: str, dtype: str) -> Iterator[int]:
-    """Write one safetensors file; yields the bytes of each piece written."""
-    owners = dict(module.named_modules())
+def _write_header(file: BinaryIO, module: nn.Module, dtype: str) -> None:
+    """Begin one safetensors file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, tensor in _stored(module):
@@ -117,6 +131,12 @@ def _write_weights(file: BinaryIO, module: nn.Module, seed: str, dtype: str) -> 
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     file.write(len(raw).to_bytes(8, "little") + raw)
+
+
+def _write_weights(file: BinaryIO, module: nn.Module, seed: str, dtype: str) -> Iterator[int]:
+    """Write one safetensors file; yields the bytes of each piece written."""
+    owners = dict(module.named_modules())
+    _write_header(file, module, dtype)
     for name, tensor in _stored(module):
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
@@ -147,16 +167,20 @@ def _distribution(owner: nn.Module, name: str, parameter: torch.Tensor) -> tuple
     return 0.0, 1 / math.sqrt(3 * parameter[0].numel())
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, digest_of: Callable[[Path], str]) -> None:
     """Record what a whole model looks like: size and digests of every file, and one digest of all."""
     files, every = {}, hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_of(path)
         name = path.relative_to(folder).as_posix()
         every.update(f"{digest}  {name}\n".encode())
         files[name] = {"size": path.stat().st_size, "sha256": digest, "sample_sha256": sample_sha256(path)}
     manifest = {"sha256": every.hexdigest(), "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

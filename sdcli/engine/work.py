@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from sdcli.devices.base import DTYPES, Device
-from sdcli.domain import Component, DtypeName, Model, Plan, Request, StageName, WeightRow
+from sdcli.domain import Component, DtypeName, Model, Plan, Request, StageName
+from sdcli.engine.schedulers import begin_at, build_scheduler
 from sdcli.families.contract import FlowTimes, Geometry, Stage
 from sdcli.families.registry import family_of
 from sdcli.messages import Job
 from sdcli.models.samplers import scheduler_of
+from sdcli.uses import WeightRow
 from sdcli.weights.borrow import Borrow
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -35,6 +37,16 @@ class Work:
     network: Any
     keeps: bool = True
     """Whether what a stage gives may be kept for other runs, and taken from them."""
+    preview_every: int = 0
+    round: int = 0
+    """Of the rounds of steps; the request is that round's."""
+    steps_before: int = 0
+    """That earlier rounds run, as prompts count them."""
+    calls_before: int = 0
+    """Of the denoiser, in earlier rounds and in later ones."""
+    calls_after: int = 0
+    saved: frozenset[int] = frozenset()
+    """Pictures that are drawn already."""
 
     @classmethod
     def of(cls, job: Job, model: Model, device: Device) -> Work:
@@ -42,7 +54,42 @@ class Work:
         family = family_of(model)
         request = replace(job.request, guidance_is_input=family.geometry(model).takes_guidance)
         prepared, network = Path(job.prepared) if job.prepared else None, import_module(family.network)
-        return cls(request, model, job.plan, device, job.dtype, job.tables, prepared, network, job.keeps)
+        return cls(
+            request,
+            model,
+            job.plan,
+            device,
+            job.dtype,
+            job.tables,
+            prepared,
+            network,
+            job.keeps,
+            job.preview_every,
+            saved=frozenset(job.saved),
+        )
+
+    @property
+    def in_rounds(self) -> tuple[Work, ...]:
+        """The same in each round of its request."""
+        rounds = self.request.rounds
+        works = [replace(self, request=one, round=number) for number, one in enumerate(rounds)]
+        calls = [work.calls for work in works] if len(rounds) > 1 else [0]
+        return tuple(
+            replace(
+                work,
+                steps_before=sum(one.steps_run for one in rounds[:number]),
+                calls_before=sum(calls[:number]),
+                calls_after=sum(calls[number + 1 :]),
+            )
+            for number, work in enumerate(works)
+        )
+
+    @property
+    def calls(self) -> int:
+        """Of the denoiser, that a picture takes in this round."""
+        request = self.request
+        scheduler = build_scheduler(self.scheduler, request.steps, self.flow_times)
+        return len(begin_at(scheduler, request.steps - request.steps_run))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -21,11 +21,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from sdcli.domain import Component, Model, Prediction, Request, StageName, WeightFile, Word
+from sdcli.families.colours import Colours
 
-Times = Literal["once", "steps", "pictures"]
-"""How often a stage runs: once a job, at every step of every picture, or once a picture."""
+Times = Literal["once", "steps", "pictures", "to_pixels", "to_latents"]
+"""How often a stage runs: once a job, at every step of every picture, or once a picture. Between two rounds of steps a
+picture may go to pixels, which are enlarged, and from there to latents again."""
 
 Library = Literal["diffusers", "transformers"]
+
+PREDICTIONS: Mapping[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
+"""As configs of schedulers call them."""
 
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
@@ -112,6 +117,8 @@ class Part:
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""
+    pulled: str | None = None
+    """The repository on the Hub that has it, where no folder of a model does."""
     tells: bool = False
     """Whether a folder of its name tells that the folder around it is a model's."""
 
@@ -147,6 +154,15 @@ class Stage:
     """What it takes besides weights and tensors: a tokenizer's tables."""
     kept: bool = False
     """Whether what it gives is kept for other runs: it goes by the words and its parts, and by nothing else."""
+    round: int = 0
+    """Of the request's rounds of steps, the one that it is part of."""
+    network_name: str = ""
+    """What the family's network calls it, where that is not its name."""
+
+    @property
+    def function(self) -> str:
+        """Its name in the family's network."""
+        return self.network_name or self.name
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -197,6 +213,14 @@ class Geometry:
     """Of the model, where they differ from its family's."""
     references: int = 0
     """Pictures that the model can go by, at most."""
+    edits: str = ""
+    """What the model is, where it draws nothing from words alone."""
+    told_sizes: frozenset[str] = frozenset()
+    """Of `original_size`, `crop` and `target_size` those that its denoiser is told (domain.Request)."""
+    weighs_words: bool = True
+    """Whether prompts are read as A1111 reads them: with weights, alternatives and chunks (families/prompts.py)."""
+    colours: Colours | None = None
+    """Of latents, where somebody has found out."""
     flow_times: Callable[[Request], FlowTimes] | None = None
     """Of a flow model (Lipman et al. 2022, https://arxiv.org/abs/2210.02747), when its steps are."""
 
@@ -259,6 +283,8 @@ class Family(Protocol):
     """What such an index says besides its pipeline and parts."""
     parts: tuple[Part, ...]
     """In the order of use."""
+    extras: tuple[Part, ...]
+    """Parts that a model has where they are asked for."""
     defaults: Defaults
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:

@@ -69,22 +69,31 @@ def turns_of(request: Request) -> Turns:
     negative = request.negative if request.guided else ""
     if request.emphasis == "none":
         return Turns((((Phrase(negative),), (Phrase(request.prompt),)),), ())
-    return _turns(negative, request.prompt, request.steps_run)
+    return _turns(negative, request.prompt, request.steps_run, sum(one.steps_run for one in request.rounds[1:]))
+
+
+def is_marked(request: Request) -> bool:
+    """Whether a prompt has marks that nobody writes but for a program that reads them: a weight in numbers or in
+    several brackets, an alternative, a change, BREAK."""
+    turns = turns_of(request)
+    phrases = [phrase for pair in turns.pairs for wording in pair for phrase in wording]
+    plain = {1.0, STRONGER, WEAKER}
+    return bool(turns.order) or any(phrase.breaks or phrase.weight not in plain for phrase in phrases)
 
 
 @lru_cache(maxsize=8)
-def _turns(negative: str, prompt: str, steps: int) -> Turns:
-    by_step = list(zip(_wordings(negative, steps), _wordings(prompt, steps), strict=True))
+def _turns(negative: str, prompt: str, steps: int, more: int) -> Turns:
+    by_step = list(zip(_wordings(negative, steps, more), _wordings(prompt, steps, more), strict=True))
     numbers: dict[tuple[Wording, Wording], int] = {}
     order = tuple(numbers.setdefault(pair, len(numbers)) for pair in by_step)
     return Turns(tuple(numbers), order if len(numbers) > 1 else ())
 
 
-def _wordings(prompt: str, steps: int) -> Iterator[Wording]:
-    """What it says at each step, at least at one."""
+def _wordings(prompt: str, steps: int, more: int) -> Iterator[Wording]:
+    """What it says at each step, at least at one, and at as many `more` in another round, when all has changed."""
     parsed = _Parsed(prompt)
     known: dict[tuple[int, ...], Wording] = {}
-    for step in range(1, max(steps, 1) + 1):
+    for step in range(1, max(steps, 1) + more + 1):
         chosen = tuple(choice.at(step, steps) for choice in parsed.choices.values())
         if chosen not in known:
             known[chosen] = parsed.wording(dict(zip(parsed.choices, chosen, strict=True)))

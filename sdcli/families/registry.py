@@ -16,6 +16,8 @@ from sdcli.families.sd.single import parts_of
 from sdcli.families.sdxl.embeddings import words_of as words_of_xl
 from sdcli.families.sdxl.family import StableDiffusionXL
 from sdcli.families.sdxl.single import parts_of as parts_of_xl
+from sdcli.families.sdxl_refiner.family import StableDiffusionXLRefiner
+from sdcli.families.sdxl_refiner.single import parts_of as parts_of_refiner
 from sdcli.families.zimage.family import ZImage
 from sdcli.families.zimage.single import parts_of as parts_of_zimage
 
@@ -72,18 +74,20 @@ def recognise(
 ) -> Family:
     """The family of a model: by the pipeline that its `index` names, else the one of whose parts it `has` most.
 
-    Of several it is the one that lacks fewest, and of those with the same parts the one whose networks they are: `kind`
-    tells the class of one. Raises SdcliError for a pipeline that no family has.
+    A pipeline may be of several. Of several families it is the one that lacks fewest, and of those with the same parts
+    the one whose networks they are: `kind` tells the class of one. Raises SdcliError for a pipeline that no family has.
     """
     families = [*_FAMILIES.values()]
     if pipeline:
-        named = next((family for family in families if pipeline in family.pipelines), None)
-        if named is None:
+        named = [family for family in families if pipeline in family.pipelines]
+        if len(named) == 1:
+            return named[0]
+        if not named:
             what = echo(pipeline) if isinstance(pipeline, str) else "somebody's own pipeline"
             raise SdcliError(
                 f"{echo(index)} says that this is {what}: not supported yet; give a {families[0].pipelines[0]}"
             )
-        return named
+        families = named
     there = {family.name: [part for part in family.parts if has(part.name)] for family in families}
     if not any(there.values()):
         return families[0]
@@ -97,7 +101,7 @@ def recognise(
 
 def part_options() -> dict[str, str]:
     """Options that name another part in place of a model's own, and the names of these parts."""
-    parts = (part for family in _FAMILIES.values() for part in family.parts)
+    parts = (part for family in _FAMILIES.values() for part in (*family.parts, *family.extras))
     return {part.option: part.name for part in parts if part.option is not None}
 
 
@@ -108,5 +112,6 @@ def looks_like_a_model(has: Has) -> bool:
 
 register(StableDiffusion(), parts_of, words_of)
 register(StableDiffusionXL(), parts_of_xl, words_of_xl)
+register(StableDiffusionXLRefiner(), parts_of_refiner, words_of_xl)
 register(Flux2(), parts_of_flux2)
 register(ZImage(), parts_of_zimage)

@@ -88,7 +88,9 @@ def networks_in(file: WeightFile, searches: Iterable[Search]) -> dict[str, Compo
         try:
             config = search.describe(shapes, names)
         except KeyError as error:
-            raise SdcliError(f"the {part.name} in {echo(file.path)} lacks {echo(error)}: fetch it again") from error
+            raise SdcliError(
+                f"the {part.name} in {echo(file.path)} lacks {echo(error.args[0])}: fetch it again"
+            ) from error
         except (IndexError, ValueError, ZeroDivisionError) as error:
             raise SdcliError(
                 f"the {part.name} in {echo(file.path)} has tensors of shapes that no {part.name} has: fetch it again"

@@ -11,12 +11,14 @@ from sdcli.models.synthetic import family_of_configs
 from sdcli.settings import read_config
 
 
-def make_synthetic(name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False) -> None:
-    """Have a worker make the synthetic model `name` in `folder`."""
+def make_synthetic(
+    name: str, folder: Path, show: Callable[[Progress], None], debug: bool = False, outline: bool = False
+) -> None:
+    """Have a worker make the synthetic model `name` in `folder`, or its `outline` alone."""
     family = family_of_configs(read_config("models", name))
     with Worker(family.network, debug) as worker:
         worker.send(Start("cpu", None))
-        worker.send(Synthesize(name, str(folder)))
+        worker.send(Synthesize(name, str(folder), outline))
         for message in worker.messages():
             if isinstance(message, Progress):
                 show(message)

@@ -39,12 +39,17 @@ class WatchedWorker:
 
 @contextmanager
 def watched_worker(
-    network: str, device: DeviceName, limit_bytes: int | None, measure: DtypeName | None, debug: bool = False
+    network: str,
+    device: DeviceName,
+    limit_bytes: int | None,
+    measure: DtypeName | None,
+    debug: bool = False,
+    threads: int | None = None,
 ) -> Iterator[WatchedWorker]:
     """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error.
 
     On CUDA the ceiling is the device's own, and the footprint is only measured. With `measure` the worker finds out how
-    fast it computes in that type.
+    fast it computes in that type, by as many `threads` of the CPU.
     """
     footprint_limit_bytes = None if device == "cuda" else limit_bytes
     with Worker(network, debug) as worker:
@@ -55,7 +60,7 @@ def watched_worker(
             warn=lambda _: worker.send(Relieve()),
             beat=lambda: worker.send(Watched()),
         )
-        worker.send(Start(device, limit_bytes, measure))
+        worker.send(Start(device, limit_bytes, measure, threads))
         watchdog.start()
         try:
             yield WatchedWorker(worker, watchdog)
@@ -74,19 +79,18 @@ def _raise_if_ended_by(watchdog: Watchdog, device: DeviceName, limit_bytes: int 
             refusal = f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)}"
             note = build_note(device)
             raise WillNotFit("; ".join(filter(None, (refusal, "give --mem-limit 1GiB", note))))
-        raise CeilingCrossed(_crossing_text(watchdog.crossing, limit_bytes))
+        raise _crossed(watchdog.crossing, limit_bytes)
     if watchdog.failure is not None:
         raise SdcliError(
             f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped"
         )
 
 
-def _crossing_text(crossing: Crossing, limit_bytes: int) -> str:
+def _crossed(crossing: Crossing, limit_bytes: int) -> CeilingCrossed:
     """One line: stage, step, footprint, ceiling, what to do."""
     step = "" if crossing.step is None else f" after step {crossing.step}"
     more = format_limit(crossing.footprint_bytes + 128 * MIB)
-    return (
-        f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}:"
-        f" footprint {format_size(crossing.footprint_bytes)}, the worker was killed; give --mem-limit {more}"
-        " or a smaller picture"
-    )
+    where = f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}"
+    footprint = f"footprint {format_size(crossing.footprint_bytes)}, the worker was killed"
+    message = f"{where}: {footprint}; give --mem-limit {more} or a smaller picture"
+    return CeilingCrossed(message, where, crossing.stage, crossing.step, crossing.footprint_bytes)

@@ -1,8 +1,8 @@
 """Bytes into a folder: whole or not at all, and never over a file that someone else put there.
 
 Refuses to know what the bytes are. A file is written under a temporary name, synced, and only then given
-its own name by a hard link, which fails if the name is taken. On file systems without links the name is
-reserved by an empty file first; a run killed between the two leaves that one empty.
+its own name by a hard link, which fails if the name is taken; then the folder is synced. On file systems without
+links the name is reserved by an empty file first; a run killed between the two leaves that one empty.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ STALE_SECONDS = 600
 _TEMPORARY = re.compile(r"\.sdcli-(\d{1,9})-[0-9a-f]+\.tmp")
 
 
-def place(folder: str, names: Iterable[str], data: bytes, *, replace: bool = False) -> str:
+def place(folder: str, names: Iterable[str], data: bytes, *, replace: bool = False, again: bool = False) -> str:
     """Write `data` under the first of `names` that is free, or over the first with `replace`; returns its path.
+
+    With `again` it may be there from a try that was cut off: under a name that has these very bytes, or under the only
+    one without any.
 
     Raises FileExistsError if no name is free and OSError if it cannot be written; no temporary stays.
     """
@@ -29,11 +32,12 @@ def place(folder: str, names: Iterable[str], data: bytes, *, replace: bool = Fal
     try:
         for name in names:
             path = os.path.join(folder, name)
-            if replace:
+            if replace or (again and _is_there(path, data, isinstance(names, list))):
                 os.replace(temporary, path)
-                return path
-            if _claim(temporary, path):
-                return path
+            elif not _claim(temporary, path):
+                continue
+            sync_folder(folder)
+            return path
         raise FileExistsError("every name for it is taken")
     finally:
         with suppress(OSError):
@@ -48,6 +52,16 @@ def probe(folder: str) -> None:
     os.unlink(_write_temporary(folder, b""))
 
 
+def sync_folder(folder: str) -> None:
+    """See to it that names in `folder` outlive a loss of power, where the system can do that."""
+    with suppress(OSError):
+        opened = os.open(folder or os.curdir, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
 def sweep(folder: str) -> None:
     """Delete the temporaries in `folder` that a killed run left behind. Never fails."""
     with suppress(OSError), os.scandir(folder) as entries:
@@ -57,6 +71,17 @@ def sweep(folder: str) -> None:
                 with suppress(OSError):
                     if _is_stale(entry, int(match[1])):
                         os.unlink(entry.path)
+
+
+def _is_there(path: str, data: bytes, reserved: bool) -> bool:
+    """Whether a regular file has these bytes, or none where the name may have been `reserved`."""
+    with suppress(OSError):
+        if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) not in (0, len(data)):
+            return False
+        with open(path, "rb") as file:
+            found = file.read(len(data) + 1)
+            return found == data or (reserved and not found)
+    return False
 
 
 def _is_stale(entry: os.DirEntry[str], pid: int) -> bool:

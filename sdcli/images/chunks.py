@@ -1,7 +1,8 @@
 """What of a PNG file says how it looks: its pixels, colours, transparency and orientation, and nothing else.
 
-Refuses to decode anything. Profiles and texts are never read: they may be larger than the picture, or grow a
-thousandfold when they are unpacked. Checksums are compared, which Pillow does not do for pixels.
+Refuses to decode anything. Texts are never read: they may be larger than the picture, or grow a thousandfold when they
+are unpacked, as a colour profile may, which is unpacked up to a cap. Checksums are compared, which Pillow does not do
+for pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ class Damaged(Exception):
 class PngEssence:
     """The chunks of a PNG file that say how it looks, read as if they were the whole file.
 
-    `frames` counts those of an animation, 1 without one. Raises Damaged.
+    `frames` counts those of an animation, 1 without one; `profile` says where its colour profile is, if it has one:
+    from and to. Raises Damaged.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._at, self.frames = stream, 0, 1
+        self.profile: tuple[int, int] | None = None
         self._spans = [(0, _SIGNATURE_BYTES)]  # offsets in the file, from and to; they follow each other
         controls, start = 0, _SIGNATURE_BYTES
         for _ in range(_CHUNK_CAP):
@@ -44,6 +47,8 @@ class PngEssence:
                 raise Damaged("a damaged PNG: it ends too early")
             name, end = head[4:], start + 8 + int.from_bytes(head[:4]) + 4
             controls += name == b"fcTL"
+            if name == b"iCCP" and self.profile is None:
+                self.profile = start + 8, end - 4
             if _is_kept(name, end - start - 12, stream):
                 _check(stream, start, end)
                 self._keep(start, end)
@@ -53,6 +58,19 @@ class PngEssence:
         if name != b"IEND":
             raise Damaged("a damaged PNG: it has too many pieces")
         self.frames = max(1, controls)
+
+    def unpacked_profile(self, most_bytes: int) -> bytes | None:
+        """The colour profile (PNG specification, 11.3.3.3), a byte more than `most_bytes` of a larger one; empty of one
+        that cannot be unpacked, None where there is none."""
+        if self.profile is None:
+            return None
+        begin, end = self.profile
+        self._stream.seek(begin)
+        _, _, packed = self._stream.read(min(end - begin, most_bytes)).partition(b"\0")
+        try:
+            return zlib.decompressobj().decompress(packed[1:], most_bytes + 1)
+        except zlib.error:
+            return b""
 
     def _keep(self, start: int, end: int) -> None:
         if self._spans[-1][1] == start:

@@ -11,6 +11,8 @@ from sdcli.errors import BadRequest
 Fit = Literal["crop", "pad", "stretch", "exact"]
 Size = tuple[int, int]
 
+SIDE_MULTIPLE, SIDE_MIN, SIDE_MAX = 8, 64, 1024
+
 SMOOTH, SHARP = Image.Resampling.LANCZOS, Image.Resampling.NEAREST
 
 
@@ -49,3 +51,28 @@ def extended(image: Image.Image, margins: tuple[int, int, int, int]) -> Image.Im
             tall.paste(wide.crop((0, row, wide.width, row + 1)).resize((wide.width, height)), (0, at))
     tall.paste(wide, (0, top))
     return tall
+
+
+def resized_size(
+    own: tuple[int, int], width: int | None, height: int | None, multiple: int = SIDE_MULTIPLE
+) -> tuple[int, int]:
+    """Width and height in pixels that a picture of size `own` is resized to.
+
+    Both given: these. One given: the other follows the aspect ratio. None given: the picture's own size,
+    scaled down in proportion so that the longer side is at most 1024. A side that is not given is rounded
+    to the nearest `multiple` (halves up) and is at least 64.
+    """
+    if width is not None and height is not None:
+        return width, height
+    if width is not None:
+        return width, _rounded(own[1] * width, own[0], multiple)
+    if height is not None:
+        return _rounded(own[0] * height, own[1], multiple), height
+    longer = max(own)
+    kept = min(longer, SIDE_MAX)
+    return _rounded(own[0] * kept, longer, multiple), _rounded(own[1] * kept, longer, multiple)
+
+
+def _rounded(dividend: int, divisor: int, multiple: int) -> int:
+    step = multiple * divisor
+    return max(-(-SIDE_MIN // multiple) * multiple, (2 * dividend + step) // (2 * step) * multiple)

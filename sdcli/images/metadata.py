@@ -21,6 +21,9 @@ LORA_CHARACTERS = 12
 _AREAS = {"whole": "Whole picture", "masked": "Only masked"}
 """As A1111 calls them."""
 
+_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+"""Likewise."""
+
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = """\
 <?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -86,6 +89,17 @@ class Provenance:
     invert_mask: bool | None = None
     outpaint: list[int] | None = None
     """Margins that were drawn, left, above, right and below. With a `whole` picture they are part of its size."""
+    original_size: str | None = None
+    """Width and height, as in 640x480, that the denoiser was told besides the picture's own."""
+    crop: str | None = None
+    """X,Y of what it was told was cut off."""
+    target_size: str | None = None
+    background: str | None = None
+    """What transparency of the init image was laid on, as #rrggbb; None is white."""
+    hires: dict[str, Any] | None = None
+    """The second round of steps: `width` and `height`, `steps`, `strength` and `upscaler`."""
+    decoder: str | None = None
+    """`tiny`, where that and not the model's own made the picture; it is among the `parts`."""
 
 
 def parameters_text(p: Provenance) -> str:
@@ -108,6 +122,7 @@ def parameters_text(p: Provenance) -> str:
         "TI hashes": ", ".join(f"{name}: {sha256[:LORA_CHARACTERS]}" for name, sha256 in p.embedding_sha256.items())
         or None,
         "Denoising strength": None if p.strength is None else _number(p.strength),
+        **_hires(p),
         "Mask blur": None if p.mask_blur is None else str(p.mask_blur),
         "Inpaint area": None if p.inpaint_area is None else _AREAS[p.inpaint_area],
         "Masked area padding": None if p.mask_padding is None else str(p.mask_padding),
@@ -120,6 +135,24 @@ def parameters_text(p: Provenance) -> str:
         lines.append(f"Negative prompt: {p.negative}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None))
     return _storable("\n".join(lines))
+
+
+def _hires(p: Provenance) -> dict[str, str]:
+    """As A1111 has it, whose strength is the second round's: of img2img the first one's has that name."""
+    if p.hires is None:
+        return {}
+    width, height = p.hires["width"], p.hires["height"]
+    times = width / p.width
+    by_factor = round(p.height * times) == height
+    named = {
+        "Hires upscale": _number(times) if by_factor else None,
+        "Hires resize": None if by_factor else f"{width}x{height}",
+        "Hires steps": str(p.hires["steps"]),
+        "Hires upscaler": _UPSCALERS[p.hires["upscaler"]],
+    }
+    strength = _number(p.hires["strength"])
+    named["Denoising strength" if p.strength is None else "Hires denoising strength"] = strength
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def provenance_json(p: Provenance, *, ascii_only: bool = False) -> str:

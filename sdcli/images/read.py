@@ -1,8 +1,8 @@
 """An init image: from a file that nobody vouches for to plain RGB of the size that will be drawn.
 
-Refuses to know what the picture is for, any format beyond PNG, JPEG and WebP, and the network. The
-ICC profile is not applied: colours are taken as sRGB, and CMYK by the plain formula. Of an animation
-the first frame is read.
+Refuses to know what the picture is for, any format beyond PNG, JPEG and WebP, and the network. Colours become sRGB's by
+the picture's own ICC profile; without one they are taken as such, and CMYK by the plain formula. Of an animation the
+first frame is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -23,8 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.images.chunks import Damaged, PngEssence
-from sdcli.images.fit import SHARP, SMOOTH, Fit, extended, fitted
-from sdcli.images.flatten import alpha_of, to_rgb
+from sdcli.images.fit import SHARP, SIDE_MULTIPLE, SMOOTH, Fit, extended, fitted, resized_size
+from sdcli.images.flatten import BACKGROUND, Colour, alpha_of, colours_of, to_rgb
 from sdcli.images.masks import (
     PADDING,
     Area,
@@ -37,6 +37,7 @@ from sdcli.images.masks import (
     require_some,
     with_margins,
 )
+from sdcli.images.profile import PLAIN, PROFILE_CAP, profile_of
 from sdcli.sniff import HEAD_BYTES, detect
 from sdcli.units import MIB
 
@@ -73,8 +74,6 @@ DAMAGE = (
 )
 """What decoders raise on a damaged or hostile file."""
 
-SIDE_MULTIPLE, SIDE_MIN, SIDE_MAX = 8, 64, 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Edit:
@@ -87,6 +86,8 @@ class Edit:
     invert: bool = False
     area: Area = "whole"
     outpaint: Box = (0, 0, 0, 0)
+    background: Colour = BACKGROUND
+    """What transparency is laid on."""
 
     @property
     def masks(self) -> bool:
@@ -114,12 +115,14 @@ class InitImage:
     mask: bytes = b""
     canvas: Canvas | None = None
     edit: Edit = ALL_OF_IT
+    notes: tuple[str, ...] = ()
+    """What was passed over in it."""
 
 
 def read_init(
     path: Path, width: int | None, height: int | None, edit: Edit = ALL_OF_IT, multiple: int = SIDE_MULTIPLE
 ) -> InitImage:
-    """The picture in `path`, upright, without transparency (composited on white), sized by `resized_size`.
+    """The picture in `path`, upright, in sRGB, without transparency, sized by `resized_size`.
 
     Where the aspect ratio differs, it is brought to the size as `edit` says. Margins come to the size besides. Where
     the masked area alone is drawn, that has the size, and the canvas that of the file.
@@ -127,12 +130,28 @@ def read_init(
     Raises BadRequest for what is not a regular file, SdcliError for a file that cannot be read or decoded,
     is empty, is of another type, or has more than 16 megapixels (known from its header, before decoding).
     """
-    frames, image, alpha = _read(path, edit.mask == ALPHA)
+    frames, image, alpha, notes = _read(path, edit.mask == ALPHA, edit.background)
+    said = [*notes]
+    return replace(_edited(path, image, alpha, frames, (width, height), edit, multiple, said), notes=tuple(said))
+
+
+def _edited(
+    path: Path,
+    image: Image.Image,
+    alpha: Image.Image | None,
+    frames: int,
+    asked: tuple[int | None, int | None],
+    edit: Edit,
+    multiple: int,
+    notes: list[str],
+) -> InitImage:
+    """The picture as `read_init` has it, and `notes` of its mask."""
+    width, height = asked
     with _refusals(path):
         if not edit.masks:
             size = _target(path, image.size, width, height, multiple)
             return InitImage(*size, fitted(image, size, edit.fit).tobytes(), frames, edit=edit)
-        mask = _mask(path, edit, image.size, alpha)
+        mask = _mask(path, edit, image.size, alpha, notes)
         if edit.area == "masked":
             return _around_mask(path, image, mask, edit, (width, height), frames)
         size = _target(path, image.size, width, height, multiple)
@@ -175,15 +194,17 @@ def _outpainted(image: Image.Image, mask: Image.Image, edit: Edit, most: int) ->
     return extended(image, edit.outpaint), with_margins(mask, edit.outpaint)
 
 
-def _mask(path: Path, edit: Edit, size: tuple[int, int], alpha: Image.Image | None) -> Image.Image:
-    """What is to change of a picture of this size, white: nothing where margins alone are drawn."""
+def _mask(path: Path, edit: Edit, size: tuple[int, int], alpha: Image.Image | None, notes: list[str]) -> Image.Image:
+    """What is to change of a picture of this size, white: nothing where margins alone are drawn. Adds `notes`."""
     if edit.mask is None:
         return Image.new("L", size, 0)
     if edit.mask == ALPHA:
         if alpha is None:
             raise BadRequest(f"{echo(path)} has no transparency: give the picture with some, or a --mask of its own")
         return black_and_white(alpha, invert=not edit.invert)
-    _, image, _ = _read(Path(edit.mask))
+    frames, image, _, _ = _read(Path(edit.mask), with_profile=False)
+    if frames > 1:
+        notes.append(f"{echo(edit.mask)} has {frames} frames: the first one is the mask")
     return black_and_white(of_size(image.convert("L"), size, edit.mask), edit.invert)
 
 
@@ -199,37 +220,18 @@ def _require_step(size: tuple[int, int], multiple: int) -> None:
         raise BadRequest(f"--outpaint makes it {_by(size)}: both sides must be multiples of {multiple}")
 
 
-def _read(path: Path, with_alpha: bool = False) -> tuple[int, Image.Image, Image.Image | None]:
-    """How many frames the file has, the first one as RGB, and its transparency, if it has any and it is asked for."""
+def _read(
+    path: Path, with_alpha: bool = False, background: Colour = BACKGROUND, with_profile: bool = True
+) -> tuple[int, Image.Image, Image.Image | None, tuple[str, ...]]:
+    """How many frames the file has, the first one as RGB, its transparency, if it has any and it is asked for, and what
+    was passed over."""
     _require_file(path)
     with _refusals(path), path.open("rb") as stream:
-        frames, image = _decoded(path, stream)
-        return frames, to_rgb(image), alpha_of(image) if with_alpha else None
-
-
-def resized_size(
-    own: tuple[int, int], width: int | None, height: int | None, multiple: int = SIDE_MULTIPLE
-) -> tuple[int, int]:
-    """Width and height in pixels that a picture of size `own` is resized to.
-
-    Both given: these. One given: the other follows the aspect ratio. None given: the picture's own size,
-    scaled down in proportion so that the longer side is at most 1024. A side that is not given is rounded
-    to the nearest `multiple` (halves up) and is at least 64.
-    """
-    if width is not None and height is not None:
-        return width, height
-    if width is not None:
-        return width, _rounded(own[1] * width, own[0], multiple)
-    if height is not None:
-        return _rounded(own[0] * height, own[1], multiple), height
-    longer = max(own)
-    kept = min(longer, SIDE_MAX)
-    return _rounded(own[0] * kept, longer, multiple), _rounded(own[1] * kept, longer, multiple)
-
-
-def _rounded(dividend: int, divisor: int, multiple: int) -> int:
-    step = multiple * divisor
-    return max(-(-SIDE_MIN // multiple) * multiple, (2 * dividend + step) // (2 * step) * multiple)
+        frames, image, data = _decoded(path, stream)
+        profile, note = profile_of(data, colours_of(image)) if with_profile else (PLAIN, None)
+        rgb = to_rgb(image, background, profile)
+        notes = () if note is None else (f"{echo(path)}: {note}: passed over, the colours are taken as they are",)
+        return frames, rgb, alpha_of(image) if with_alpha else None, notes
 
 
 def _require_file(path: Path) -> None:
@@ -249,8 +251,8 @@ def _require_file(path: Path) -> None:
         raise BadRequest(f"{echo(path)} is not a regular file: save the picture and give its file")
 
 
-def _decoded(path: Path, stream: BinaryIO) -> tuple[int, Image.Image]:
-    """How many frames there are, and the first one, decoded and turned upright."""
+def _decoded(path: Path, stream: BinaryIO) -> tuple[int, Image.Image, bytes | None]:
+    """How many frames there are, the first one, decoded and turned upright, and its colour profile, if it has one."""
     head = stream.read(HEAD_BYTES)
     if not head:
         raise SdcliError(f"{echo(path)} is empty: export or download it again")
@@ -272,7 +274,10 @@ def _decoded(path: Path, stream: BinaryIO) -> tuple[int, Image.Image]:
     image.load()
     with suppress(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)  # EXIF that is none turns nothing
-    return frames, image
+    profile: bytes | None = image.info.get("icc_profile")
+    if essence is not None and essence.profile is not None:
+        profile = essence.unpacked_profile(PROFILE_CAP) or b"damaged"
+    return frames, image, profile
 
 
 @contextmanager
@@ -313,7 +318,7 @@ def _by(size: tuple[int, int]) -> str:
 
 def read_sized(path: Path, size_of: Callable[[tuple[int, int]], tuple[int, int]]) -> InitImage:
     """The picture in `path` as `read_init` has it, at the size that is made of its own."""
-    frames, image, _ = _read(path)
+    frames, image, _, notes = _read(path)
     with _refusals(path):
         size = size_of(image.size)
-        return InitImage(*size, fitted(image, size, "crop").tobytes(), frames)
+        return InitImage(*size, fitted(image, size, "crop").tobytes(), frames, notes=notes)

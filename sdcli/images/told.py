@@ -75,6 +75,10 @@ _NAMES = {
     "Model": "model",
     "Clip skip": "clip_skip",
     "Denoising strength": "strength",
+    "Hires upscale": "hires",
+    "Hires resize": "hires",
+    "Hires steps": "hires_steps",
+    "Hires upscaler": "hires_upscaler",
 }
 """A1111's names of what options say."""
 

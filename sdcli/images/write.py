@@ -11,8 +11,8 @@ import shutil
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from sdcli.errors import BadRequest, Interrupted, SdcliError, echo
 from sdcli.images.atomic import place, probe, sweep
@@ -33,29 +33,32 @@ class Destination:
     """Where the pictures of one run go; made by `plan_output`.
 
     `folder` is as the user wrote it, None for stdout. `names` has one name a picture; empty for names made
-    from prompt and seed. `suffix` says what to encode: one of SUFFIXES.
+    from prompt and seed. `suffix` says what to encode: one of SUFFIXES. `made` is whether the folder is to be made
+    with the first picture.
     """
 
     folder: str | None
     names: tuple[str, ...]
     suffix: str
     force: bool
+    made: bool = False
 
-    def save(self, data: bytes, image: int, seed: int, prompt: str) -> str | None:
+    def save(self, data: bytes, image: int, seed: int, prompt: str, again: bool = False) -> str | None:
         """Write one picture, whole or not at all; `image` counts from 0. Returns its path, None for stdout.
 
-        A folder's files are named after prompt and seed and never replace one another. Raises SdcliError if
-        it cannot be written, naming where it was kept instead; BrokenPipeError if stdout's reader has gone.
+        A folder's files are named after prompt and seed and never replace one another. With `again` it may be there
+        from a run that was killed as it was written. Raises SdcliError if it cannot be written, naming where it was
+        kept instead; BrokenPipeError if stdout's reader has gone.
         """
         try:
             if self.folder is None:
                 _write_out(data)
                 return None
-            if self.folder == DEFAULT_FOLDER:
+            if self.made:
                 os.makedirs(self.folder, exist_ok=True)
             if self.names:
-                return place(self.folder, [self.names[image]], data, replace=self.force)
-            return place(self.folder, invented_names(prompt, seed, self.suffix), data)
+                return place(self.folder, [self.names[image]], data, replace=self.force, again=again)
+            return place(self.folder, invented_names(prompt, seed, self.suffix), data, again=again)
         except BrokenPipeError:
             raise
         except Interrupted as error:  # its disk or its reader hangs
@@ -67,7 +70,7 @@ class Destination:
             what = "stdout" if self.folder is None else echo(self._shown(image))
             kept = _rescue(invented_names(prompt, seed, self.suffix), data)
             # The path is the only way to the picture, so it is not cut as other echoes are.
-            outcome = f"the picture was kept as {echo(kept, limit=4096)}" if kept else "the picture is lost"
+            outcome = f"the picture was kept as {echo(kept, limit=4096)}" if kept else "nor can the cache keep it"
             raise SdcliError(f"cannot write {what}: {_reason(error)}; {outcome}") from error
 
     def require_room(self, count: int, width: int, height: int) -> None:
@@ -80,12 +83,31 @@ class Destination:
         if self.folder is None:
             return
         needed_bytes = count * width * height * 3 + SPARE_BYTES
-        free_bytes = shutil.disk_usage(_existing(self.folder)).free
+        free_bytes = shutil.disk_usage(self.existing).free
         if free_bytes < needed_bytes:
             raise SdcliError(
                 f"too little room in {echo(self.folder or os.curdir)}: {format_size(needed_bytes)} needed, "
                 f"{format_size(free_bytes)} free; make room, or give --output another"
             )
+
+    @property
+    def existing(self) -> str:
+        """The folder, or where it will be made."""
+        folder = self.folder or os.curdir
+        return os.path.dirname(folder) or os.curdir if self.made and not os.path.lexists(folder) else folder
+
+    def require_usable(self, images: Iterable[int]) -> None:
+        """Check that pictures can go there, of which these have no place yet. Raises SdcliError if they cannot."""
+        if self.folder is None:
+            return
+        _require_usable(self.existing)
+        for name in [self.names[image] for image in images] if self.names else ():
+            _require_free(os.path.join(self.folder, name), self.force)
+
+    def seen_from(self, working_folder: str) -> Destination:
+        """The same place for whoever asked for it in another working folder."""
+        here = self.folder is None or os.path.isabs(self.folder) or working_folder == os.getcwd()
+        return self if here else replace(self, folder=os.path.join(working_folder, self.folder or ""))
 
     def _shown(self, image: int) -> str:
         return os.path.join(self.folder or "", self.names[image]) if self.names else self.folder or ""
@@ -101,17 +123,15 @@ def plan_output(output: str | None, count: int, *, force: bool) -> Destination:
     Raises BadRequest for a place that cannot be meant, SdcliError for one that is missing, cannot be
     written to or is taken (unless `force` is given and a file is named).
     """
-    destination = _destination(output, count, force)
-    if destination.folder is not None:
-        _require_usable(_existing(destination.folder))
-        for name in destination.names:
-            _require_free(os.path.join(destination.folder, name), force)
+    destination = place_of(output, count, force)
+    destination.require_usable(range(count))
     return destination
 
 
-def _destination(output: str | None, count: int, force: bool) -> Destination:
+def place_of(output: str | None, count: int, force: bool) -> Destination:
+    """The place alone, whether or not it can be written to. Raises BadRequest for one that cannot be meant."""
     if output is None:
-        return Destination(DEFAULT_FOLDER, (), ".png", force)
+        return Destination(DEFAULT_FOLDER, (), ".png", force, made=True)
     if output == "-":
         if count > 1:
             raise BadRequest(f"stdout takes one picture, not {count}: give --output a folder")
@@ -135,11 +155,6 @@ def _require_one_line(output: str) -> None:
     """Paths are handed out one a line, and may be shown on a terminal."""
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in output):
         raise BadRequest(f"{echo(output)} has a control character: choose another name")
-
-
-def _existing(folder: str) -> str:
-    """The folder, or where it will be made: only the default folder is made, and only for a first picture."""
-    return os.curdir if not folder or (folder == DEFAULT_FOLDER and not os.path.lexists(folder)) else folder
 
 
 def _require_usable(folder: str) -> None:

@@ -53,9 +53,16 @@ _METHODS = {
     "turbo": _Method("Turbo", "Euler a", "trailing"),  # https://arxiv.org/abs/2311.17042
     "lightning": _Method("Lightning", "Euler", "trailing"),  # https://arxiv.org/abs/2402.13929
     "hyper": _Method("Hyper-SD", "DDIM", "trailing"),  # https://arxiv.org/abs/2404.13686
-    "dmd": _Method("DMD2", "LCM"),  # https://arxiv.org/abs/2405.14867
+    "dmd": _Method("DMD2", "LCM", "trailing"),  # https://arxiv.org/abs/2405.14867
 }
 """By the word of a name, and as those who made them advise."""
+
+_ONE_STEP = {
+    ("dmd", "the model"): _Method("DMD2", "LCM", "399"),  # https://huggingface.co/tianweiy/DMD2
+    ("hyper", "the model"): _Method("Hyper-SD", "LCM", "800"),  # https://huggingface.co/ByteDance/Hyper-SD
+    ("hyper", "the LoRA"): _Method("Hyper-SD", "TCD"),
+}
+"""Those of one step that go about it in another way."""
 
 _STEPS, _GUIDANCE, _KEPT_GUIDANCE = 4, 1.0, 5.0
 """Of nearly all; and the guidance of those that are named for keeping it."""
@@ -86,13 +93,13 @@ def _by_names(whose: str, names: Iterable[str], notes: Mapping[str, str]) -> Few
         steps = _steps_in(words)
         for word, method in _METHODS.items():
             if word in words and (word != "hyper" or steps is not None or "sd" in words):
-                sampler = "TCD" if word == "hyper" and steps == 1 else method.sampler
+                how = _ONE_STEP.get((word, whose), method) if steps == 1 else method
                 return FewSteps(
                     method.name,
                     steps or _STEPS,
                     _KEPT_GUIDANCE if "cfg" in words else _GUIDANCE,
-                    sampler,
-                    None if sampler == "TCD" else method.schedule,
+                    how.sampler,
+                    how.schedule,
                     f"{whose} is called {echo(name)}",
                 )
     return None

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdcli.domain import Component, Model, Sources
-from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import SCHEDULER, Elsewhere, Family, Found, Part
+from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
+from sdcli.families.contract import PREDICTIONS, SCHEDULER, Elsewhere, Family, Found, Part
 from sdcli.families.registry import words_in
 from sdcli.models.folder import component_in, parts_in_folder
 from sdcli.models.header import read_header
+from sdcli.models.hub_ids import HubRef, find_in_cache
 from sdcli.models.lora import with_loras
 from sdcli.models.nearby import advice, find_nearby, seen_from
 from sdcli.models.single import parts_in_file
@@ -29,11 +30,12 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
     else:
         family, found = parts_in_file(ref, path, sources.prediction)
         sources, found = _with_nearby(family, sources, found)
+    sources = replace(sources, parts={name: where or pulled(family, name) for name, where in sources.parts.items()})
     parts = {**found.parts, **{name: _part(family, name, where) for name, where in sources.parts.items()}}
     _require_all(ref, family, parts, found)
     if sources.prediction is not None:
         scheduler = parts[SCHEDULER.name]
-        predicts = {"prediction_type": "v_prediction" if sources.prediction == "v" else sources.prediction}
+        predicts = {"prediction_type": PREDICTIONS[sources.prediction]}
         parts[SCHEDULER.name] = replace(scheduler, config=scheduler.config | predicts)
     for where in sources.embeddings:
         for name, words in words_in(family, read_header(Path(where)), parts).items():
@@ -42,7 +44,7 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         ref=ref,
         sources=sources,
         family=family.name,
-        parts={part.name: parts[part.name] for part in family.parts},
+        parts={part.name: parts[part.name] for part in (*family.parts, *family.extras) if part.name in parts},
         sha256=sha256,
         notes=found.notes,
         said=found.said,
@@ -56,7 +58,7 @@ def _from_anywhere(sources: Sources) -> Sources:
     return replace(
         sources,
         path=_place(sources.path),
-        parts={name: _place(where) for name, where in sources.parts.items()},
+        parts={name: where and _place(where) for name, where in sources.parts.items()},
         embeddings=tuple(map(_place, sources.embeddings)),
         loras=tuple((_place(where), weight) for where, weight in sources.loras),
     )
@@ -87,7 +89,7 @@ def _with_nearby(family: Family, sources: Sources, found: Found) -> tuple[Source
 
 def _part(family: Family, name: str, where: str) -> Component:
     """A part that comes from elsewhere: from a folder of its own or of a model, or from a file that has it."""
-    part, path = next(part for part in family.parts if part.name == name), Path(where)
+    part, path = _named(family, name), Path(where)
     if part.vocabulary is not None:
         homes = [home for home in (path, path / name) if is_tokenizer(home)] if path.is_dir() else []
         if path.name in (name for names in TOKENIZER_FILES for name in names) and is_tokenizer(path.parent):
@@ -105,6 +107,29 @@ def _part(family: Family, name: str, where: str) -> Component:
     if name not in found.parts:
         raise SdcliError(f"{echo(where)} has no {name}, it has {', '.join(found.parts)}: give another file")
     return found.parts[name]
+
+
+def _named(family: Family, name: str) -> Part:
+    """The part of the family by its name. Raises BadRequest where it has none."""
+    part = next((part for part in (*family.parts, *family.extras) if part.name == name), None)
+    if part is None:
+        raise BadRequest(f"models like this one take no {name.replace('_', ' ')}: leave it out")
+    return part
+
+
+def pulled(family: Family, name: str) -> str:
+    """A part that no folder of a model has, in the Hub's cache. Raises ModelMissing, which says what fetches it."""
+    part = _named(family, name)
+    ref = HubRef(part.pulled or "")
+    found = find_in_cache(ref) if part.pulled else None
+    home = None if found is None else found[0]
+    if home is not None and home.is_dir() and not (home / part.config_file).is_file():
+        files = {path.stem: path for path in sorted(home.glob("*.safetensors"), reverse=True)}
+        home = files.get(part.stem or "") or next((files[stem] for stem in files if "decoder" in stem), None)
+    if home is None:
+        fetch = f"fetch it with {ref.pull_command} {part.stem}.safetensors, or " if part.pulled else ""
+        raise ModelMissing(f"no {name.replace('_', ' ')} on this disk: {fetch}give {part.option}")
+    return str(home)
 
 
 def _require_all(ref: str, family: Family, parts: dict[str, Component], found: Found) -> None:

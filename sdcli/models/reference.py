@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from sdcli.errors import BadRequest, LacksFiles, ModelMissing, SdcliError, echo
 from sdcli.models.hub import snapshot_in
 from sdcli.models.hub_ids import find_in_cache, parse_hub_ref
 from sdcli.models.opened import open_model
-from sdcli.models.synthetic import SYNTHETIC, find_synthetic
+from sdcli.models.synthetic import SYNTHETIC, Make, find_outlined, find_synthetic
 
 DEMO = "demo"
 """The built-in model. A folder of that name is reached as ./demo."""
@@ -20,16 +19,14 @@ DEMO = "demo"
 FORMS = "demo, a .safetensors file, a folder in diffusers layout, org/name or synthetic:sd15"
 """What names a model."""
 
-MakeSynthetic = Callable[[str, Path], None]
-"""Makes the named synthetic model in a folder: the host lends a worker for that."""
 
-
-def resolve_model(ref: str, make: MakeSynthetic, given: Sources | None = None) -> Model:
+def resolve_model(ref: str, make: Make, given: Sources | None = None, outline: bool = False) -> Model:
     """The checked model behind `ref`: `demo`, which is built in, `synthetic:NAME`, made on first use, a path or a name.
 
     A name is that of a model on the Hub that is in its cache; a path that exists goes before it.
 
-    What was `given` with it comes in place of what the model says.
+    What was `given` with it comes in place of what the model says. Where an `outline` will do, that alone is made of a
+    synthetic model which is not there yet.
 
     Raises BadRequest for a reference of no known form, ModelMissing when nothing is there, SdcliError when
     what is there is not a whole model.
@@ -38,7 +35,7 @@ def resolve_model(ref: str, make: MakeSynthetic, given: Sources | None = None) -
     if ref == DEMO:
         return open_model(ref, replace(given, path=str(Path(__file__).parent / DEMO)))
     if ref.startswith(SYNTHETIC):
-        folder, sha256 = find_synthetic(ref, make)
+        folder, sha256 = find_outlined(ref, make) if outline else find_synthetic(ref, make)
         return open_model(ref, replace(given, path=str(folder)), sha256)
     if not ref.strip() or "\0" in ref:
         raise BadRequest(f"{echo(ref)} is no model's name: give {FORMS}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
+from sdcli.models.schedulers import SETTINGS
 
 TIMES = frozenset({"trailing"})
 SIGMAS = frozenset({"karras", "exponential", "beta", "simple", "ays"}) | TIMES
@@ -35,6 +37,8 @@ class Sampler:
     """The class that goes by schedules of noise levels, if not the same."""
     calls: int = 1
     """Of the denoiser, a step."""
+    timed: bool = False
+    """Whether it goes by times that it is told, as in 999,749,499,249."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ SAMPLERS = (
         ("dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"),
         _MULTISTEP | {"algorithm_type": "sde-dpmsolver++"},
     ),
+    Sampler("DPM++ 3M SDE", "DPMSolverThird", ("dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "k_dpmpp_3m_sde")),
     Sampler("DPM++ 2S a", "DPMSolverAncestral", ("dpm++2s_a", "dpmpp_2s_ancestral", "k_dpmpp_2s_a"), calls=2),
     Sampler("DPM++ SDE", "DPMSolverSDE", ("dpmpp_sde", "dpmpp_sde_gpu", "k_dpmpp_sde"), calls=2),
     Sampler("DDIM", "DDIMScheduler", ("ddim",), schedules=TIMES),
@@ -81,9 +86,10 @@ SAMPLERS = (
     Sampler("LMS", "LMSDiscreteScheduler", ("lms", "k_lms")),
     Sampler("UniPC", "UniPCMultistepScheduler", ("uni_pc", "uni_pc_bh2"), {"solver_order": 2, "solver_type": "bh2"}),
     Sampler("DEIS", "DEISMultistepScheduler", ("deis",), {"solver_order": 2, "algorithm_type": "deis"}),
-    Sampler("LCM", "LCMScheduler", ("lcm",), schedules=frozenset()),
-    Sampler("TCD", "TCDScheduler", ("tcd",), schedules=frozenset()),
+    Sampler("LCM", "LCMScheduler", ("lcm",), schedules=TIMES, timed=True),
+    Sampler("TCD", "TCDScheduler", ("tcd",), schedules=TIMES, timed=True),
     Sampler("iPNDM", "ImprovedPNDM", ("ipndm",)),
+    Sampler("iPNDM_v", "VariablePNDM", ("ipndm_v",)),
     Sampler("DDPM", "DDPMScheduler", ("ddpm",), schedules=TIMES),
 )
 """All of them."""
@@ -116,6 +122,11 @@ SCHEDULES = (
     ),
 )
 """All of them; the first is that of whoever says nothing."""
+
+_TIMES = re.compile(r"[0-9]{1,4}(,[0-9]{1,4}){0,99}")
+_BETWEEN = frozenset({"karras", "exponential"})
+"""Schedules that go from the noisiest level to the least. Where that is noise alone, their levels would nearly all be
+above any that shows something: then the first is that, and the others are between the next ones (engine/samplers/)."""
 
 OWN = "model"
 """What asks for the model's own sampler, also where another one would be assumed."""
@@ -158,8 +169,18 @@ def sampler_named(name: str) -> tuple[str, str | None]:
     raise BadRequest(f"no sampler {echo(name)}: {_nearest(name, [*_NAMES, *together], _shown_names(SAMPLERS))}")
 
 
+def times_in(schedule: str | None) -> tuple[int, ...]:
+    """The times that a schedule names, one a step, as in 999,749,499,249; none of one that has another name."""
+    if schedule is None or not _TIMES.fullmatch(schedule):
+        return ()
+    times = tuple(map(int, schedule.split(",")))
+    return times if all(later < earlier for earlier, later in pairwise(times)) else ()
+
+
 def schedule_named(name: str) -> str:
-    """The schedule behind a name. Raises BadRequest for a name that is none, with the nearest."""
+    """The schedule behind a name, or times. Raises BadRequest for a name that is none, with the nearest."""
+    if times_in(name.replace(" ", "")):
+        return name.replace(" ", "")
     plain = _plain(name)
     if plain not in _SCHEDULE_NAMES:
         raise BadRequest(f"no schedule {echo(name)}: {_nearest(name, _SCHEDULE_NAMES, _shown_names(SCHEDULES))}")
@@ -200,7 +221,11 @@ def no_effect(component: Component, sampler: str | None, schedule: str | None) -
     found = _SAMPLERS[sampler] if sampler is not None else _sampler_of(component.class_name)
     if found is None:
         return f"the model's {component.class_name} goes by its own: give a --sampler as well"
-    return None if schedule in found.schedules else f"{found.name} goes by its own"
+    return None if _honours(found, schedule) else f"{found.name} goes by its own"
+
+
+def _honours(sampler: Sampler, schedule: str | None) -> bool:
+    return schedule in sampler.schedules or (sampler.timed and bool(times_in(schedule)))
 
 
 def scheduler_of(model: Model, request: Request) -> Component:
@@ -224,17 +249,34 @@ def sampled(
     found = _SAMPLERS[sampler] if sampler is not None else _sampler_of(component.class_name)
     if found is None:
         return component
-    honoured = schedule in found.schedules
+    honoured = _honours(found, schedule)
     if honoured and schedule == "ays" and not aligned:
         raise BadRequest("--schedule ays: no such levels are known for this family of models; give another schedule")
     config: dict[str, Any] = {**component.config, **(found.settings if sampler is not None else {})}
     name = found.scheduler if sampler is not None else component.class_name
-    if honoured and schedule is not None:
-        config |= _SCHEDULES[schedule].settings
+    if honoured and schedule is not None and found.timed:
+        config["times"] = times_in(schedule) or schedule
+    elif honoured and schedule is not None:
+        name = found.levelled if found.levelled and schedule not in TIMES else name
+        between = schedule in _BETWEEN and is_zero_snr(component) and takes_zero_snr(name)
+        config |= _ours(schedule) if between else _SCHEDULES[schedule].settings
         if "levels" in config:
             config["aligned"] = tuple(aligned)
-        name = found.levelled if found.levelled and schedule not in TIMES else name
     return replace(component, class_name=name, config=config)
+
+
+def is_zero_snr(component: Component) -> bool:
+    """Whether the model's noisiest level is noise alone (Lin et al. 2023, https://arxiv.org/abs/2305.08891)."""
+    return takes_zero_snr(component.class_name) and bool(component.config.get("rescale_betas_zero_snr"))
+
+
+def takes_zero_snr(class_name: str) -> bool:
+    """Whether a scheduler begins there: Heun, DPM2 and DEIS begin as other models do, from where something shows.
+
+    From noise alone their first step, of two calls or a polynomial, would be thousands of times too long.
+    """
+    ours = class_name not in SETTINGS or class_name == "LMSDiscreteScheduler"
+    return ours or "rescale_betas_zero_snr" in SETTINGS[class_name]
 
 
 def _kind(component: Component) -> str | None:

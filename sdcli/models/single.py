@@ -48,7 +48,7 @@ def parts_in_file(
             f"{what}: give a checkpoint of Stable Diffusion 1.x, 2.x or XL, a denoiser of FLUX.2 [klein] or Z-Image,"
             " or a folder in diffusers layout"
         )
-    for part in family.parts:
+    for part in (*family.parts, *family.extras):
         if part.stem is not None and part.name in found.parts:
             component = found.parts[part.name]
             checked_config(part, component.config, path)

@@ -3,6 +3,9 @@
 A synthetic model has the real architecture and seeded random weights: everything but the picture is as
 with the real one, and no download is needed to measure memory and speed. The weights themselves need
 torch, so the worker makes them (engine/synthesize.py).
+
+Its outline is the same without numbers: files of the right size that hold headers and nothing else, which take no room.
+What a picture takes is known from that, so that gigabytes are written for one that fits alone.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import settings
+from sdcli.domain import Model
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.families.contract import Family, Part
 from sdcli.families.registry import recognise
@@ -30,24 +34,43 @@ MANIFEST = "manifest.json"
 LAYOUT = 1
 """Raised when the same seed would give other weights, so that an older cache is made anew."""
 
+Make = Callable[[str, Path], None]
+"""Makes the named model, or its outline, in an empty folder."""
+
 DEAD_S = 24 * 3600.0
 """A half-made model that nothing was written to for so long is nobody's."""
 
 
-def find_synthetic(ref: str, make: Callable[[str, Path], None]) -> tuple[Path, str]:
+def find_synthetic(ref: str, make: Make) -> tuple[Path, str]:
     """The folder and digest of a synthetic model: verified when it is there, else made in one piece.
 
     Raises BadRequest for an unknown name and SdcliError when it cannot be made.
     """
-    name = ref.removeprefix(SYNTHETIC)
-    if name not in settings.config_names("models"):
-        known = ", ".join(SYNTHETIC + known for known in settings.config_names("models"))
-        raise BadRequest(f"no synthetic model {echo(ref)}: there is {known}")
+    name = _known(ref)
     folder = made_folder(name)
     digest = _verified(folder)
     if digest is None:
         digest = _make_whole(name, folder, make)
+        shutil.rmtree(outline_folder(name), ignore_errors=True)
     return folder, digest
+
+
+def find_outlined(ref: str, outline: Make) -> tuple[Path, str | None]:
+    """The same of one that is there; else the folder of its outline, made in one piece, which has no digest."""
+    name = _known(ref)
+    folder = made_folder(name)
+    digest = _verified(folder)
+    if digest is None:
+        folder = outline_folder(name)
+        if _verified(folder) is None:
+            _make_whole(name, folder, outline)
+    return folder, digest
+
+
+def is_outline(model: Model) -> bool:
+    """Whether it is a synthetic model without its numbers."""
+    name = model.ref.removeprefix(SYNTHETIC)
+    return model.ref.startswith(SYNTHETIC) and model.path == outline_folder(name).resolve()
 
 
 def made_folder(name: str) -> Path:
@@ -55,12 +78,26 @@ def made_folder(name: str) -> Path:
     return settings.cache_dir() / "synthetic" / f"{name}-{LAYOUT}"
 
 
+def outline_folder(name: str) -> Path:
+    """Where its outline lies, or will, as long as the model itself does not."""
+    return settings.cache_dir() / "synthetic" / f"{name}-{LAYOUT}-outline"
+
+
+def _known(ref: str) -> str:
+    """The name of a synthetic model."""
+    name = ref.removeprefix(SYNTHETIC)
+    if name not in settings.config_names("models"):
+        known = ", ".join(SYNTHETIC + known for known in settings.config_names("models"))
+        raise BadRequest(f"no synthetic model {echo(ref)}: there is {known}")
+    return name
+
+
 def made_names() -> list[str]:
     """The synthetic models that are there."""
     return [name for name in settings.config_names("models") if (made_folder(name) / MANIFEST).is_file()]
 
 
-def _make_whole(name: str, folder: Path, make: Callable[[str, Path], None]) -> str:
+def _make_whole(name: str, folder: Path, make: Make) -> str:
     """Make the model beside its place and move it in: what carries the name is always complete. Its digest."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,13 @@ LEFT_BY_MAKING_BYTES = 6 * MIB
 LEFT_BY_SLICES_BYTES = 4 * MIB
 """What products of slices of weights keep for themselves, beyond what other steps leave behind."""
 
+ENLARGING_BYTES, ENLARGED_BYTES = 36, 18
+"""For each pixel of an enlarged picture, in RGB: as numbers in FP32 twice and more while it is made, and once besides
+its 8 bits while it is encoded."""
+
+PREVIEW_TIMES = 4
+"""A preview takes so many times what latents do: those before the step, those without noise, and colours."""
+
 HANDED_TIMES = 3
 """A second worker is handed all pictures' latents before it loads anything: so many times they are there, on both sides
 of the pipe, with what a checkpoint has besides (2.3 times, measured)."""
@@ -48,16 +55,31 @@ class Subject:
     stages: tuple[Stage, ...]
     geometry: Geometry
     counts_of: Callable[[Request], Counts]
+    previews: bool = False
+    """Whether steps are shown while they go on."""
 
     @cached_property
     def counts(self) -> Counts:
         """Of the request itself."""
         return self.counts_of(self.request)
 
+    def of_round(self, number: int) -> Subject:
+        """One of its rounds of steps, with counts of all stages."""
+        rounds = self.request.rounds
+        if len(rounds) == 1:
+            return self
+        stages = tuple(stage for stage in self.stages if stage.round == number)
+        return Subject(rounds[number], self.dtype, stages, self.geometry, lambda _: self.counts, self.previews)
+
+    @cached_property
+    def rounds(self) -> tuple[Subject, ...]:
+        """All of them: the last one has the largest picture, and takes most."""
+        return tuple(self.of_round(number) for number in range(len(self.request.rounds)))
+
     @cached_property
     def steps(self) -> Stage:
-        """The stage that runs at every step: the only one whose weights are worth keeping."""
-        return next(stage for stage in self.stages if stage.times == "steps")
+        """The last stage that runs at every step: the only one whose weights are worth keeping."""
+        return [stage for stage in self.stages if stage.times == "steps"][-1]
 
     @cached_property
     def weights(self) -> Weights:
@@ -97,12 +119,16 @@ def stage_need(
     subject: Subject, plan: Plan, stage: Stage, baseline_bytes: int, remainder: Remainder, making: bool = False
 ) -> StageNeed:
     """The predicted peak footprint of a stage; `making` is of the prepared copy."""
+    part = subject.rounds[stage.round] if len(subject.rounds) > 1 else subject
     if stage.times == "steps":
-        extra, unseen = steps_bytes(subject, plan, remainder, making), _unseen_bytes(subject, plan, remainder)
+        left = left_by(subject.rounds[0], plan, remainder) if stage.round else 0
+        extra, unseen = steps_bytes(part, plan, remainder, making) + left, _unseen_bytes(part, plan, remainder)
     elif stage.times == "pictures":
-        extra, unseen = _pictures(subject, plan, stage, remainder), 0
+        extra, unseen = _pictures(part, plan, stage, remainder), 0
+    elif stage.times == "once":
+        extra, unseen = _once(part, plan, stage, remainder), 0
     else:
-        extra, unseen = _once(subject, plan, stage, remainder), 0
+        extra, unseen = _between(subject, plan, stage, remainder), 0
     return StageNeed(stage.name, baseline_bytes + extra, unseen)
 
 
@@ -116,6 +142,24 @@ def _once(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) -> i
     weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
     lent = weights.vectors_bytes + weights.largest_bytes
     return stage.extra_bytes + lent + way.live_bytes + remainder.once(way)
+
+
+def _between(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) -> int:
+    """Of a stage between two rounds: a picture to pixels that are enlarged, or those to latents."""
+    first, last = subject.rounds
+    count = subject.counts[stage.name]
+    weights, way = weights_of(count, subject.dtype), count.ways[_way(plan, stage)]
+    pixels = last.request.width * last.request.height
+    alive = max(way.live_bytes, ENLARGING_BYTES * pixels)
+    if stage.times == "to_latents":
+        alive = way.live_bytes + ENLARGED_BYTES * pixels
+    lent = weights.vectors_bytes + weights.largest_bytes
+    return lent + alive + 2 * last.latents_bytes + remainder.pictures(way, way_of(first, plan), fresh=False)
+
+
+def left_by(first: Subject, plan: Plan, remainder: Remainder) -> int:
+    """What kernels of a first round keep, which the second one finds there."""
+    return remainder.kernels(way_of(first, plan))
 
 
 def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) -> int:
@@ -156,7 +200,7 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
     streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes // 2
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
-    kept += mask_bytes(subject)
+    kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)
     alive = way_of(subject, plan).live_bytes
     return weights.vectors_bytes + streaming + kept + alive + _unseen_bytes(subject, plan, remainder)
 

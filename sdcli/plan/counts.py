@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdcli.domain import WeightUse
+from sdcli.uses import WeightUse
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from sdcli.domain import GiveBack, Guidance, Plan, StageNeed
+from sdcli.domain import GiveBack, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
 from sdcli.families.contract import Stage
-from sdcli.plan.bytes import Subject, samples_at_a_time, stage_need, step_bytes
+from sdcli.plan.bytes import Subject, left_by, samples_at_a_time, stage_need, step_bytes
 from sdcli.plan.remainder import WITH_AVX512, Remainder
 from sdcli.plan.remainders import Source
 from sdcli.plan.seconds import NEW_WORKER_S, TYPICAL_SPEED, Speed, recompute_seconds, step_seconds
@@ -74,6 +74,8 @@ class Planned:
     step_s: float
     baseline_bytes: int = 0
     """What the needs begin at."""
+    first_step_s: float | None = None
+    """Of a first round at a smaller size, where there are two: `step_s` is then the second one's."""
 
     @property
     def peak_bytes(self) -> int:
@@ -102,6 +104,11 @@ def smallest_limit_bytes(subject: Subject, baseline_bytes: int, means: Means = M
     return _Planner(subject, None, baseline_bytes, means).least_limit_bytes()
 
 
+def smallest_plan(subject: Subject, baseline_bytes: int, means: Means = Means()) -> Planned:
+    """The plan that needs least, whatever the ceiling is."""
+    return _Planner(subject, None, baseline_bytes, means).smallest()
+
+
 class _Planner:
     def __init__(self, subject: Subject, limit_bytes: int | None, baseline_bytes: int, means: Means) -> None:
         self._subject, self._limit, self._baseline, self._means = subject, limit_bytes, baseline_bytes, means
@@ -111,15 +118,30 @@ class _Planner:
         ways = self._quickest_ways()
         if ways is None:
             return None
+        repeated = [stage for stage in self._subject.stages if stage.times == "steps"]
         steps = [
-            plan for plan in self._candidates() if self._fits(plan, self._subject.steps) and self._is_certain(plan)
+            plan
+            for plan in self._candidates()
+            if all(self._fits(plan, stage) for stage in repeated) and self._is_certain(plan)
         ]
         if not steps:
             return None
-        best = min(steps, key=lambda plan: step_seconds(self._subject, plan, self._means.speed))
+        best = min(steps, key=self._all_steps_seconds)
         plan = replace(best, ways=ways.ways, fresh_decode=ways.fresh_decode, reasons=(*best.reasons, *ways.reasons))
         if self._means.in_memory:
             plan = replace(plan, reasons=(*plan.reasons, IN_MEMORY))
+        *first, last = (step_seconds(part, plan, self._means.speed) for part in self._subject.rounds)
+        return Planned(plan, self._needs(plan), last, self._baseline, first[0] if first else None)
+
+    def _all_steps_seconds(self, plan: Plan) -> float:
+        rounds = self._subject.rounds
+        if len(rounds) == 1:
+            return step_seconds(self._subject, plan, self._means.speed)
+        return sum(part.request.steps_run * step_seconds(part, plan, self._means.speed) for part in rounds)
+
+    def smallest(self) -> Planned:
+        """See `smallest_plan`."""
+        plan = self._smallest()
         seconds = step_seconds(self._subject, plan, self._means.speed)
         return Planned(plan, self._needs(plan), seconds, self._baseline)
 
@@ -137,10 +159,10 @@ class _Planner:
                 f"will not fit: Python and torch alone take {format_size(self._baseline)}, the ceiling is {ceiling};"
                 f" give --mem-limit {at_least} or more"
             )
-        worst = max(self._needs(self._smallest()), key=lambda need: need.peak_bytes)
+        worst, largest = max(self._needs(self._smallest()), key=lambda need: need.peak_bytes), request.rounds[-1]
         message = (
             f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + self._means.margin_bytes)}"
-            f" at {request.width}x{request.height}, the ceiling is {ceiling}; give --mem-limit {at_least}"
+            f" at {largest.width}x{largest.height}, the ceiling is {ceiling}; give --mem-limit {at_least}"
         )
         smaller = self._largest_that_fits(limit)
         return message + (f" or -W {smaller[0]} -H {smaller[1]}" if smaller else "; no smaller picture fits either")
@@ -152,7 +174,7 @@ class _Planner:
         for side in SIZES:
             width, height = (max(64, round(s * side / longer / 64) * 64) for s in (request.width, request.height))
             if side < longer:
-                smaller = replace(self._subject, request=replace(request, width=width, height=height))
+                smaller = replace(self._subject, request=_sized(request, width, height))
                 if smallest_limit_bytes(smaller, self._baseline, self._means) <= limit_bytes:
                     return width, height
         return None
@@ -167,6 +189,12 @@ class _Planner:
         if self._limit is None:
             return True
         return self._need(plan, stage).peak_bytes + self._means.margin_bytes <= self._limit
+
+    def _step_bytes(self, plan: Plan) -> int:
+        """The most that a step takes besides weights that stay."""
+        means, first = self._means, self._subject.rounds[0]
+        steps = [step_bytes(part, plan, means.remainder, means.making) for part in self._subject.rounds]
+        return max([steps[0], *(one + left_by(first, plan, means.remainder) for one in steps[1:])])
 
     def _is_certain(self, plan: Plan) -> bool:
         """Whether the prediction for this plan is near enough for the ceiling."""
@@ -218,7 +246,7 @@ class _Planner:
             if self._limit is None:
                 continue
             streamed = replace(tactic, prepared=self._means.prepared)
-            step = step_bytes(self._subject, streamed, self._means.remainder, self._means.making)
+            step = self._step_bytes(streamed)
             share = min(self._limit - self._means.margin_bytes - self._baseline - step, everything)
             if share > 0:
                 reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
@@ -259,6 +287,16 @@ class _Planner:
                 options = self._options(plan, stage)
                 plan = min(options, key=lambda option: self._need(option, stage).peak_bytes)
         return plan
+
+
+def _sized(request: Request, width: int, height: int) -> Request:
+    """The request for a picture of this size, enlarged as much."""
+    larger = request.hires
+    if larger is not None:
+        sides = larger.width * width / request.width, larger.height * height / request.height
+        wide, tall = (max(64, round(side / 64) * 64) for side in sides)
+        larger = replace(larger, width=wide, height=tall)
+    return replace(request, width=width, height=height, hires=larger)
 
 
 def _nothing() -> Plan:

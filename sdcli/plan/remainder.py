@@ -62,6 +62,10 @@ class Remainder:
             return self._of(way, self.fresh_worker)
         return self._of(way, self.after_steps) + int(self.times * self.after_share * steps.heap_bytes)
 
+    def kernels(self, way: WayCount) -> int:
+        """Of a stage, what it has compiled."""
+        return int(self.times * self.kernel_bytes * way.kernels)
+
     def grown(self, times: float) -> Remainder:
         """So many times of all of it."""
         return replace(self, times=self.times * times)

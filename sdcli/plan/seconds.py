@@ -57,7 +57,7 @@ def step_seconds(subject: Subject, plan: Plan, speed: Speed) -> float:
 def recompute_seconds(subject: Subject, stage: Stage, way: str, speed: Speed) -> float:
     """What a way of a stage that saves memory costs a run of all pictures, over its quickest way."""
     ways = subject.counts[stage.name].ways
-    times = subject.request.count if stage.times == "pictures" else 1
+    times = 1 if stage.times == "once" else subject.request.count
     return times * (ways[way].flops - min(one.flops for one in ways.values())) / speed.flops
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sdcli.domain import DTYPE_BYTES, DtypeName, WeightRow, WeightUse
+from sdcli.domain import DTYPE_BYTES, DtypeName
 from sdcli.plan.counts import StageCount
+from sdcli.uses import WeightRow, WeightUse
 
 
 def table_of(

@@ -25,11 +25,12 @@ from pathlib import Path
 import psutil
 
 from sdcli import machine, settings
-from sdcli.domain import Component, DeviceName, DtypeName, MapShape
-from sdcli.errors import BadRequest, SdcliError
+from sdcli.domain import Component, DeviceName, DtypeName
+from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.models.disks import lies_in_memory
 from sdcli.models.header import sample_sha256
-from sdcli.units import GIB, parse_size
+from sdcli.units import GIB, format_size, parse_size
+from sdcli.uses import MapShape
 
 WEIGHTS, INDEX = "weights.bin", "index.json"
 """The files of a copy."""
@@ -72,6 +73,29 @@ def place_of_copy(
         return folder if is_made(folder) or _has_room(folder, size_bytes) else None
     except (OSError, SdcliError):  # the model, the disk or the home folder has gone: whoever needs it will say so
         return None
+
+
+def lack_of_room(device: DeviceName, dtype: DtypeName, size_bytes: int) -> str:
+    """What to say where nothing but the disk's room is in the way of a copy of so many bytes; else empty."""
+    if not size_bytes or device != "cpu" or not machine.cpu_packs_weights(dtype):
+        return ""
+    try:
+        there = _there(_root())
+        free_bytes = shutil.disk_usage(there).free
+    except (OSError, SdcliError):
+        return ""
+    if free_bytes > _room_bytes(size_bytes):
+        return ""
+    wanted = format_size(_room_bytes(size_bytes))
+    return (
+        f"no prepared copy of the denoiser, each step takes longer: it wants {wanted} free, for others as well, and"
+        f" {echo(there)} has {format_size(free_bytes)}: make room, or set SDCLI_CACHE to another disk"
+    )
+
+
+def _room_bytes(size_bytes: int) -> int:
+    """What the disk must have free for a copy."""
+    return size_bytes * 9 // 8 + LEFT_FREE_BYTES
 
 
 def _root() -> Path:
@@ -283,13 +307,18 @@ def _digest(*facts: str) -> str:
     return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest around it that there is."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def _has_room(folder: Path, size_bytes: int) -> bool:
-    there = folder
-    while not there.exists():
-        there = there.parent
+    there = _there(folder)
     return (
         there.is_dir()
         and os.access(there, os.W_OK)
         and not lies_in_memory(there)
-        and shutil.disk_usage(there).free > size_bytes * 9 // 8 + LEFT_FREE_BYTES
+        and shutil.disk_usage(there).free > _room_bytes(size_bytes)
     )

@@ -17,8 +17,9 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 
 from sdcli.devices.base import Device
-from sdcli.domain import Component, WeightRow
+from sdcli.domain import Component
 from sdcli.units import MIB
+from sdcli.uses import WeightRow
 from sdcli.weights.adapters import Changes, Merged, changes_of
 from sdcli.weights.arena import Arena
 from sdcli.weights.beside import Beside

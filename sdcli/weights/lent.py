@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sdcli.devices.base import Device
-from sdcli.domain import MapShape
+from sdcli.uses import MapShape
 from sdcli.weights.packed import Packed
 from sdcli.weights.read_ahead import Place, ReadAhead
 from sdcli.weights.sliced import StoredSlices, set_slices

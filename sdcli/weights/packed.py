@@ -22,8 +22,8 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 
 from sdcli.devices.base import Device
-from sdcli.domain import MapShape
 from sdcli.machine import ANY_SIZE, cpu_gains_by_winograd
+from sdcli.uses import MapShape
 from sdcli.weights import winograd
 from sdcli.weights.beside import Beside
 from sdcli.weights.opaque import description, opaque, raw_bytes

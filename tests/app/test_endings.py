@@ -127,7 +127,7 @@ def test_what_was_denoised_is_saved_whatever_ends_the_run(
             os.kill(os.getpid(), signal.SIGINT if ending == "Ctrl-C" else signal.SIGTERM)
 
     limit = standing() + 500 * 2**20 if ending == "crossed" else None
-    asked, kept = task_of(tiny, limit, request=THREE), Kept()
+    asked, kept = task_of(tiny, limit, request=THREE, on_limit="kill"), Kept()
     record = RunRecord(asked)
     with pytest.raises(kind, match=words):
         run_task(asked, record, kept, show)

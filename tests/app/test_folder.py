@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from sdcli.app import folder as module
-from sdcli.app import runs
+from sdcli.app import own_files, runs, unfinished
 from sdcli.app.folder import RunFolder
+from sdcli.app.own_files import sealed, unsealed
 from sdcli.app.record import RunRecord
 from sdcli.app.run import run_task
+from sdcli.app.unfinished import sweep
 from sdcli.errors import Interrupted, SdcliError
 from sdcli.messages import Message, PictureDone, StepDone
 from sdcli.settings import cache_dir
@@ -99,7 +101,9 @@ def test_a_checkpoint_is_written_now_and_then_and_whenever_another_picture_comes
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, write = [], folder.write
-    monkeypatch.setattr(folder, "write", lambda name, data: written.append((name, data)) or write(name, data))
+    monkeypatch.setattr(
+        folder, "write", lambda name, data, *lasting: written.append((name, unsealed(data))) or write(name, data)
+    )
     for step in range(50):
         folder.checkpoints[0] = b"%d" % step
     assert written == [("checkpoint-0", b"0")] and folder.checkpoints[0] == b"49"
@@ -141,7 +145,7 @@ def test_on_a_full_disk_they_stay_in_memory(folder: RunFolder, monkeypatch: pyte
         file = opened(path, *arguments, **options)
         return file if len(files) < 3 else FullDisk(file, fails)
 
-    monkeypatch.setattr(module, "open", open_, raising=False)
+    monkeypatch.setattr(own_files, "open", open_, raising=False)
     taken = fill(folder)
     assert taken > (MANY - 3) * BLOB and all_there(folder)
     assert len(files) < 2 * MANY, "one try a picture"
@@ -223,12 +227,13 @@ def test_a_run_s_folder_has_the_job_and_all_that_is_done_and_goes_with_the_run(
         "init.rgb": b"pixels",
         "mask.grey": b"mask",
         "references.rgb": b"others",
-        "latents-0": b"latents 0",
-        "checkpoint-1": b"step 1 of 1",
+        "latents-0": sealed(b"latents 0"),
+        "checkpoint-1": sealed(b"step 1 of 1"),
     }
     job = json.loads(seen["job.json"])
-    assert job["schema"] == "sdcli.run/1" and job["request"] == json.loads(json.dumps(asdict(asked.request)))
-    assert job["model"]["ref"] == "tiny" and len(job["model"]["digest"]) == 64
+    request, model = job["task"]["request"], job["task"]["model"]
+    assert job["schema"] == "sdcli.run/2" and request == json.loads(json.dumps(asdict(asked.request)))
+    assert model["ref"] == "tiny" and len(model["digest"]) == 64
     assert record.planned is not None and job["plan"]["residency"] == record.planned.plan.residency
     assert folders() == []
 
@@ -256,7 +261,7 @@ def test_of_a_model_that_is_not_finite_only_what_may_be_decoded_stays(
 
 
 @pytest.mark.parametrize(
-    ("error", "stays"), [(MemoryError(), True), (SdcliError("kept as"), False), (BrokenPipeError(), False)], ids=repr
+    ("error", "stays"), [(MemoryError(), True), (SdcliError("kept as"), True), (BrokenPipeError(), False)], ids=repr
 )
 def test_the_latents_of_a_picture_that_is_nowhere_else_stay(
     tiny: Path, script: Callable[[str], None], error: Exception, stays: bool
@@ -270,11 +275,13 @@ def test_the_latents_of_a_picture_that_is_nowhere_else_stay(
     asked = task(tiny, request=TWO)
     with pytest.raises(type(error)):
         run_task(asked, RunRecord(asked), save, lambda *_: None)
-    assert [one.read_bytes() for path in folders() for one in path.glob("unplaced-0")] == [b"latents 0"] * stays
+    assert [one.read_bytes() for path in folders() for one in path.glob("unplaced-0")] == [sealed(b"latents 0")] * stays
     assert len(folders()) == stays
 
 
-def test_an_interrupted_run_whose_pictures_are_saved_leaves_nothing(tiny: Path, script: Callable[[str], None]) -> None:
+def test_an_interrupted_run_leaves_what_is_begun_and_which_pictures_are_saved(
+    tiny: Path, script: Callable[[str], None]
+) -> None:
     def show(message: Message, *_: object) -> None:
         if isinstance(message, StepDone) and message.image == 1:
             raise Interrupted(2)
@@ -286,12 +293,17 @@ def test_an_interrupted_run_whose_pictures_are_saved_leaves_nothing(tiny: Path, 
     record = RunRecord(asked)
     with pytest.raises(Interrupted):
         run_task(asked, record, lambda *_: "fox.png", show)
-    assert len(record.pictures) == 1 and folders() == []
+    (path,) = folders()
+    assert len(record.pictures) == 1 and record.folder.left == path.name
+    names = {one.name: one.read_bytes() for one in path.iterdir()}
+    assert names.keys() == {runs.LOCK, runs.JOB, "saved-0", "checkpoint-1"}
+    assert names["saved-0"] == b'"fox.png"' and names["checkpoint-1"] == sealed(b"step 1 of 1")
 
 
 HOLDER = """
 import sys
 from sdcli.app.folder import RunFolder
+from sdcli.app.own_files import sealed, unsealed
 folder = RunFolder()
 folder.latents[0] = b"latents"
 print(folder.path, flush=True)
@@ -316,21 +328,21 @@ def test_a_killed_run_leaves_its_folder_until_it_is_old_and_nobody_deletes_one_i
     process, path = held_by_another()
     try:
         age(path, 15)
-        runs.sweep()
-        assert (path / "latents-0").read_bytes() == b"latents", "it is in use"
+        sweep()
+        assert (path / "latents-0").read_bytes() == sealed(b"latents"), "it is in use"
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     age(path, 13)
-    runs.sweep()
+    sweep()
     assert path.is_dir()
     age(path, 15)
-    runs.sweep()
+    sweep()
     assert folders() == []
 
 
 def test_dead_runs_together_have_a_cap_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "CAP_BYTES", 2500)
+    monkeypatch.setattr(unfinished, "CAP_BYTES", 2500)
     home = cache_dir() / "runs"
     for days in (1, 3, 2, 4):
         path = home / f"20260101-00000{days}-0000000{days}"
@@ -340,7 +352,7 @@ def test_dead_runs_together_have_a_cap_and_the_oldest_go_first(monkeypatch: pyte
         age(path, days)
     (home / "notes").mkdir()
     age(home / "notes", 99)
-    runs.sweep()
+    sweep()
     assert [path.name[14:15] for path in folders()] == ["1", "2", ""], "and what is not ours stays"
 
 
@@ -351,12 +363,12 @@ def test_where_there_are_no_locks_a_folder_of_the_last_day_is_in_use(monkeypatch
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(runs, "CAP_BYTES", 0)
+    monkeypatch.setattr(unfinished, "CAP_BYTES", 0)
     folder = RunFolder()
     folder.latents[0] = b"latents"
-    runs.sweep()
+    sweep()
     assert folder.path is not None and folders() == [folder.path]
     age(folder.path, 2)
-    runs.sweep()
+    sweep()
     assert folders() == []
     folder.close(finished=True)

@@ -21,7 +21,7 @@ __all__ = ["klein"]
 def prepared(model: Path, *files: str) -> Task:
     told: list[Note] = []
     asked = Asked("a fox", seed=7, model=str(model), references=files, width=64, height=64)
-    return prepare(asked, told.append, lambda _: print)
+    return prepare(asked, told.append)
 
 
 @pytest.mark.parametrize(

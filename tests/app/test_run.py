@@ -165,7 +165,7 @@ def test_m9_a_crossing_names_stage_step_footprint_and_ceiling(tiny: Path, script
     script(IN_STEP_1 + "kept = []\nfor _ in range(600):\n    kept.append(b'x' * 2**21)\ntime.sleep(600)\n")
     limit = standing() + 400 * MIB
     with pytest.raises(CeilingCrossed) as caught:
-        run(task(tiny, limit))
+        run(task(tiny, limit, on_limit="kill"))
     message = str(caught.value)
     assert "was crossed in the stage denoise after step 1: footprint " in message and caught.value.exit_code == 137
     assert "the worker was killed; give --mem-limit " in message and message.endswith("MiB or a smaller picture")

@@ -13,7 +13,6 @@ from sdcli.app.asked import Asked, Note
 from sdcli.app.record import Task
 from sdcli.app.tasks import prepare
 from sdcli.errors import BadRequest
-from sdcli.messages import Progress
 
 FOX = Asked("a red fox", seed=7)
 
@@ -21,11 +20,7 @@ FOX = Asked("a red fox", seed=7)
 def prepared(asked: Asked) -> tuple[Task, list[Note]]:
     """The task, and all that was told."""
     told: list[Note] = []
-    return prepare(asked, told.append, lambda _: no_making), told
-
-
-def no_making(progress: Progress) -> None:
-    raise AssertionError("nothing is to be made")
+    return prepare(asked, told.append), told
 
 
 def test_what_was_not_said_is_the_model_s_own_and_what_was_said_is_taken_as_it_is(tiny: Path) -> None:

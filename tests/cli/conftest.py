@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sdcli import machine
-from sdcli.app.record import Task
+from sdcli.app.record import RunRecord, Task, Wanted
 from sdcli.cli.main import run
 from sdcli.cli.parsed import Product
 from sdcli.images.write import Destination
@@ -77,8 +77,8 @@ def asked(sdcli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Aske
     """Runs a command line up to where the work would begin, on a machine of 64 GiB without a GPU."""
     taken: list[Asked] = []
 
-    def take(task: Task, destination: Destination, product: Product, *_: object) -> None:
-        taken.append(Asked(task, destination, product))
+    def take(record: RunRecord, wanted: Wanted, product: Product, *_: object) -> None:
+        taken.append(Asked(record.task, wanted.destination, product))
 
     monkeypatch.setattr("sdcli.cli.draw.carry_out", take)
     monkeypatch.setattr(machine, "physical_memory_bytes", lambda: 64 * GIB)

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdcli.cli.main import run
+from sdcli.domain import Hires
 from tests.cli.conftest import Asked, Command, shell
 from tests.images.test_masks import photo, spot
 from tests.images.test_told import A1111, COMFY
@@ -66,6 +67,7 @@ def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, 
     assert (work / f"one{suffix}").read_bytes() == (work / f"two{suffix}").read_bytes()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -215,6 +217,33 @@ def test_a1111s_picture_is_drawn_as_far_as_it_is_known(
     request = asked("again", path, "-m", tiny).task.request
     assert (request.sampler, request.schedule, request.width, request.height) == ("DPM++ 2M", "karras", 512, 768)
     assert (request.negative, request.strength, request.clip_skip) == ("ugly, blurred: very", None, 2)
+    assert request.hires == Hires(1024, 1536, 25, 0.7, "latent")
+
+
+@pytest.mark.parametrize(
+    ("settings", "hires", "said"),
+    [
+        ("Hires resize: 576x832, Hires steps: 9, Hires upscaler: Lanczos", Hires(576, 832, 9, 0.7, "lanczos"), ""),
+        ("Hires upscale: 1.5, Hires steps: 0", Hires(768, 1152, 25, 0.7, "latent"), ""),
+        ("Hires upscale: 2, Hires upscaler: 4x-UltraSharp", Hires(1024, 1536, 25, 0.7, "lanczos"), "'4x-UltraSharp'"),
+        ("Hires upscale: 2, Hires upscaler: Latent (bicubic)", Hires(1024, 1536, 25, 0.7, "latent"), "is not here"),
+        ("Hires resize: 0x1024, Hires steps: 9", None, "a side of which is not told"),
+    ],
+)
+def test_a1111s_second_round(
+    asked: Ask, tiny: Path, monkeypatch: pytest.MonkeyPatch, settings: str, hires: Hires | None, said: str
+) -> None:
+    notes = list[str]()
+    monkeypatch.setattr("sdcli.cli.say.Voice.tell", lambda self, note: notes.append(note.what))
+    text = A1111.replace("<lora:fur:0.8>", "").replace("Hires upscale: 2", settings)
+    assert asked("again", png("a.png", parameters=text), "-m", tiny).task.request.hires == hires
+    assert said in "\n".join(notes)
+
+
+def test_a1111s_picture_from_another_picture_is_told(asked: Ask, tiny: Path, sdcli: Command) -> None:
+    text = A1111.replace("<lora:fur:0.8>", "").replace("Hires upscale: 2, ", "")
+    err = sdcli("again", png("a.png", parameters=text), "-m", tiny, "--mem-limit", "100MiB").err
+    assert "give that as --init, or it is drawn from words" in err
 
 
 def test_what_is_not_known_of_anothers_picture_is_told(sdcli: Command, tiny: Path) -> None:
@@ -223,8 +252,7 @@ def test_what_is_not_known_of_anothers_picture_is_told(sdcli: Command, tiny: Pat
     for line in (
         "its sampler 'Warp 9' is not known: the model's own is taken",
         "its model 'v1-5, pruned' is not on this disk: give --model",
-        "give that as --init, or it is drawn from words",
-        "not honoured: Hires upscale, ADetailer prompt",
+        "not honoured: ADetailer prompt",
         "expect another picture of the same kind",
     ):
         assert line in err
@@ -243,7 +271,7 @@ def test_info_prints_what_a_picture_says(sdcli: Command, record: dict[str, Any])
     report = json.loads(sdcli("info", path, "--json").out)
     assert (report["schema"], report["writer"], report["said"]["seed"]) == ("sdcli.told/1", "sdcli", 2**64 - 1)
     other = json.loads(sdcli("info", png("b.png", parameters=A1111), "--json").out)
-    assert (other["writer"], other["said"]["steps"], other["unknown"]["Hires upscale"]) == ("a1111", "25", "2")
+    assert (other["writer"], other["said"]["steps"], other["said"]["hires"]) == ("a1111", "25", "2")
 
 
 @pytest.mark.parametrize("command", ["info", "again"])

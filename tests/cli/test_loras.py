@@ -120,7 +120,7 @@ def test_other_refusals_say_what_to_do(sdcli: Command, tiny: Path, folder: Path)
 
 def test_a_tag_in_the_negative_prompt_is_told_to_be_words(tiny: Path) -> None:
     told: list[Note] = []
-    task = prepare(AskedFor("a", seed=7, negative="<lora:x:1>", model=str(tiny)), told.append, lambda _: print)
+    task = prepare(AskedFor("a", seed=7, negative="<lora:x:1>", model=str(tiny)), told.append)
     assert task.request.negative == "<lora:x:1>"
     assert any(note.kind == "warning" and "read as words" in note.what for note in told)
 

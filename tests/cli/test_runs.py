@@ -53,8 +53,8 @@ def files(folder: Path) -> set[str]:
 def test_the_report_has_the_keys_of_the_contract(report: dict[str, Any]) -> None:
     assert report["schema"] == "sdcli.report/1"
     assert set(report) == {
-        "schema", "images", "model", "device", "dtype", "memory", "plan", "stages", "steps", "events", "total_s",
-        "sdcli_version", "torch_version",
+        "schema", "images", "model", "device", "dtype", "threads", "memory", "plan", "stages", "steps", "events",
+        "total_s", "sdcli_version", "torch_version",
     }  # fmt: skip
     assert set(report["model"]) == {"ref", "family", "sha256"}
     assert set(report["memory"]) == {
@@ -229,11 +229,13 @@ def test_m9_crossing_the_ceiling_is_exit_code_137_and_no_picture(
     )
     limit = f"{report['memory']['baseline_bytes'] // MIB + 40}MiB"
     options = ["-m", str(tiny), "-s", "1", "-W", "1024", "-H", "1024", "--dtype", "fp32", "--mem-limit", limit, "-q"]
+    options += ["--on-limit", "kill"]
     done = shell(work, "txt2img", "a", *options, program=[sys.executable, "-P", "-c", blind])
     assert (done.returncode, done.stdout) == (137, b""), done.stderr
     assert re.fullmatch(
         r"Error: the ceiling of \d+ MiB was crossed in the stage \w+( after step 1)?: footprint \d+ MiB,"
-        r" the worker was killed; give --mem-limit \d+MiB or a smaller picture\n",
+        r" the worker was killed; give --mem-limit \d+MiB or a smaller picture"
+        r"(; sdcli resume [\d-]+[0-9a-f]+ goes on with it)?\n",
         done.stderr.decode(),
     )
     assert files(work) == set()

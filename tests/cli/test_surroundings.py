@@ -23,6 +23,7 @@ QUICK = ["-s", "1", "--dtype", "fp32", "--seed", "1"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "locale", [ASCII, ASCII | {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}], ids=str
 )

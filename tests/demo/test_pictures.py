@@ -236,6 +236,7 @@ def test_a_few_steps_are_enough_for_the_right_picture(scene: Scene) -> None:
     assert verdict.right, verdict
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sabotage", VISIBLE)
 def test_every_picture_of_a_broken_pipeline_is_wrong(sabotage: str) -> None:
     for scene in SABOTAGED:

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from sdcli.engine.synthesize import write_model
 from sdcli.messages import Message, Notice, StageLoaded
 from sdcli.weights.lend import lend_weights
 from tests.families.zimage.tiny import FOX, TINY
-from tests.support import ASTRONAUT, job_of, pictures, run_engine
+from tests.support import job_of, pictures
+from tests.support import run_engine as run_engine_once
 
 SHORT = replace(FOX, steps=1)
+run_engine = partial(run_engine_once, keeps=True)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +193,3 @@ def test_where_nothing_can_be_written_all_goes_on(model: Path, tmp_path: Path) -
     (tmp_path / "cache" / "encodings").write_text("a file", "utf-8")
     first, second = run_engine(model, SHORT), run_engine(model, SHORT)
     assert not was_kept(second) and torch.equal(pictures(first)[0], pictures(second)[0])
-
-
-def test_other_families_keep_none(tiny: Path) -> None:
-    run_engine(tiny, replace(ASTRONAUT, steps=1))
-    assert kept_files() == []

@@ -74,6 +74,7 @@ def drawn(model: Path, request: Request = REQUEST, mask: Image.Image = MASK, **o
     return draw(model, request=request, payload=payload(mask), **options)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 @pytest.mark.parametrize("kind", ["tiny", "nine"])
 def test_inpainting_is_what_diffusers_draws(request: pytest.FixtureRequest, kind: str, strength: float) -> None:
@@ -84,6 +85,7 @@ def test_inpainting_is_what_diffusers_draws(request: pytest.FixtureRequest, kind
     assert largest_difference(ours, draw(model, request=replace(asked, masked=False), payload=payload())) > 1
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"IPNDMScheduler", "LMSDiscreteScheduler"}))
 @pytest.mark.parametrize("kind", ["tiny", "nine"])
 def test_with_every_scheduler(request: pytest.FixtureRequest, tmp_path: Path, kind: str, name: str) -> None:
@@ -92,6 +94,7 @@ def test_with_every_scheduler(request: pytest.FixtureRequest, tmp_path: Path, ki
     assert largest_difference(drawn(model), theirs(model, REQUEST, gradient(SIDE, SIDE), MASK)) <= 1
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("kind", ["tiny", "nine"])
 def test_a_run_goes_on_from_any_step(request: pytest.FixtureRequest, tmp_path: Path, kind: str, name: str) -> None:
@@ -106,6 +109,7 @@ def test_a_run_goes_on_from_any_step(request: pytest.FixtureRequest, tmp_path: P
         assert all(torch.equal(*pair) for pair in zip(pictures(resumed), whole, strict=True))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sampler", [one.name for one in SAMPLERS if {one.scheduler, one.levelled} & {*OURS}])
 def test_samplers_of_ours_end_with_the_very_latents_outside_and_go_on(tiny: Path, sampler: str) -> None:
     asked = replace(REQUEST, sampler=sampler, schedule="karras", steps=4)

@@ -34,6 +34,7 @@ def draw_with(model: Path, *loras: tuple[Path, float], **options: Any) -> torch.
     return pictures(list(generate(job, device)))[0]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("kind", "magnitudes"), [*zip(KINDS, cycle(reversed(MAGNITUDES)), strict=False)])
 def test_a_picture_of_every_kind_is_that_of_weights_merged_beforehand(
     tiny: Path, tmp_path: Path, kind: str, magnitudes: str
@@ -51,6 +52,7 @@ def test_layers_that_clip_skip_leaves_out_are_not_changed(tiny: Path, tmp_path: 
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0), request=request), expected) <= 1
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_every_naming_is_understood(tiny: Path, tmp_path: Path, naming: str) -> None:
     change = write_lora(tiny, tmp_path / "x.safetensors", naming=naming)
@@ -59,6 +61,7 @@ def test_every_naming_is_understood(tiny: Path, tmp_path: Path, naming: str) -> 
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0)), expected) <= 1
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("kind", "magnitudes"), [*zip(KINDS, cycle(MAGNITUDES), strict=False)])
 def test_the_picture_is_the_same_under_every_ceiling(tiny: Path, tmp_path: Path, kind: str, magnitudes: str) -> None:
     write_lora(tiny, tmp_path / "x.safetensors", kind, magnitudes=magnitudes)
@@ -129,6 +132,7 @@ def counts_with(model: Path, *loras: Path, dtype: torch.dtype = torch.float32) -
     return count(changed, SHORT, open_device("cpu"), dtype)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dry_run_counts_what_they_take(tiny: Path, tmp_path: Path, kind: str) -> None:
     write_lora(tiny, tmp_path / "x.safetensors", kind, magnitudes="outputs")

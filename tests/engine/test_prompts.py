@@ -106,6 +106,7 @@ def test_weights_change_the_picture(tiny: Path) -> None:
         assert largest_difference(plain, heavy) > 1
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("passes", ["batched", "sequential"])
 @pytest.mark.parametrize("sampler", [None, "Heun"])
 def test_changes_are_the_conditioning_switched_by_hand(

@@ -108,6 +108,7 @@ def test_img2img_draws_what_diffusers_draws(tiny: Path, strength: float) -> None
     assert largest_difference(ours, reference(tiny, request, init)) <= 1
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_scheduler_draws_what_diffusers_draws_and_resumes_from_any_step(
     tiny: Path, tmp_path: Path, name: str
@@ -125,6 +126,7 @@ def test_every_scheduler_draws_what_diffusers_draws_and_resumes_from_any_step(
         assert sum(isinstance(event, StepDone) for event in resumed) == len(steps) - stopped.step
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"IPNDMScheduler"}))
 def test_img2img_with_every_scheduler_is_what_diffusers_draws(tiny: Path, tmp_path: Path, name: str) -> None:
     model = with_scheduler(tiny, tmp_path, name)
@@ -167,6 +169,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_settings_of_schedulers_are_those_that_diffusers_honours(tiny: Path, tmp_path: Path, kind: str) -> None:
     name, settings = VARIANTS[kind]
@@ -209,6 +212,7 @@ def test_v_prediction_is_what_diffusers_draws(tiny: Path, tmp_path: Path) -> Non
     assert largest_difference(draw(model), reference(model, ASTRONAUT)) <= 1
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "plan",

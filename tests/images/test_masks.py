@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,33 @@ def test_masks_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     with pytest.raises(SdcliError, match=r"broken\.png"):
         edited(tmp_path, Edit(mask=str(tmp_path / "broken.png")))
+
+
+def test_an_all_white_mask_changes_everything(tmp_path: Path) -> None:
+    image = edited(tmp_path, masked(tmp_path), mask=Image.new("L", (128, 96), 255))
+    assert set(image.mask) == {255} and set(finished(image).tobytes()[::3]) == {255}
+
+
+def test_of_an_animated_mask_the_first_frame_is_taken_and_that_is_said(tmp_path: Path) -> None:
+    frames = [spot(), spot(box=(0, 0, 20, 20))]
+    frames[0].save(tmp_path / "mask.webp", save_all=True, append_images=frames[1:], lossless=True)
+    image = edited(tmp_path, Edit(mask=str(tmp_path / "mask.webp")))
+    assert Image.frombytes("L", (128, 96), image.mask).getbbox() == (40, 30, 60, 50)
+    assert [note.partition("' ")[2] for note in image.notes] == ["has 2 frames: the first one is the mask"]
+
+
+def test_a_mask_that_is_no_picture_is_refused_as_an_init_image_is(tmp_path: Path) -> None:
+    for name, said in (("http://example.com/mask.png", "is a URL"), (str(tmp_path), "is a folder")):
+        with pytest.raises(BadRequest, match=said):
+            edited(tmp_path, Edit(mask=name))
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "bomb.png").write_bytes(bomb + struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND")))
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name, said in (("bomb.png", "too large"), ("empty.png", "is empty")):
+        with pytest.raises(SdcliError, match=said):
+            edited(tmp_path, Edit(mask=str(tmp_path / name)))
 
 
 def test_margins_are_drawn_and_begin_with_the_outermost_pixels(tmp_path: Path) -> None:

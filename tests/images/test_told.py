@@ -95,8 +95,9 @@ def test_a1111s_text(tmp_path: Path) -> None:
         "model": "v1-5, pruned",
         "strength": "0.7",
         "clip_skip": "2",
+        "hires": "2",
     }
-    assert told.unknown == {"Hires upscale": "2", "ADetailer prompt": 'a face, "smiling"'}
+    assert told.unknown == {"ADetailer prompt": 'a face, "smiling"'}
 
 
 @pytest.mark.parametrize("order", ["utf-16-be", "utf-16-le"])

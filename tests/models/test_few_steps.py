@@ -33,7 +33,7 @@ def lora(path: str, weight: float = 1.0, **notes: str) -> Lora:
         ("Hyper-SD15-8steps-lora.safetensors", "Hyper-SD", 8, 1, "DDIM", "trailing"),
         ("Hyper-SD15-12steps-CFG-lora.safetensors", "Hyper-SD", 12, 5, "DDIM", "trailing"),
         ("Hyper-SDXL-1step-lora.safetensors", "Hyper-SD", 1, 1, "TCD", None),
-        ("dmd2_sdxl_4step_lora.safetensors", "DMD2", 4, 1, "LCM", None),
+        ("dmd2_sdxl_4step_lora.safetensors", "DMD2", 4, 1, "LCM", "trailing"),
         ("sd_xl_turbo_1.0_fp16.safetensors", "Turbo", 4, 1, "Euler a", "trailing"),
         ("dreamshaperXLTurbo_v2.safetensors", "Turbo", 4, 1, "Euler a", "trailing"),
         ("tcd-sd15.safetensors", "TCD", 4, 1, "TCD", None),

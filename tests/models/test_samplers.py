@@ -116,12 +116,15 @@ def test_a_schedule_alone_goes_with_the_models_own_sampler() -> None:
     ("own", "sampler", "schedule", "why"),
     [
         ("PNDMScheduler", None, "karras", "PLMS goes by its own"),
-        ("PNDMScheduler", "LCM", "trailing", "LCM goes by its own"),
+        ("PNDMScheduler", "LCM", "karras", "LCM goes by its own"),
         ("SASolverScheduler", None, "karras", "give a --sampler as well"),
         ("EDMEulerScheduler", None, "karras", "of its own kind"),
         ("FlowMatchEulerDiscreteScheduler", "Euler", "karras", "of its own kind"),
         ("PNDMScheduler", "Euler", "karras", None),
         ("PNDMScheduler", "LCM", None, None),
+        ("PNDMScheduler", "LCM", "trailing", None),
+        ("PNDMScheduler", "TCD", "999,499", None),
+        ("PNDMScheduler", "DDIM", "999,499", "DDIM goes by its own"),
         ("PNDMScheduler", None, "model", None),
     ],
 )

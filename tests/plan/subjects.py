@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from sdcli.domain import DTYPE_BYTES, DtypeName, Model, Plan, Request, StageNeed, Use, WeightUse
+from sdcli.domain import DTYPE_BYTES, DtypeName, Model, Plan, Request, StageNeed
 from sdcli.families.contract import Geometry
 from sdcli.families.sd.family import StableDiffusion
 from sdcli.models.reference import DEMO, resolve_model
@@ -14,6 +14,7 @@ from sdcli.plan.counts import Counts, StageCount, WayCount
 from sdcli.plan.remainder import WITH_AVX512, Remainder
 from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.units import MIB
+from sdcli.uses import Use, WeightUse
 
 GEOMETRY = Geometry(latent_channels=4, latent_factor=8, native_size=(512, 512), prompt_tokens=77)
 LARGE_BYTES = 32 * MIB
@@ -69,6 +70,7 @@ def counts_in(dtype: DtypeName) -> Callable[[Request], Counts]:
         maps = {
             "whole": way(320 * pixels * item, 8e6 * pixels, 20, 3),
             "recomputed": way(160 * pixels * item, 16e6 * pixels, 20, 3),
+            "unkept": way(120 * pixels * item, 28e6 * pixels, 30, 3),
         }
         words_way = {"": way(2 * words * 12 * 768 * item, 1e10, 8)}
         counts = {"encode_prompt": StageCount(TEXT, words_way), "denoise": StageCount(UNET, steps)}

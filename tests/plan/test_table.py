@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.domain import DTYPE_BYTES, DtypeName, WeightRow, WeightUse
+from sdcli.domain import DTYPE_BYTES, DtypeName
 from sdcli.plan.counts import StageCount
 from sdcli.plan.table import matrices, table_of
+from sdcli.uses import WeightRow, WeightUse
 from tests.support import ASTRONAUT, counted
 
 PLACES = [4096, 1024, 64, 64, 256, 1024, 4096]

@@ -351,7 +351,8 @@ from sdcli.weights.packed import can_map
 from sdcli.weights.prepared import make_copy
 from sdcli.weights.lend import lend_weights, packer
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import Origin, WeightRow
+from sdcli.domain import Origin
+from sdcli.uses import WeightRow
 from sdcli.domain import Component
 from sdcli.models.header import read_header
 

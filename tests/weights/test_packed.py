@@ -17,7 +17,8 @@ from torch import nn
 from sdcli import machine
 from sdcli.devices.cpu import CpuDevice
 from sdcli.devices.mps import MpsDevice
-from sdcli.domain import DtypeName, MapShape
+from sdcli.domain import DtypeName
+from sdcli.uses import MapShape
 from sdcli.weights.arena import Arena
 from sdcli.weights.opaque import description, moved, opaque, raw_bytes
 from sdcli.weights.packed import (

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import Adapter, Component, Origin, TensorInfo, WeightRow
+from sdcli.domain import Adapter, Component, Origin, TensorInfo
 from sdcli.engine.dry_run import META, DryRun
 from sdcli.models.header import read_header
+from sdcli.uses import WeightRow
 from sdcli.weights import sliced
 from sdcli.weights.adapters import Changes, Merged
 from sdcli.weights.lend import lend_weights

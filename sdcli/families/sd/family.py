@@ -8,12 +8,16 @@ from typing import Any
 
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
+from sdcli.families.colours import DEMO, SD, Colours, colours_for
 from sdcli.families.contract import Defaults, Geometry, Part, Stage
 from sdcli.families.prompts import turns_of
 from sdcli.families.sd.embeddings import vectors_of
 from sdcli.families.sd.parts import PARTS
 from sdcli.families.sd.schema import OLD_SIDE, Autoencoder, TextEncoder, Tokenizer, UNet
 from sdcli.families.sd.vocabulary import written_vocabulary
+from sdcli.families.tiny.parts import TINY
+from sdcli.families.tiny.parts import require_fit as require_fit_of_tiny
 from sdcli.units import MIB
 
 CHUNKS_LIMIT = 8
@@ -27,8 +31,6 @@ SIDE_LIMIT = 8192
 
 ALIGNED_LEVELS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 """https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, of Stable Diffusion 1.5."""
-
-_WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
 
 class StableDiffusion:
@@ -51,21 +53,28 @@ class StableDiffusion:
         "requires_safety_checker": False,
     }
     parts: tuple[Part, ...] = PARTS
+    extras: tuple[Part, ...] = (TINY,)
+    encoders: Mapping[str, str] = {"text_encoder": "tokenizer"}
+    """Parts that words go through, and the tokenizer of each."""
     defaults = Defaults(steps=20, guidance=7.5, aligned_levels=ALIGNED_LEVELS)
+    colours: tuple[Colours, ...] = (SD, DEMO)
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
         """Words, the init image if there is one, the steps, and the pictures."""
         words = Stage(
             "encode_prompt",
             "once",
-            ("text_encoder",),
+            tuple(self.encoders),
             "the text encoder",
-            reads=("tokenizer",),
-            extra_bytes=TOKENIZER_BYTES,
+            reads=tuple(self.encoders.values()),
+            extra_bytes=len(self.encoders) * TOKENIZER_BYTES,
+            kept=True,
         )
-        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         steps = Stage("denoise", "steps", ("unet",), "the denoiser")
-        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
+        if TINY.name in model.parts:
+            pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         needs_init = request.strength is not None or is_told_of_mask(model)
         return (words, init, steps, pictures) if needs_init else (words, steps, pictures)
 
@@ -83,14 +92,15 @@ class StableDiffusion:
             latent_channels=vae.latent_channels,
             latent_factor=factor,
             native_size=(width * factor, height * factor),
-            prompt_tokens=_prompt_tokens(model),
-            text_layers=_text_layers(_text(model)),
+            prompt_tokens=self._prompt_tokens(model),
+            text_layers=self.text_layers(model),
             takes_guidance=unet.time_cond_proj_dim is not None,
+            colours=colours_for(vae.latent_channels, *self.colours),
         )
 
     def chunks(self, model: Model, request: Request) -> int:
         """A token is at least one byte, two of a chunk's are its marks, and words of vectors may leave room free."""
-        own, room = model.parts["text_encoder"].words, _prompt_tokens(model) - 2
+        own, room = model.parts[next(iter(self.encoders))].words, self._prompt_tokens(model) - 2
         most = 1
         for wording in {wording for pair in turns_of(request).pairs for wording in pair}:
             tokens = sum(len(phrase.text.encode()) + 2 * vectors_of(phrase.text, own) for phrase in wording)
@@ -121,6 +131,7 @@ class StableDiffusion:
                     f"the model {echo(ref)} has a denoiser that takes {width} numbers a word and a text encoder that"
                     f" gives {words}: they are of two models; fetch it again"
                 )
+        require_fit_of_tiny(ref, model, latents, self.geometry(model).latent_factor)
         side = max(self.geometry(model).native_size)
         if side > SIDE_LIMIT:
             raise SdcliError(
@@ -129,8 +140,12 @@ class StableDiffusion:
             )
 
     def word_width(self, model: Model) -> int:
-        """Numbers that a token of the prompt has."""
-        return _text(model).hidden_size
+        """Numbers that a token of the prompt has: those of all encoders, side by side."""
+        return sum(text.hidden_size for text in self._texts(model))
+
+    def text_layers(self, model: Model) -> range:
+        """Layers that words may be taken from, counted from the last, 1: first the model's own."""
+        return _text_layers(self._texts(model)[0])
 
     def label(self, model: Model) -> str:
         """`sd15` for Stable Diffusion 1.x, else `sd`: the same parts in other sizes."""
@@ -139,9 +154,23 @@ class StableDiffusion:
         return "sd15" if is_first else "sd"
 
     def texts(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """A vocabulary of the size that the text encoder has."""
-        files = written_vocabulary(config["text_encoder"]["vocab_size"])
-        return {f"tokenizer/{name}": text for name, text in files.items()}
+        """A vocabulary of the size that each text encoder has."""
+        return {
+            f"{tokenizer}/{name}": text
+            for encoder, tokenizer in self.encoders.items()
+            for name, text in written_vocabulary(config[encoder]["vocab_size"]).items()
+        }
+
+    def _texts(self, model: Model) -> list[TextEncoder]:
+        """The settings of the text encoders."""
+        return [model.parts[name].settings for name in self.encoders]
+
+    def _prompt_tokens(self, model: Model) -> int:
+        """Tokens of a chunk of the prompt, both marks among them: what the tokenizer pads to. 77 in CLIP."""
+        most = self._texts(model)[0].max_position_embeddings
+        tokenizer: Tokenizer = model.parts[next(iter(self.encoders.values()))].settings
+        length = tokenizer.model_max_length
+        return min(most, length) if isinstance(length, int) and not isinstance(length, bool) and length > 2 else most
 
 
 def _with_mask(latents: int) -> int:
@@ -189,16 +218,3 @@ def _unet(model: Model) -> UNet:
 def _vae(model: Model) -> Autoencoder:
     settings: Autoencoder = model.parts["vae"].settings
     return settings
-
-
-def _text(model: Model) -> TextEncoder:
-    settings: TextEncoder = model.parts["text_encoder"].settings
-    return settings
-
-
-def _prompt_tokens(model: Model) -> int:
-    """Tokens of a chunk of the prompt, both marks among them: what the tokenizer pads to. 77 in CLIP."""
-    most = _text(model).max_position_embeddings
-    tokenizer: Tokenizer = model.parts["tokenizer"].settings
-    length = tokenizer.model_max_length
-    return min(most, length) if isinstance(length, int) and not isinstance(length, bool) and length > 2 else most

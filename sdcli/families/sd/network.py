@@ -20,6 +20,8 @@ from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
 from sdcli.families.sd.family import StableDiffusion, is_told_of_mask, words_from
 from sdcli.families.sd.text_encoder import borrow_text_encoder, build_text_encoder, text_config
 from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
+from sdcli.families.tiny.autoencoder import borrow_tiny
+from sdcli.families.tiny.parts import TINY
 from sdcli.weights.borrow import Borrow
 
 MASKED = 0.5
@@ -43,7 +45,7 @@ def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Ca
 
     Words that change from step to step are several of these (engine/denoise.py, `conditioning_at`).
     """
-    tokens = tokens_of(("tokenizer", "text_encoder"), StableDiffusion(), model, request, request.guided, borrow)
+    tokens = tokens_of(("text_encoder", "tokenizer"), StableDiffusion(), model, request, request.guided, borrow)
     text = words_from(model.parts["text_encoder"], request.clip_skip)
     with borrow_text_encoder(text, borrow) as encode:
         yield lambda _: conditionings(
@@ -100,7 +102,9 @@ def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser
 @contextmanager
 def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Latents of one picture to its pixels, (1, 3, h, w) in -1…1."""
-    with borrow_decoder(model.parts["vae"], borrow) as run:
+    tiny = model.parts.get(TINY.name)
+    loan = borrow_decoder(model.parts["vae"], borrow) if tiny is None else borrow_tiny(tiny, borrow)
+    with loan as run:
         yield run
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.domain import Component, Prediction, WeightFile
-from sdcli.families.contract import Found, Numbers
+from sdcli.families.contract import PREDICTIONS, Found, Numbers
 from sdcli.families.sd import original
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
 from sdcli.families.single_file import Names, Piece, Search, Shapes, as_they_are, levels_of, networks_in
+from sdcli.families.tiny import single as tiny
+from sdcli.families.tiny.parts import TINY
 
 _OF_SDXL = re.compile(r"label_emb\.|add_embedding\.")
 """Names that a denoiser of Stable Diffusion has not."""
@@ -47,14 +49,14 @@ V_DEVIATION = 0.09
 """A model of Stable Diffusion 2 that predicts v has a last norm whose offsets deviate by more than this, as ComfyUI
 found by looking at published ones: no tensor's name tells."""
 
-OTHER: Mapping[Prediction, Prediction] = {"epsilon": "v", "v": "epsilon"}
+OTHER: Mapping[Prediction, Prediction] = {"epsilon": "v", "v": "epsilon", "sample": "epsilon"}
 
 _LAST_NORM = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has, in either layout. Raises SdcliError for types that are not read."""
-    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH))
+    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, VAE_SEARCH, TINY_SEARCH))
     notes: list[str] = []
     if any(map(_OF_SDXL.match, found["unet"].weights() if "unet" in found else ())):
         del found["unet"]
@@ -81,6 +83,10 @@ def _unet_pieces(names: Names) -> dict[str, Piece]:
 
 def _vae_pieces(names: Names) -> dict[str, Piece]:
     return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
+
+
+def _tiny_pieces(names: Names) -> dict[str, Piece]:
+    return {today: Piece(stored) for today, stored in tiny.names_of(names).items()}
 
 
 def _text_pieces(names: Names) -> dict[str, Piece]:
@@ -177,6 +183,7 @@ TEXT_SEARCH = Search(
 VAE_SEARCH = Search(
     VAE, re.compile(r"decoder\.conv_in\.weight"), ("first_stage_model.", ""), _vae_pieces, vae_config, _is_another
 )
+TINY_SEARCH = Search(TINY, tiny.SIGN, ("",), _tiny_pieces, lambda shapes, names: tiny.config_of(shapes), _is_another)
 
 
 def _add_what_no_tensor_tells(
@@ -195,9 +202,9 @@ def _add_what_no_tensor_tells(
         notes.append(f"{predicts}-prediction {why}; if it draws noise, give --prediction {OTHER[predicts]}")
     settings: dict[str, Any] = BETAS | ({"skip_prk_steps": True} if predicts == "epsilon" else {})
     kind = "PNDMScheduler"
-    if predicts == "v":
-        kind, settings = "DDIMScheduler", settings | {"prediction_type": "v_prediction"}
-        if is_second:
+    if predicts != "epsilon":
+        kind, settings = "DDIMScheduler", settings | {"prediction_type": PREDICTIONS[predicts]}
+        if is_second and predicts == "v":
             found["unet"].config.update(sample_size=96, upcast_attention=True)
     if "ztsnr" in file.tensors:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -219,6 +226,8 @@ def told_prediction(file: WeightFile) -> tuple[Prediction, str] | None:
     said = [file.notes.get(key, "").lower() for key in ("modelspec.prediction_type", "modelspec.architecture")]
     if "v_pred" in file.tensors:
         return "v", "by its key v_pred"
+    if re.search(r"(?i)1[ _-]?step.*x0(?![a-z0-9])", file.path.stem):  # as SDXL-Lightning's of one step
+        return "sample", "by its name"
     if any(re.search(r"^v$|v[_-]pred|768-v", one) for one in said):
         return "v", "by what the file says"
     if said[0] == "epsilon":

@@ -21,13 +21,13 @@ def tokens_of(
 ) -> list[Tokens]:
     """The tokens of each different pair of negative prompt and prompt, or of its prompt alone.
 
-    By the tokenizer and for the encoder that `parts` are. What is left out of a prompt is a notice. A dry run has one
+    For the encoder and by the tokenizer that `parts` are. What is left out of a prompt is a notice. A dry run has one
     pair, as long as any may be.
     """
     turns, length = turns_of(request), family.geometry(model).prompt_tokens
     if borrow.dry is not None:
         return [Tokens.dry(1 + negative, family.chunks(model, request), length, turns.weighted)]
-    tokenizer, encoder = (model.parts[name] for name in parts)
+    encoder, tokenizer = (model.parts[name] for name in parts)
     tokens = tokenize_all(tokenizer, length, [pair[not negative :] for pair in turns.pairs], own_words(encoder))
     kinds = ("negative prompt", "prompt")[not negative :]
     for kind, *dropped in zip(kinds, *(one.dropped for one in tokens), strict=True):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Defaults, Geometry, Part, Stage
-from sdcli.families.sd.family import TOKENIZER_BYTES, StableDiffusion
-from sdcli.families.sd.vocabulary import written_vocabulary
+from sdcli.families.colours import SDXL, Colours
+from sdcli.families.contract import Defaults, Geometry, Part
+from sdcli.families.sd.family import StableDiffusion
 from sdcli.families.sdxl.parts import PARTS
 from sdcli.families.sdxl.schema import ProjectedTextEncoder, UNetXL
+from sdcli.families.tiny.parts import TINY
 
 ALIGNED_LEVELS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 """https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, of SDXL."""
@@ -25,6 +25,8 @@ OWN_LAYER = 2
 
 SIZES = 6
 """Numbers that tell of the picture's size: of the original, of what was cut off, and of the picture."""
+
+Numbers = tuple[float, ...]
 
 ZEROS = "force_zeros_for_empty_prompt"
 """The key of a model's index that says that an empty negative prompt is zeros rather than words."""
@@ -42,57 +44,52 @@ class StableDiffusionXL(StableDiffusion):
     )
     index_extras: Mapping[str, object] = {ZEROS: True}
     parts: tuple[Part, ...] = PARTS
+    extras: tuple[Part, ...] = (replace(TINY, pulled="madebyollin/taesdxl"),)
+    encoders: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    told = SIZES
+    """Numbers that the denoiser is told besides the whole prompt."""
     defaults = Defaults(steps=25, guidance=5.0, aligned_levels=ALIGNED_LEVELS)
-
-    def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
-        """As Stable Diffusion's, with both text encoders in the first."""
-        words, *others = super().stages(model, request)
-        words = replace(
-            words,
-            lends=("text_encoder", "text_encoder_2"),
-            title="the text encoder",
-            reads=("tokenizer", "tokenizer_2"),
-            extra_bytes=2 * TOKENIZER_BYTES,
-        )
-        return words, *others
+    colours: tuple[Colours, ...] = (SDXL,)
 
     def geometry(self, model: Model) -> Geometry:
-        """As Stable Diffusion's; words are taken from the same layer of both encoders."""
-        depth = min(model.parts[name].settings.num_hidden_layers for name in ("text_encoder", "text_encoder_2"))
-        return replace(super().geometry(model), text_layers=range(OWN_LAYER, 1 + depth))
+        """As Stable Diffusion's; sizes are among what the denoiser is told."""
+        return replace(super().geometry(model), told_sizes=frozenset({"original_size", "crop", "target_size"}))
+
+    def text_layers(self, model: Model) -> range:
+        """Words are taken from the same layer of all encoders."""
+        depth = min(text.num_hidden_layers for text in self._texts(model))
+        return range(OWN_LAYER, 1 + depth)
 
     def require_fit(self, ref: str, model: Model) -> None:
         """Besides, the denoiser takes as many numbers of the whole prompt and of the size as there are."""
         super().require_fit(ref, model)
         unet: UNetXL = model.parts["unet"].settings
         pooled, taken = _second(model).projection_dim, unet.projection_class_embeddings_input_dim
-        given = pooled + SIZES * (unet.addition_time_embed_dim or 0)
+        given = pooled + self.told * (unet.addition_time_embed_dim or 0)
         if taken != given:
             raise SdcliError(
                 f"the model {echo(ref)} has a denoiser that takes {taken} numbers of prompt and size, and there are"
-                f" {given}: it is not SDXL's base model; give one that is"
+                f" {given}: it is neither SDXL's base model nor its refiner; give one that is"
             )
 
     def label(self, model: Model) -> str:
         """`sdxl`, whatever its sizes."""
         return self.name
 
-    def texts(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """A vocabulary of the size that each text encoder has."""
-        return {
-            f"tokenizer{number}/{name}": text
-            for number in ("", "_2")
-            for name, text in written_vocabulary(config[f"text_encoder{number}"]["vocab_size"]).items()
-        }
+    def has_zeros(self, model: Model) -> bool:
+        """Whether an empty negative prompt is zeros."""
+        return bool(model.said.get(ZEROS, self.index_extras[ZEROS]))
 
-    def word_width(self, model: Model) -> int:
-        """Both encoders' side by side."""
-        return super().word_width(model) + _second(model).hidden_size
+    def numbers(self, request: Request) -> tuple[Numbers, Numbers]:
+        """What the denoiser is told with the negative prompt and with the prompt: height and width of the original,
+        what was cut off above and left, and height and width of the picture.
 
-
-def has_zeros(model: Model) -> bool:
-    """Whether an empty negative prompt is zeros."""
-    return bool(model.said.get(ZEROS, True))
+        As in diffusers' StableDiffusionXLPipeline._get_add_time_ids, where nobody says otherwise the same for both.
+        """
+        size = request.width, request.height
+        original, target, (left, top) = request.original_size or size, request.target_size or size, request.crop
+        told = (*original[::-1], top, left, *target[::-1])
+        return told, told
 
 
 def _second(model: Model) -> ProjectedTextEncoder:

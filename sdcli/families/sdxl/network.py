@@ -1,4 +1,4 @@
-"""Stable Diffusion XL, as the worker runs it (Podell et al. 2023, https://arxiv.org/abs/2307.01952).
+"""Stable Diffusion XL and its refiner, as the worker runs them (Podell et al. 2023, https://arxiv.org/abs/2307.01952).
 
 What it has in common with Stable Diffusion is of that family: the autoencoder, the way through the UNet, prompts.
 """
@@ -21,14 +21,24 @@ from sdcli.families.sd.denoiser import Denoiser, borrow_unet
 from sdcli.families.sd.network import beside, start, try_out
 from sdcli.families.sd.text_encoder import Tokens
 from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
-from sdcli.families.sdxl.family import StableDiffusionXL, has_zeros
+from sdcli.families.sdxl.family import StableDiffusionXL
 from sdcli.families.sdxl.text_encoder import Encode, Pool, borrow_first, borrow_second, build_second
+from sdcli.families.sdxl_refiner.family import StableDiffusionXLRefiner
+from sdcli.families.tiny.parts import TINY
 from sdcli.weights.borrow import Borrow
 
 Lent = TypeVar("Lent")
 Loan = Callable[[], AbstractContextManager[Lent]]
 
 __all__ = ["beside", "build", "decode", "denoise", "encode_image", "encode_prompt", "start", "try_out"]
+
+
+FAMILIES = {family.name: family for family in (StableDiffusionXL(), StableDiffusionXLRefiner())}
+
+
+def family_of(model: Model) -> StableDiffusionXL:
+    """Which of the two the model is."""
+    return FAMILIES[model.family]
 
 
 def build(component: Component) -> nn.Module:
@@ -38,37 +48,41 @@ def build(component: Component) -> nn.Module:
 
 @contextmanager
 def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
-    """Words to `tokens`, both encoders' side by side, (2, tokens, channels), and `pooled`, (2, channels).
+    """Words to `tokens`, all encoders' side by side, (2, tokens, channels), and `pooled` and `asked`, (2, channels).
 
-    The negative prompt is first; without guidance there is the prompt alone. The encoders are borrowed in turn.
+    The negative prompt is first; without guidance there is the prompt alone. Which of the two a row is of says `asked`,
+    0 or 1. The encoders are borrowed in turn.
     """
-    is_zero = request.guided and not request.negative.strip() and has_zeros(model)
+    family = family_of(model)
+    is_zero = request.guided and not request.negative.strip() and family.has_zeros(model)
     asked = request.guided and not is_zero
-    pairs = [
-        tokens_of((f"tokenizer{number}", f"text_encoder{number}"), StableDiffusionXL(), model, request, asked, borrow)
-        for number in ("", "_2")
-    ]
-    for first, second in zip(*pairs, strict=True):
-        if first.ids.shape != second.ids.shape:
+    every = [tokens_of(parts, family, model, request, asked, borrow) for parts in family.encoders.items()]
+    for tokens in zip(*every, strict=True):
+        if len({one.ids.shape for one in tokens}) > 1:
             raise SdcliError(
                 f"the two tokenizers in {echo(model.path)} differ in where they cut a prompt: fetch it again"
             )
-    borrow_one: Loan[Encode] = partial(borrow_first, model.parts["text_encoder"], request.clip_skip, borrow)
-    borrow_other: Loan[tuple[Encode, Pool]]
-    borrow_other = partial(borrow_second, model.parts["text_encoder_2"], request.clip_skip, borrow)
+    *firsts, (second, wide) = zip((model.parts[name] for name in family.encoders), every, strict=True)
+    loans: list[Loan[Encode]] = [partial(borrow_first, part, request.clip_skip, borrow) for part, _ in firsts]
+    last_loan: Loan[tuple[Encode, Pool]] = partial(borrow_second, second, request.clip_skip, borrow)
     with ExitStack() as told:
         if borrow.dry is not None:  # it is told of loans before it counts
-            borrow_one = _at_hand(told.enter_context(borrow_one()))
-            borrow_other = _at_hand(told.enter_context(borrow_other()))
+            loans = [_at_hand(told.enter_context(loan())) for loan in loans]
+            last_loan = _at_hand(told.enter_context(last_loan()))
 
         def condition() -> Iterator[dict[str, torch.Tensor]]:
-            with borrow_one() as encode:
-                words = [_weighed(tokens, request, borrow, encode)[0] for tokens in pairs[0]]
-            with borrow_other() as (encode, pool):
-                for narrow, tokens in zip(words, pairs[1], strict=True):
-                    wide, last = _weighed(tokens, request, borrow, encode)
-                    given = {"tokens": torch.cat([narrow, wide], dim=-1), "pooled": pool(last, tokens.ends[:, 0])}
-                    yield {name: _after_zeros(value) if is_zero else value for name, value in given.items()}
+            narrow = list[list[torch.Tensor]]()
+            for loan, (_, tokens_of_one) in zip(loans, firsts, strict=True):
+                with loan() as encode:
+                    narrow.append([_weighed(tokens, request, borrow, encode)[0] for tokens in tokens_of_one])
+            with last_loan() as (encode, pool):
+                for number, tokens in enumerate(wide):
+                    words, last = _weighed(tokens, request, borrow, encode)
+                    words = torch.cat([*(some[number] for some in narrow), words], dim=-1)
+                    given = {"tokens": words, "pooled": pool(last, tokens.ends[:, 0])}
+                    if is_zero:
+                        given = {name: torch.cat([torch.zeros_like(one), one]) for name, one in given.items()}
+                    yield given | {"asked": torch.tensor([[0.0], [1.0]][-len(words) - is_zero :], device=words.device)}
 
         yield lambda _: conditionings(request, borrow, condition)
 
@@ -89,32 +103,24 @@ def _weighed(tokens: Tokens, request: Request, borrow: Borrow, encode: Encode) -
     return weighed(tokens, request, borrow, words), lasts[0]
 
 
-def _after_zeros(value: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.zeros_like(value), value])
-
-
 @dataclass(frozen=True, slots=True)
 class SizedDenoiser(Denoiser):
-    """A borrowed UNet that is told of the picture's size, in pixels."""
+    """A borrowed UNet that is told of sizes besides: numbers with the negative prompt, and with the prompt."""
 
-    sizes: tuple[int, ...]
+    numbers: tuple[tuple[float, ...], tuple[float, ...]]
 
     def added(self, conditioning: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The whole prompt, and height and width of the original, what was cut off above and left, and of the picture.
-
-        As in diffusers' StableDiffusionXLPipeline._get_add_time_ids.
-        """
-        pooled = conditioning["pooled"]
-        sizes = torch.tensor([self.sizes], device=pooled.device, dtype=torch.float32)
-        return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
+        """The whole prompt, and the numbers of each row."""
+        pooled, asked = conditioning["pooled"], conditioning["asked"]
+        negative, positive = (torch.tensor([one], device=pooled.device, dtype=torch.float32) for one in self.numbers)
+        return {"text_embeds": pooled, "time_ids": negative + asked * (positive - negative)}
 
 
 @contextmanager
 def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser]:
     """The UNet: (latents, timestep, conditioning, guidance) to its output."""
-    size = request.height, request.width
     with borrow_unet(model.parts["unet"], borrow) as (unet, lent):
-        yield SizedDenoiser(unet, lent, borrow, (*size, 0, 0, *size))
+        yield SizedDenoiser(unet, lent, borrow, family_of(model).numbers(request))
 
 
 @contextmanager
@@ -127,7 +133,7 @@ def encode_image(model: Model, request: Request, borrow: Borrow) -> Iterator[Cal
 @contextmanager
 def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """As Stable Diffusion's."""
-    with sd.decode(model, request, never_black(model, borrow)) as run:
+    with sd.decode(model, request, borrow if TINY.name in model.parts else never_black(model, borrow)) as run:
         yield run
 
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli.domain import Component, Prediction, WeightFile
-from sdcli.errors import SdcliError, echo
-from sdcli.families.contract import Found, Numbers
+from sdcli.families.contract import PREDICTIONS, Found, Numbers
 from sdcli.families.sd import single
 from sdcli.families.sd.original import open_clip_names
 from sdcli.families.sdxl.family import SIZES
@@ -31,32 +30,44 @@ REFINER = "conditioner.embedders.0.model."
 
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
-    """The parts that a file has. Raises SdcliError for types that are not read, and for the refiner."""
-    if any(name.startswith(REFINER) for name in file.tensors):
-        raise SdcliError(f"{echo(file.path)} is SDXL's refiner, which is not supported yet: give the base model")
-    found = networks_in(file, (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH))
+    """The parts that a file has; of the refiner no more than an autoencoder. Raises SdcliError for types that are not
+    read."""
+    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH, single.TINY_SEARCH)
+    return parts_by(searches[-2:] if is_of_refiner(file) else searches, SIZES, file, prediction)
+
+
+def is_of_refiner(file: WeightFile) -> bool:
+    """Whether the file is SDXL's refiner."""
+    return any(name.startswith(REFINER) for name in file.tensors)
+
+
+def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, prediction: Prediction | None) -> Found:
+    """The networks that are searched for, and with the denoiser a scheduler and the tokenizers of the text encoders.
+
+    The denoiser takes so many numbers of the picture's size.
+    """
+    found = networks_in(file, searches)
     notes: tuple[str, ...] = ()
     if "vae" in found:
         found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR)
     if "unet" in found and "add_embedding.linear_1.weight" not in found["unet"].weights():
         del found["unet"]
     if "unet" in found:
-        _tell_sizes(found)
-        found |= {
-            "tokenizer": single.tokenizer("<|endoftext|>"),
-            TOKENIZER_2.name: replace(single.tokenizer("!"), name=TOKENIZER_2.name),
-        }
+        _tell_sizes(found, sizes)
+        found[TOKENIZER_2.name] = replace(single.tokenizer("!"), name=TOKENIZER_2.name)
+        if TEXT_SEARCH in searches:
+            found["tokenizer"] = single.tokenizer("<|endoftext|>")
         found["scheduler"], notes = _scheduler(file, found["unet"], prediction)
     return Found(found, notes)
 
 
-def _tell_sizes(found: Mapping[str, Component]) -> None:
-    """What numbers of the picture's size the denoiser takes: all that are not the whole prompt's."""
+def _tell_sizes(found: Mapping[str, Component], sizes: int) -> None:
+    """What the denoiser takes for each of so many numbers: all that is not the whole prompt's."""
     config, second = found["unet"].config, found.get(TEXT_ENCODER_2.name)
     if second is not None:
         rest = config["projection_class_embeddings_input_dim"] - second.config["projection_dim"]
-        if rest > 0 and rest % SIZES == 0:
-            config["addition_time_embed_dim"] = rest // SIZES
+        if rest > 0 and rest % sizes == 0:
+            config["addition_time_embed_dim"] = rest // sizes
 
 
 def _scheduler(file: WeightFile, unet: Component, prediction: Prediction | None) -> tuple[Component, tuple[str, ...]]:
@@ -68,7 +79,7 @@ def _scheduler(file: WeightFile, unet: Component, prediction: Prediction | None)
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "steps_offset")
     betas: dict[str, Any] = {key: single.BETAS[key] for key in kept}
     kind, settings = "EulerDiscreteScheduler", betas | {"timestep_spacing": "leading"}
-    settings |= {"prediction_type": "v_prediction"} if predicts == "v" else {}
+    settings |= {} if predicts == "epsilon" else {"prediction_type": PREDICTIONS[predicts]}
     if "ztsnr" in file.tensors:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if "time_cond_proj_dim" in unet.config:
@@ -81,6 +92,8 @@ def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     levels = range(len(config["block_out_channels"]))
     down = [_depth(shapes, f"down_blocks.{level}") for level in levels]
     up = [_depth(shapes, f"up_blocks.{level}") for level in levels]
+    if not levels_of(shapes, f"down_blocks.{levels[-1]}.attentions"):  # whose depth is that of the middle
+        down[-1] = up[0] = _depth(shapes, "mid_block")
     config |= {
         "sample_size": 128,
         "transformer_layers_per_block": down,

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
+from sdcli.families.colours import FLUX, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.qwen3.parts import TEXT_ENCODER, TOKENIZER, TOKENIZER_BYTES, TOKENS_LIMIT
 from sdcli.families.qwen3.vocabulary import written_tokenizer
+from sdcli.families.tiny.parts import TINY
+from sdcli.families.tiny.parts import require_fit as require_fit_of_tiny
 from sdcli.families.zimage.parts import PARTS
 from sdcli.families.zimage.schema import PATCH, Autoencoder, Transformer
 
@@ -31,8 +36,6 @@ TURBO, BASE = Defaults(steps=8, guidance=1.0), Defaults(steps=30, guidance=4.0)
 TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0
 """How far the distilled one's steps are shifted towards noise at most, and the other's."""
 
-_WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
-
 
 class ZImage:
     """Z-Image-Turbo and Z-Image."""
@@ -42,6 +45,7 @@ class ZImage:
     pipelines: tuple[str, ...] = ("ZImagePipeline", "ZImageImg2ImgPipeline")
     index_extras: Mapping[str, object] = {}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
+    extras: tuple[Part, ...] = (replace(TINY, pulled="madebyollin/taef1"),)
     defaults = TURBO
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
@@ -55,9 +59,11 @@ class ZImage:
             extra_bytes=TOKENIZER_BYTES,
             kept=True,
         )
-        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
-        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
+        if TINY.name in model.parts:
+            pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
 
     def geometry(self, model: Model) -> Geometry:
@@ -70,6 +76,8 @@ class ZImage:
             patch=PATCH,
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=CHUNK,
+            colours=colours_for(vae.latent_channels, FLUX),
+            weighs_words=False,
             flow_times=partial(_flow_times, model.parts["scheduler"].config, factor * PATCH),
             defaults=TURBO if _is_turbo(model) else BASE,
         )
@@ -88,6 +96,7 @@ class ZImage:
                 f"the model {echo(ref)} has a denoiser of {transformer.in_channels} channels for latents of"
                 f" {vae.latent_channels}: they are of two models; fetch it again"
             )
+        require_fit_of_tiny(ref, model, vae.latent_channels, self.geometry(model).latent_factor)
         if transformer.cap_feat_dim != text.hidden_size:
             raise SdcliError(
                 f"the model {echo(ref)} has a denoiser that takes {transformer.cap_feat_dim} numbers a word and"

@@ -15,6 +15,8 @@ from sdcli.domain import Component, Model, Request
 from sdcli.families.qwen3.text_encoder import borrow_text_encoder, build_text_encoder
 from sdcli.families.qwen3.tokens import Tokens, tokenize
 from sdcli.families.sd.autoencoder import build_autoencoder
+from sdcli.families.tiny.autoencoder import borrow_tiny
+from sdcli.families.tiny.parts import TINY
 from sdcli.families.zimage.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.families.zimage.denoiser import Denoiser, borrow_denoiser, build_transformer
 from sdcli.families.zimage.family import CHUNK, ZImage
@@ -87,7 +89,9 @@ def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser
 @contextmanager
 def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Latents of one picture to its pixels, (1, 3, h, w) in -1…1."""
-    with borrow_decoder(model.parts["vae"], borrow) as run:
+    tiny = model.parts.get(TINY.name)
+    loan = borrow_decoder(model.parts["vae"], borrow) if tiny is None else borrow_tiny(tiny, borrow)
+    with loan as run:
         yield run
 
 

@@ -11,6 +11,7 @@ import torch
 
 from sdcli import machine
 from sdcli.domain import Request
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.flux2 import network
 from sdcli.families.flux2.denoiser import borrow_denoiser
 from sdcli.families.flux2.family import BASE, DISTILLED, empirical_mu
@@ -62,7 +63,7 @@ def test_a_step_takes_what_is_counted(klein: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("stage", ["decode", "encode_image"])
-@pytest.mark.parametrize("way", ["whole", "recomputed"])
+@pytest.mark.parametrize("way", AUTOENCODER_WAYS)
 @torch.no_grad()
 def test_the_autoencoder_takes_what_is_counted(klein: Path, way: str, stage: str) -> None:
     model, request = open_model("m", klein), replace(REQUEST, strength=0.5)
@@ -130,5 +131,5 @@ def test_steps_and_guidance_of_base_models_are_told_by_their_names(klein: Path, 
 
 def test_from_a_kept_prompt_a_picture_needs_no_text_encoder(klein: Path) -> None:
     small = replace(REQUEST, width=64, height=64, steps=1)
-    first, second = (run_engine(klein, replace(small, seed=seed)) for seed in (1, 2))
+    first, second = (run_engine(klein, replace(small, seed=seed), keeps=True) for seed in (1, 2))
     assert not was_kept(first) and was_kept(second)

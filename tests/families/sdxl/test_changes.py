@@ -22,6 +22,7 @@ from tests.support import draw, largest_difference
 SHORT = replace(REQUEST, steps=2)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("naming", ["kohya_te1", "ldm", "peft", "diffusers"])
 def test_every_naming_is_understood_for_both_encoders(xl: Path, tmp_path: Path, naming: str) -> None:
     change = write_lora(xl, tmp_path / "x.safetensors", naming=naming)

@@ -87,6 +87,24 @@ def test_img2img_is_the_pipeline_s(xl: Path, pipeline: Any) -> None:
     assert largest_difference(draw(xl, request=request, payload=init.tobytes()), expected) <= 1
 
 
+@pytest.mark.parametrize(
+    ("sizes", "their_sizes"),
+    [
+        ({"original_size": (640, 480)}, {"original_size": (480, 640)}),
+        ({"crop": (24, 8)}, {"crops_coords_top_left": (8, 24)}),
+        ({"target_size": (640, 480)}, {"target_size": (480, 640)}),
+    ],
+    ids=repr,
+)
+def test_sizes_that_the_denoiser_is_told_are_the_pipeline_s(
+    xl: Path, pipeline: Any, sizes: dict[str, Any], their_sizes: dict[str, Any]
+) -> None:
+    request = replace(REQUEST, steps=2, guidance=9.0)
+    ours = draw(xl, request=replace(request, **sizes))
+    assert largest_difference(ours, theirs(pipeline, request, **their_sizes)) <= 1
+    assert largest_difference(ours, draw(xl, request=request)) > 1, "it has no say"
+
+
 def changed(folder: Path, home: Path, **parts: dict[str, Any]) -> Path:
     """A model like the tiny one with other settings of its parts, and weights for them."""
     copy = home / "changed"
@@ -95,6 +113,7 @@ def changed(folder: Path, home: Path, **parts: dict[str, Any]) -> Path:
     return copy
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting_is_the_pipeline_s(xl: Path, tmp_path: Path, channels: int, strength: float) -> None:

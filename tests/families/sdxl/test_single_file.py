@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sdcli.domain import Sources
-from sdcli.errors import SdcliError
 from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.models.opened import open_model
 from sdcli.weights.source import Source
@@ -145,14 +144,3 @@ def test_an_autoencoder_from_a_file_has_sdxl_s_scale(wide: Path, tmp_path: Path)
     request = replace(REQUEST, steps=1)
     sources = Sources(str(wide), {"vae": str(tmp_path / "vae.safetensors")})
     assert torch.equal(draw(sources, request=request), draw(wide, request=request))
-
-
-def test_the_refiner_is_refused_by_name(wide: Path, tmp_path: Path) -> None:
-    moved = {
-        name.replace("embedders.1.", "embedders.0."): one
-        for name, one in originals(wide).items()
-        if "embedders.0." not in name
-    }
-    save_file(moved, tmp_path / "refiner.safetensors")
-    with pytest.raises(SdcliError, match="SDXL's refiner"):
-        open_model("m", tmp_path / "refiner.safetensors")

@@ -75,3 +75,17 @@ WIDE: dict[str, Any] = XL | {
     },
 }
 """One with what all of them have and no tensor tells: heads of 64 channels, norms of 32 groups, CLIP's vocabulary."""
+
+REFINER: dict[str, Any] = {
+    **{name: WIDE[name] for name in ("seed", "tokenizer_2", "vae", "scheduler")},
+    "text_encoder_2": {**WIDE["text_encoder_2"], "eos_token_id": 49407},
+    "unet": {
+        **WIDE["unet"],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": 2,
+        "cross_attention_dim": 64,
+        "projection_class_embeddings_input_dim": 48 + 5 * 8,
+    },
+}
+"""The refiner: the second text encoder alone, one depth of transformers, none in the last level."""

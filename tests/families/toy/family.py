@@ -29,7 +29,7 @@ class Sizes(Settings):
 class Toy:
     """The family."""
 
-    name, network = "toy", "tests.families.toy.network"
+    name, network, extras = "toy", "tests.families.toy.network", ()
     pipelines: tuple[str, ...] = ("ToyPipeline",)
     index_extras: Mapping[str, object] = {}
     parts = (

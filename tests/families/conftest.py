@@ -1,0 +1,3 @@
+from tests.support import quick
+
+__all__ = ["quick"]
