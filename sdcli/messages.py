@@ -24,6 +24,8 @@ class Start:
     limit_bytes: int | None
     measure: DtypeName | None = None
     """Find out how fast the device computes in this type."""
+    threads: int | None = None
+    """Of the CPU that compute; None is what the library takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Ready:
     """Operations of a denoise step in a second, if that was asked for."""
     tripped: str = ""
     """What the lean import tripped over, if it did: everything was imported then."""
+    threads: int | None = None
+    """Of the CPU that compute."""
 
 
 @dataclass(frozen=True, slots=True)

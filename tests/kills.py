@@ -27,9 +27,6 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 SIZE = ("-W", "128", "-H", "128", "--seed", "11", "-v")
 
-INSTANTS_S = 1.5
-"""From the worker's first words on, a kill comes within so many seconds: the whole of a run, and a little more."""
-
 
 @dataclass(frozen=True)
 class Killing:
@@ -56,22 +53,29 @@ class Killing:
         work.mkdir(exist_ok=True)
         return subprocess.run(command, cwd=work, env=self.environment, capture_output=True, timeout=120)
 
-    def whole(self) -> dict[str, bytes]:
-        """The pictures of a run that nobody ends."""
-        done = self.run("whole", self.command())
-        assert done.returncode == 0, done.stderr
-        return pictures_in(self.home / "whole")
+    def timed(self, folder: str) -> float:
+        """Seconds that a run takes that nobody ends, from when it has a plan."""
+        host = self._begun(folder)
+        began = time.monotonic()
+        _, said = host.communicate(timeout=120)
+        assert host.returncode == 0, said
+        return time.monotonic() - began
 
-    def killed(self, folder: str, who: str, after_s: float) -> bool:
-        """Start it and kill; whether it lived until then."""
+    def _begun(self, folder: str) -> subprocess.Popen[bytes]:
+        """A run that has a plan."""
         work = self.home / folder
         work.mkdir()
         host = subprocess.Popen(
             self.command(), cwd=work, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
+        assert host.stderr is not None
+        next((line for line in host.stderr if line.startswith(b"plan: ")), None)
+        return host
+
+    def killed(self, folder: str, who: str, after_s: float) -> bool:
+        """Start it and kill; whether it lived until then."""
+        host = self._begun(folder)
         try:
-            assert host.stderr is not None
-            next((line for line in host.stderr if line.startswith(b"plan: ")), None)
             time.sleep(after_s)
             workers = [] if host.poll() is not None else psutil.Process(host.pid).children()
             for victim in [*(workers if who != "host" else []), *([host] if who != "worker" else [])]:
@@ -109,10 +113,11 @@ def pictures_in(work: Path) -> dict[str, bytes]:
 
 def go_through(killing: Killing, who: str, times: int, seed: int) -> int:
     """Kill so many runs, each at another instant, and go on with each. Returns how many were alive until then."""
-    instants, whole = random.Random(f"{seed} {who} {killing.kind}"), killing.whole()
-    alive = 0
+    instants, alive = random.Random(f"{seed} {who} {killing.kind}"), 0
+    killing.timed("warm")  # it counts, and remembers
+    lasts_s, whole = killing.timed("whole"), pictures_in(killing.home / "whole")
     for number in range(times):
         folder = f"{who}-{number}"
-        alive += killing.killed(folder, who, instants.uniform(0, INSTANTS_S))
+        alive += killing.killed(folder, who, instants.uniform(0, lasts_s))
         assert killing.resumed(folder) == whole, f"{who}, {killing.kind}, instant {number} of seed {seed}"
     return alive

@@ -50,6 +50,7 @@ FLOORS = {
 }
 
 FAMILIES = {
+    "autoencoders",
     "contract",
     "registry",
     "colours",

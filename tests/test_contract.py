@@ -53,6 +53,7 @@ DRAWING = {
     "--device": (None, "[auto|mps|cuda|cpu]", "auto"),
     "--dtype": (None, "[auto|fp32|fp16|bf16]", "auto"),
     "--no-prepare": (None, "", None),
+    "--threads": (None, "INTEGER", "torch's choice"),
     "--mem-limit": (None, "SIZE", "auto"),
     "--profile": (None, "TEXT", None),
     "--on-limit": (None, "[degrade|kill]", "degrade"),

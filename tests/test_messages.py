@@ -51,6 +51,7 @@ EVERY = [
     Synthesize("sd15", "/tmp/half"),
     Count(Sources("/models/tiny"), (REQUEST, replace(REQUEST, width=128)), "fp32"),
     Counted(b"{}"),
+    Preview(1, 2, 1, b"rgbrgb"),
     JOB,
     replace(JOB, checkpoints=(), payload=b""),
     Relieve(),

@@ -74,6 +74,8 @@ class Asked:
     """What transparency of the init image is laid on, in RGB."""
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = None
+    """Of the CPU; None is what the library takes."""
     mem_limit: str = "auto"
     on_limit: OnLimit = "degrade"
     embeddings: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ def attempt(task: Task, record: RunRecord, answer: Answer, hear: Hear) -> None:
     measure = task.dtype if unknown_speed(task) else None
     try:
         network, limit_bytes = family_of(task.model).network, task.ceiling.limit_bytes
-        with watched_worker(network, task.device, limit_bytes, measure, task.debug) as watched:
+        with watched_worker(network, task.device, limit_bytes, measure, task.debug, task.threads) as watched:
             record.worker_pid = watched.worker.pid
             for message in watched.messages():
                 record.take(message, task.dtype)

@@ -23,7 +23,7 @@ from sdcli.messages import Count
 from sdcli.plan.counts import Counts, counts_from_json
 from sdcli.units import MIB
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when counts made before are none any more."""
 
 LIMIT_BYTES = 16 * MIB

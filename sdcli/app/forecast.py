@@ -7,6 +7,7 @@ from typing import Any
 
 from sdcli.app.counts import Uncounted
 from sdcli.app.means import Prospect, known_baseline, typical_baseline
+from sdcli.app.reading import Reads, reads_of, reads_table
 from sdcli.app.record import Task
 from sdcli.app.report import model_table, plan_table
 from sdcli.errors import WillNotFit
@@ -34,6 +35,7 @@ class Forecast:
     """Whether the ceiling is so near to the least that a first run must measure what is typical here."""
     smallest_limit_bytes: int
     remainder_from: Source
+    reads: Reads | None
 
 
 def forecast(task: Task) -> Forecast:
@@ -70,7 +72,9 @@ def _forecast(prospect: Prospect) -> Forecast:
         planned = planned.because(doubt and f"{doubt} need more")
     except WillNotFit as error:
         refusal = WillNotFit(f"{error}; {doubt} fit") if doubt else error
-    return Forecast(task, baseline, measured is not None, planned, refusal, unsure, limits[1], prospect.remainder_from)
+    reads = reads_of(prospect, planned) if planned else None
+    known = measured is not None
+    return Forecast(task, baseline, known, planned, refusal, unsure, limits[1], prospect.remainder_from, reads)
 
 
 def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
@@ -98,5 +102,6 @@ def forecast_report(task: Task, result: Forecast) -> dict[str, Any]:
         ],
         "step_s": planned.step_s if planned else None,
         **({"first_step_s": planned.first_step_s} if planned and planned.first_step_s is not None else {}),
+        "reads": reads_table(result.reads),
         "smallest_limit_bytes": result.smallest_limit_bytes,
     }

@@ -209,13 +209,13 @@ def settled_baseline(task: Task, known_bytes: int | None, measured_bytes: int) -
 
 def unknown_speed(task: Task) -> bool:
     """Whether nobody has found out yet how fast this machine computes in the task's type."""
-    return remembered_speed(task.device, task.dtype) is None
+    return remembered_speed(task.device, task.dtype, task.threads) is None
 
 
 def learn_flops(task: Task, flops: float | None) -> None:
     """Remember what a worker found out, if it was asked."""
     if flops is not None:
-        remember_speed(task.device, task.dtype, replace(_speed_of(task), flops=flops))
+        remember_speed(task.device, task.dtype, replace(_speed_of(task), flops=flops), task.threads)
 
 
 def learn_from(record: RunRecord, prospect: Prospect) -> None:
@@ -227,7 +227,7 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
     took, speed = statistics.median(seconds), _speed_of(task)
     now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
     if now != speed:
-        remember_speed(task.device, task.dtype, now)
+        remember_speed(task.device, task.dtype, now, task.threads)
     steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
     if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
@@ -263,7 +263,7 @@ def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, 
 
 
 def _speed_of(task: Task) -> Speed:
-    return remembered_speed(task.device, task.dtype) or typical_speed(task.device, task.dtype)
+    return remembered_speed(task.device, task.dtype, task.threads) or typical_speed(task.device, task.dtype)
 
 
 def _shipped(task: Task) -> tuple[Remainder, bool]:
@@ -280,4 +280,5 @@ def _shipped(task: Task) -> tuple[Remainder, bool]:
 
 
 def _key(task: Task) -> str:
-    return f"{task.device} {task.dtype} torch {machine.torch_version()}"
+    by = "" if task.threads is None else f" {task.threads} threads"
+    return f"{task.device} {task.dtype} torch {machine.torch_version()}{by}"

@@ -39,6 +39,8 @@ class Task:
     debug: bool = False
     written: str | None = None
     """The prompt as it was written, with what is no words in it."""
+    threads: int | None = None
+    """Of the CPU that compute; None is what the library takes."""
     keeps: bool = True
     """Whether encodings of prompts are kept for other runs, and taken from them."""
     prepares: bool = True
@@ -94,6 +96,8 @@ class RunRecord:
     samples: int = 0
     torch_version: str = ""
     device: str = ""
+    threads: int | None = None
+    """That computed, as the worker counts them."""
     stages: list[StageRecord] = field(default_factory=list)
     steps: list[StepDone] = field(default_factory=list)
     folder: RunFolder = field(default_factory=RunFolder)

@@ -42,6 +42,7 @@ def report(record: RunRecord) -> dict[str, Any]:
         "model": model_table(task.model),
         "device": task.device,
         "dtype": task.dtype,
+        "threads": record.threads,
         "memory": memory,
         "plan": plan_table(task, planned) if planned else None,
         "stages": [dataclasses.asdict(stage) for stage in record.stages],

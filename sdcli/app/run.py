@@ -198,6 +198,7 @@ class _Run:
         learn_flops(task, ready.flops)
         if self._record.planned is None:
             self._record.device, self._record.torch_version = ready.device, ready.torch_version
+            self._record.threads = ready.threads
             self._record.baseline_bytes = measured_baseline(task, ready)
         if self._record.drawn_on not in (None, ready.device):
             what = f"it was drawn on {echo(self._record.drawn_on)}, this is {echo(ready.device)}"

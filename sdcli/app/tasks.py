@@ -16,6 +16,7 @@ from sdcli.app.record import Task
 from sdcli.app.references import with_references
 from sdcli.domain import DeviceName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
+from sdcli.families.prompts import is_marked
 from sdcli.families.registry import family_of
 from sdcli.families.tiny.parts import TINY
 from sdcli.host.making import make_synthetic
@@ -184,6 +185,9 @@ def request_of(asked: Asked, model: Model, image: InitImage | None, tell: Tell) 
     request = enlarged(asked, model, request, tell)
     for one in request.rounds:
         _require_possible(one, model)
+    if not geometry.weighs_words and is_marked(request):
+        what = "this model reads sentences: (words:1.3), [a|b], [a:b:0.5] and BREAK are taken as they are written"
+        tell(Note(what, "warning"))
     if has_tags(request.negative):
         tell(Note("a <lora:…> in --negative is read as words: LoRAs are asked for in the prompt", "warning"))
     if request.negative.strip() and request.guidance_is_input:
@@ -280,6 +284,7 @@ def task_of(
         prepares=not asked.no_prepare,
         preview_every=every,
         on_limit=asked.on_limit,
+        threads=asked.threads,
     )
     if image is None:
         return task

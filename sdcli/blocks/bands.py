@@ -21,6 +21,7 @@ from torch import nn
 
 from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.frugal import make_frugal
+from sdcli.blocks.passing import Remembered, Rounded
 from sdcli.blocks.planes import (
     Convolved,
     Doubled,
@@ -28,7 +29,6 @@ from sdcli.blocks.planes import (
     Normed,
     Parted,
     Plane,
-    Remembered,
     Stored,
     Sum,
     overwrite,
@@ -36,14 +36,12 @@ from sdcli.blocks.planes import (
     store,
 )
 from sdcli.domain import Component
+from sdcli.families.autoencoders import KEEP, NEVER_KEEP
 from sdcli.units import MIB
 from sdcli.weights.borrow import Borrow
 
 SCRATCH_BYTES = 8 * MIB
 """Whatever the plan: it runs once a picture, and in half precision another number of rows may round otherwise."""
-
-RECOMPUTE = "recomputed"
-"""The way of a stage that computes some maps twice rather than keep them."""
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
 ENCODER_PARTS = ("encoder.", "quant_conv.")
@@ -76,7 +74,8 @@ class Bands:
     the one and before the other."""
 
     def __init__(self, borrow: Borrow) -> None:
-        self._device, self._dtype, self._keep_maps = borrow.device, borrow.dtype, borrow.way != RECOMPUTE
+        self._device, self._dtype = borrow.device, borrow.dtype
+        self._keep_maps, self._never_keep = borrow.way in ("", KEEP), borrow.way == NEVER_KEEP
         self._lasting = Halved if borrow.dtype is torch.float32 else Stored
         """How maps lie that every plan stores."""
 
@@ -89,22 +88,29 @@ class Bands:
         plane = self._stored(self._convolved(plane, decoder.conv_in))
         plane = self._level(plane, decoder.mid_block)
         under: Parted | None = None
-        for block in decoder.up_blocks:
+        *smaller, largest = decoder.up_blocks
+        for block in smaller if self._never_keep else decoder.up_blocks:
             plane = stored = self._level(plane, block, under)
             under = None if self._keep_maps else stored
             del stored  # what is doubled goes under no other name, so that it can go
             for upsampler in block.upsamplers or ():
                 plane = self._convolved(Doubled(plane), upsampler.conv)
                 plane = self._exactly(plane) if self._keep_maps else Remembered(plane)
+        plane = self._unkept(plane, largest) if self._never_keep else plane
         plane = self._convolved(self._normed(plane, decoder.conv_norm_out, decoder.conv_act), decoder.conv_out)
         return self._on_cpu(self._exactly(plane))
 
     def encode(self, whole: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(1, 3, 8h, 8w) in -1…1 to mean and deviation, (1, channels, h, w) each, on the CPU in FP32."""
         encoder = whole.encoder
-        plane: Plane = self._stored(self._convolved(self._placed(pixels), encoder.conv_in))
+        plane: Plane = self._convolved(self._placed(pixels), encoder.conv_in)
+        plane = self._lasting_values(plane) if self._never_keep else self._stored(plane)
         for block in encoder.down_blocks:
-            plane = below = self._level(plane, block)
+            below: Parted | None = None
+            if self._never_keep and block is encoder.down_blocks[0]:
+                plane = self._unkept(plane, block)
+            else:
+                plane = below = self._level(plane, block)
             for downsampler in block.downsamplers or ():
                 after = 1 if downsampler.padding == 0 else 0
                 plane = self._stored(self._convolved(plane, downsampler.conv, after), below)
@@ -128,14 +134,25 @@ class Bands:
 
     def _residual(self, plane: Plane, block: ResnetBlock2D, spent: Parted | None) -> Parted:
         """x + conv(silu(norm(conv(silu(norm(x)))))) (He et al. 2016), in the place of x if it has the same shape."""
-        hidden: Plane = self._convolved(self._normed(plane, block.norm1, block.nonlinearity), block.conv1)
-        if self._keep_maps:
-            hidden = self._exactly(hidden)
-        hidden = self._convolved(self._normed(hidden, block.norm2, block.nonlinearity), block.conv2)
+        hidden = self._hidden(plane, block)
         if block.conv_shortcut is None and isinstance(plane, Parted):
             return overwrite(plane, Sum(hidden, plane), self._device)
         shortcut = plane if block.conv_shortcut is None else self._convolved(plane, block.conv_shortcut)
         return self._stored(Sum(hidden, shortcut), spent)
+
+    def _unkept(self, plane: Plane, block: Any) -> Plane:
+        """The same of a level without attention, as planes of which none is stored."""
+        for resnet in block.resnets:
+            hidden = self._hidden(plane, resnet)
+            shortcut = plane if resnet.conv_shortcut is None else self._convolved(plane, resnet.conv_shortcut)
+            plane = self._lasting_values(Sum(hidden, shortcut))
+        return plane
+
+    def _hidden(self, plane: Plane, block: ResnetBlock2D) -> Plane:
+        hidden: Plane = self._convolved(self._normed(plane, block.norm1, block.nonlinearity), block.conv1)
+        if self._keep_maps:
+            hidden = self._exactly(hidden)
+        return self._convolved(self._normed(hidden, block.norm2, block.nonlinearity), block.conv2)
 
     def _attended(self, stored: Parted, attention: Attention) -> Parted:
         """Attention is at the smallest side, where a whole map is little."""
@@ -149,6 +166,10 @@ class Bands:
     def _stored(self, plane: Plane, spent: Parted | None = None) -> Parted:
         """For good; what is `spent` on it goes meanwhile."""
         return part(plane, self._device, self._dtype, self._lasting, spent)
+
+    def _lasting_values(self, plane: Plane) -> Remembered:
+        """What `_stored` would have, computed when it is asked for."""
+        return Remembered(Rounded(plane, self._lasting, self._dtype))
 
     def _exactly(self, plane: Plane) -> Stored:
         """For a plan that has the memory, or for the end: not rounded."""

@@ -84,10 +84,23 @@ class Halved(Stored):
 
     def put(self, begin: int, end: int, some: torch.Tensor) -> None:
         """Round rows, and write them."""
-        largest = torch.maximum(some.amax((0, 1, 3), keepdim=True), -some.amin((0, 1, 3), keepdim=True))
-        scales = torch.exp2((largest.log2().ceil() - LARGEST_EXPONENT).clamp_(min=0))
+        scales = _scales_of(some)
         self._scales[:, :, begin:end] = scales
         self.values[:, :, begin:end] = some / scales
+
+    @staticmethod
+    def rounded(some: torch.Tensor) -> torch.Tensor:
+        """A copy of rows as they would come back."""
+        scales = _scales_of(some)
+        return (some / scales).to(torch.float16).float().mul_(scales)
+
+
+def _scales_of(some: torch.Tensor) -> torch.Tensor:
+    """The power of two for each row. A dry run has no numbers to look at."""
+    if some.is_meta:
+        return some.new_empty(1, 1, some.shape[2], 1)
+    largest = torch.maximum(some.amax((0, 1, 3), keepdim=True), -some.amin((0, 1, 3), keepdim=True))
+    return torch.exp2((largest.log2().ceil() - LARGEST_EXPONENT).clamp_(min=0))
 
 
 class Parted:
@@ -221,8 +234,10 @@ class Normed:
             self._bias,
             training=False,
             eps=self._eps,
-        )
-        activated: torch.Tensor = self._activation(normed.to(some.dtype))
+        ).to(some.dtype)
+        if isinstance(self._activation, nn.SiLU):  # in its place: a band less
+            return F.silu(normed, inplace=True)
+        activated: torch.Tensor = self._activation(normed)
         return activated
 
     def _statistics(self, groups: int) -> tuple[list[float], list[float]]:
@@ -265,25 +280,6 @@ class Sum:
     def rows(self, begin: int, end: int) -> torch.Tensor:
         """In place in the first."""
         return self._one.rows(begin, end).add_(self._other.rows(begin, end))
-
-
-class Remembered:
-    """A plane that is asked for the same rows by two: it keeps the last ones that it computed."""
-
-    def __init__(self, source: Plane) -> None:
-        self._source = source
-        self.channels, self.height, self.width = source.channels, source.height, source.width
-        self.row_bytes = source.row_bytes
-        self._begin = self._end = 0
-        self._last = torch.empty(0)
-
-    def rows(self, begin: int, end: int) -> torch.Tensor:
-        """A view, if they are among the last ones."""
-        if begin < self._begin or end > self._end:
-            self._last = torch.empty(0)  # the old ones go before the new ones come
-            self._last = self._source.rows(begin, end)
-            self._begin, self._end = begin, end
-        return self._last[:, :, begin - self._begin : end - self._begin]
 
 
 def band_rows(plane: Plane) -> int:

@@ -131,6 +131,7 @@ CONFIGURABLE = frozenset(
         "size",
         "device",
         "dtype",
+        "threads",
         "mem_limit",
         "profile",
         "on_limit",

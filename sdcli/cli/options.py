@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,11 @@ MACHINE = (
     _option("--device", type=click.Choice(["auto", "mps", "cuda", "cpu"]), default="auto", help="Where to compute."),
     _option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", help="What to compute in."),
     _option("--no-prepare", is_flag=True, help="Make no prepared copy of the denoiser's weights, and use none."),
+    _option(
+        "--threads",
+        type=types.WholeNumber(1, os.cpu_count() or 1),
+        help="Of the CPU that compute at once, up to its number of cores.  [default: torch's choice]",
+    ),
 )
 
 LIMIT = (

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdcli.app.forecast import Forecast, forecast, forecast_report
+from sdcli.app.reading import Reads
 from sdcli.app.tasks import prepare
 from sdcli.cli.command import Command
 from sdcli.cli.editing import init_options
@@ -17,7 +18,7 @@ from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import pace, sizes
 from sdcli.cli.say import hand_out
 from sdcli.plan.remainders import WORDS
-from sdcli.units import format_size
+from sdcli.units import format_pace, format_size
 
 INIT = init_options("The picture that img2img would edit.", "As for img2img.", required=False)
 
@@ -67,4 +68,17 @@ def table(result: Forecast) -> list[str]:
         "",
         f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {pace(planned)}",
         *(f"  {reason}" for reason in plan.reasons),
+        *_reading(result.reads),
     ]
+
+
+def _reading(reads: Reads | None) -> list[str]:
+    """What a step reads, and what bounds it."""
+    if reads is None:
+        return []
+    what = f"  a step reads {format_size(reads.step_bytes)} of weights"
+    if reads.disk_s is None or reads.bytes_a_second is None:
+        return [f"{what}; how fast this disk is was not measured"]
+    speed = f"{format_size(int(reads.bytes_a_second))} a second"
+    longer = {"disk": "longer than the arithmetic", "arithmetic": "hidden behind the arithmetic"}[reads.bound or "disk"]
+    return [f"{what}: {format_pace(reads.disk_s)} at this disk's {speed}, {longer}; none where they stay in the cache"]

@@ -19,8 +19,9 @@ def command(**params: Any) -> None:
     """Draw a picture from words.
 
     Before any weights load it is worked out whether the request fits under the ceiling; if not, the run ends
-    with what would (exit code 4). While it runs, the footprint is kept under the ceiling or the run is
-    killed with one line that says where (137). An empty PROMPT draws an unconditional picture.
+    with what would (exit code 4). While it runs, the footprint is kept under the ceiling: where it would be
+    crossed, the run goes on with a smaller plan, and where there is none it is ended with one line that says
+    where (137). An empty PROMPT draws an unconditional picture.
     """
     for job in jobs(params, voice_of(params)):
         draw(asked_of(job), product_of(job), voice_of(job))

@@ -109,10 +109,14 @@ def _import_network(pipe_out: BinaryIO) -> str:
 
 def _open(start: Start) -> Device:
     """Make the device ready, and import the rest of what the work needs."""
+    import torch
+
     from sdcli.devices import open_device
 
     device = open_device(start.device)
     device.prepare(start.limit_bytes)
+    if start.threads is not None:
+        torch.set_num_threads(start.threads)
     from sdcli.engine import count, generate, synthesize  # noqa: F401  imported now, so that the baseline is the whole of it
 
     device.release()
@@ -130,7 +134,7 @@ def _ready(device: Device, start: Start, tripped: str) -> Ready:
 
         flops = operations_a_second(device, DTYPES[start.measure])
         device.release()
-    return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops, tripped)
+    return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops, tripped, torch.get_num_threads())
 
 
 def _stand_still_unless(watched: threading.Event) -> None:

@@ -121,6 +121,7 @@ def _key(work: Work, stage: Stage) -> str:
         for name, adapters in sorted(part.adapters.items())
     ]
     computed = [work.device.name, work.dtype_name, machine.torch_version(), *machine.cpu_vector_flags()]
+    computed.append(f"{torch.get_num_threads()} threads")  # which may round otherwise
     facts = [LAYOUT, __version__, model.family, sorted(model.said.items()), stage.name, words, files, networks]
     facts += [changes, computed]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

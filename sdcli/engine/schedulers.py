@@ -33,7 +33,15 @@ TRIPPED_OVER = (
 OURS = {
     "LMSDiscreteScheduler": "sdcli.engine.samplers.lms",
     **dict.fromkeys(
-        ("DPMSolverAncestral", "DPMSolverModified", "DPMSolverSDE", "EulerAncestral", "ImprovedPNDM"),
+        (
+            "DPMSolverAncestral",
+            "DPMSolverModified",
+            "DPMSolverSDE",
+            "DPMSolverThird",
+            "EulerAncestral",
+            "ImprovedPNDM",
+            "VariablePNDM",
+        ),
         "sdcli.engine.samplers.solvers",
     ),
     **dict.fromkeys(("FlowMatchAncestral", "FlowMatchHeun", "FlowMatchSolver"), "sdcli.engine.samplers.flow"),

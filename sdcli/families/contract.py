@@ -217,6 +217,8 @@ class Geometry:
     """What the model is, where it draws nothing from words alone."""
     told_sizes: frozenset[str] = frozenset()
     """Of `original_size`, `crop` and `target_size` those that its denoiser is told (domain.Request)."""
+    weighs_words: bool = True
+    """Whether prompts are read as A1111 reads them: with weights, alternatives and chunks (families/prompts.py)."""
     colours: Colours | None = None
     """Of latents, where somebody has found out."""
     flow_times: Callable[[Request], FlowTimes] | None = None

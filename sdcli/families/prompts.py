@@ -72,6 +72,15 @@ def turns_of(request: Request) -> Turns:
     return _turns(negative, request.prompt, request.steps_run, sum(one.steps_run for one in request.rounds[1:]))
 
 
+def is_marked(request: Request) -> bool:
+    """Whether a prompt has marks that nobody writes but for a program that reads them: a weight in numbers or in
+    several brackets, an alternative, a change, BREAK."""
+    turns = turns_of(request)
+    phrases = [phrase for pair in turns.pairs for wording in pair for phrase in wording]
+    plain = {1.0, STRONGER, WEAKER}
+    return bool(turns.order) or any(phrase.breaks or phrase.weight not in plain for phrase in phrases)
+
+
 @lru_cache(maxsize=8)
 def _turns(negative: str, prompt: str, steps: int, more: int) -> Turns:
     by_step = list(zip(_wordings(negative, steps, more), _wordings(prompt, steps, more), strict=True))

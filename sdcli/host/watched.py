@@ -39,12 +39,17 @@ class WatchedWorker:
 
 @contextmanager
 def watched_worker(
-    network: str, device: DeviceName, limit_bytes: int | None, measure: DtypeName | None, debug: bool = False
+    network: str,
+    device: DeviceName,
+    limit_bytes: int | None,
+    measure: DtypeName | None,
+    debug: bool = False,
+    threads: int | None = None,
 ) -> Iterator[WatchedWorker]:
     """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error.
 
     On CUDA the ceiling is the device's own, and the footprint is only measured. With `measure` the worker finds out how
-    fast it computes in that type.
+    fast it computes in that type, by as many `threads` of the CPU.
     """
     footprint_limit_bytes = None if device == "cuda" else limit_bytes
     with Worker(network, debug) as worker:
@@ -55,7 +60,7 @@ def watched_worker(
             warn=lambda _: worker.send(Relieve()),
             beat=lambda: worker.send(Watched()),
         )
-        worker.send(Start(device, limit_bytes, measure))
+        worker.send(Start(device, limit_bytes, measure, threads))
         watchdog.start()
         try:
             yield WatchedWorker(worker, watchdog)

@@ -70,7 +70,7 @@ class Destination:
             what = "stdout" if self.folder is None else echo(self._shown(image))
             kept = _rescue(invented_names(prompt, seed, self.suffix), data)
             # The path is the only way to the picture, so it is not cut as other echoes are.
-            outcome = f"the picture was kept as {echo(kept, limit=4096)}" if kept else "the picture is lost"
+            outcome = f"the picture was kept as {echo(kept, limit=4096)}" if kept else "nor can the cache keep it"
             raise SdcliError(f"cannot write {what}: {_reason(error)}; {outcome}") from error
 
     def require_room(self, count: int, width: int, height: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import family_of
+from sdcli.models.schedulers import SETTINGS
 
 TIMES = frozenset({"trailing"})
 SIGMAS = frozenset({"karras", "exponential", "beta", "simple", "ays"}) | TIMES
@@ -77,6 +78,7 @@ SAMPLERS = (
         ("dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"),
         _MULTISTEP | {"algorithm_type": "sde-dpmsolver++"},
     ),
+    Sampler("DPM++ 3M SDE", "DPMSolverThird", ("dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "k_dpmpp_3m_sde")),
     Sampler("DPM++ 2S a", "DPMSolverAncestral", ("dpm++2s_a", "dpmpp_2s_ancestral", "k_dpmpp_2s_a"), calls=2),
     Sampler("DPM++ SDE", "DPMSolverSDE", ("dpmpp_sde", "dpmpp_sde_gpu", "k_dpmpp_sde"), calls=2),
     Sampler("DDIM", "DDIMScheduler", ("ddim",), schedules=TIMES),
@@ -87,6 +89,7 @@ SAMPLERS = (
     Sampler("LCM", "LCMScheduler", ("lcm",), schedules=TIMES, timed=True),
     Sampler("TCD", "TCDScheduler", ("tcd",), schedules=TIMES, timed=True),
     Sampler("iPNDM", "ImprovedPNDM", ("ipndm",)),
+    Sampler("iPNDM_v", "VariablePNDM", ("ipndm_v",)),
     Sampler("DDPM", "DDPMScheduler", ("ddpm",), schedules=TIMES),
 )
 """All of them."""
@@ -121,6 +124,9 @@ SCHEDULES = (
 """All of them; the first is that of whoever says nothing."""
 
 _TIMES = re.compile(r"[0-9]{1,4}(,[0-9]{1,4}){0,99}")
+_BETWEEN = frozenset({"karras", "exponential"})
+"""Schedules that go from the noisiest level to the least. Where that is noise alone, their levels would nearly all be
+above any that shows something: then the first is that, and the others are between the next ones (engine/samplers/)."""
 
 OWN = "model"
 """What asks for the model's own sampler, also where another one would be assumed."""
@@ -251,11 +257,26 @@ def sampled(
     if honoured and schedule is not None and found.timed:
         config["times"] = times_in(schedule) or schedule
     elif honoured and schedule is not None:
-        config |= _SCHEDULES[schedule].settings
+        name = found.levelled if found.levelled and schedule not in TIMES else name
+        between = schedule in _BETWEEN and is_zero_snr(component) and takes_zero_snr(name)
+        config |= _ours(schedule) if between else _SCHEDULES[schedule].settings
         if "levels" in config:
             config["aligned"] = tuple(aligned)
-        name = found.levelled if found.levelled and schedule not in TIMES else name
     return replace(component, class_name=name, config=config)
+
+
+def is_zero_snr(component: Component) -> bool:
+    """Whether the model's noisiest level is noise alone (Lin et al. 2023, https://arxiv.org/abs/2305.08891)."""
+    return takes_zero_snr(component.class_name) and bool(component.config.get("rescale_betas_zero_snr"))
+
+
+def takes_zero_snr(class_name: str) -> bool:
+    """Whether a scheduler begins there: Heun, DPM2 and DEIS begin as other models do, from where something shows.
+
+    From noise alone their first step, of two calls or a polynomial, would be thousands of times too long.
+    """
+    ours = class_name not in SETTINGS or class_name == "LMSDiscreteScheduler"
+    return ours or "rescale_betas_zero_snr" in SETTINGS[class_name]
 
 
 def _kind(component: Component) -> str | None:

@@ -27,9 +27,9 @@ def typical_speed(device: str, dtype: str) -> Speed:
     return TYPICAL.get(f"{device} {dtype}", Speed())
 
 
-def remembered_speed(device: str, dtype: str) -> Speed | None:
-    """What was measured on this device in this type, and runs have corrected."""
-    told = read_table(_FILE).get(f"{device} {dtype}")
+def remembered_speed(device: str, dtype: str, threads: int | None = None) -> Speed | None:
+    """What was measured on this device in this type, by so many threads if that was asked for."""
+    told = read_table(_FILE).get(_key(device, dtype, threads))
     if not isinstance(told, dict) or not told.keys() <= BELIEVED.keys():
         return None
     speeds = {name: number(value, *BELIEVED[name]) for name, value in told.items()}
@@ -37,6 +37,10 @@ def remembered_speed(device: str, dtype: str) -> Speed | None:
     return Speed(**known) if len(known) == len(told) > 0 else None
 
 
-def remember_speed(device: str, dtype: str, speed: Speed) -> None:
+def remember_speed(device: str, dtype: str, speed: Speed, threads: int | None = None) -> None:
     """Keep it for the next plan."""
-    change_table(_FILE, lambda table: table | {f"{device} {dtype}": asdict(speed)})
+    change_table(_FILE, lambda table: table | {_key(device, dtype, threads): asdict(speed)})
+
+
+def _key(device: str, dtype: str, threads: int | None) -> str:
+    return f"{device} {dtype}" + ("" if threads is None else f" {threads} threads")

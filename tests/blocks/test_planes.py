@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
 from sdcli.blocks import planes
+from sdcli.blocks.passing import Remembered, Rounded
 from sdcli.blocks.planes import (
     Convolved,
     Doubled,
@@ -19,7 +20,6 @@ from sdcli.blocks.planes import (
     Normed,
     Parted,
     Plane,
-    Remembered,
     Stored,
     Sum,
     bands,
@@ -28,11 +28,11 @@ from sdcli.blocks.planes import (
     store,
 )
 from sdcli.devices.cpu import CpuDevice
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.models.opened import open_model
 from tests.networks import DTYPES, borrowing
 
-WAYS = {True: "whole", False: "recomputed"}
 CPU = CpuDevice()
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -120,7 +120,18 @@ def test_a_sum_and_what_is_remembered() -> None:
 
     plane = Remembered(Noted(one))
     assert torch.equal(plane.rows(3, 9), one[:, :, 3:9]) and torch.equal(plane.rows(4, 9), one[:, :, 4:9])
-    assert torch.equal(plane.rows(4, 10), one[:, :, 4:10]) and asked == [(3, 9), (4, 10)]
+    assert torch.equal(plane.rows(4, 10), one[:, :, 4:10]) and asked == [(3, 9), (9, 10)], "no row twice in a pass"
+    assert torch.equal(plane.rows(15, 20), one[:, :, 15:20]) and torch.equal(plane.rows(0, 3), one[:, :, 0:3])
+    assert asked[2:] == [(15, 20), (0, 3)]
+
+
+@pytest.mark.parametrize("kind", [Stored, Halved])
+def test_what_is_never_stored_has_the_numbers_that_it_would_have(kind: type[Stored]) -> None:
+    values = random_map() * torch.logspace(-6, 6, 23)[:, None]
+    plane, stored = Rounded(Stored(values), kind, torch.float32), part(Stored(values), CPU, torch.float32, kind)
+    assert plane.row_bytes == stored.row_bytes
+    for begin, end in ((0, 23), (4, 9)):
+        assert torch.equal(plane.rows(begin, end), stored.rows(begin, end))
 
 
 def test_a_map_may_be_overwritten_by_what_is_computed_from_it() -> None:
@@ -165,17 +176,17 @@ def test_a_halved_map_takes_half_the_memory_and_no_number_is_too_large_for_it() 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(8, 8), (16, 9), (9, 24)])
-@pytest.mark.parametrize("keep_maps", [True, False])
-def test_the_autoencoder_is_diffusers_own_without_seams(tiny: Path, keep_maps: bool, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("way", AUTOENCODER_WAYS)
+def test_the_autoencoder_is_diffusers_own_without_seams(tiny: Path, way: str, size: tuple[int, int]) -> None:
     vae = AutoencoderKL.from_pretrained(tiny / "vae", torch_dtype=torch.float32).eval()
     component = open_model("m", tiny).parts["vae"]
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
     pixels = torch.rand(1, 3, 8 * size[0], 8 * size[1], generator=torch.Generator().manual_seed(2)) * 2 - 1
     scaled = latents / vae.config["scaling_factor"]
-    with borrow_decoder(component, borrowing(component, way=WAYS[keep_maps])) as decode:
+    with borrow_decoder(component, borrowing(component, way=way)) as decode:
         assert (decode(latents) - vae.decode(scaled).sample).abs().max() <= 1 / 255
     posterior = vae.encode(pixels).latent_dist
-    with borrow_encoder(component, borrowing(component, way=WAYS[keep_maps])) as encode:
+    with borrow_encoder(component, borrowing(component, way=way)) as encode:
         mean, deviation = encode(pixels)
     assert torch.allclose(mean, posterior.mean, atol=1e-3)  # the encoder's maps lie in FP16: 5.3e-4 with Arm's kernels
     assert torch.allclose(deviation, posterior.std, atol=1e-3)
@@ -188,9 +199,13 @@ def test_maps_that_are_kept_or_computed_again_give_the_same_bits(
 ) -> None:
     monkeypatch.setattr(planes, "BAND_BYTES", 3 * 16 * 64 * dtype.itemsize)  # more rows of some maps than of others
     monkeypatch.setattr(planes, "BAND_ROWS", 2)
-    component, drawn = open_model("m", tiny).parts["vae"], []
+    component, drawn, encoded = open_model("m", tiny).parts["vae"], [], []
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    for keep_maps in (True, False):
-        with borrow_decoder(component, borrowing(component, dtype=dtype, way=WAYS[keep_maps])) as decode:
+    pixels = torch.rand(1, 3, 64, 136, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    for way in AUTOENCODER_WAYS:
+        with borrow_decoder(component, borrowing(component, dtype=dtype, way=way)) as decode:
             drawn.append(decode(latents))
-    assert torch.equal(*drawn)
+        with borrow_encoder(component, borrowing(component, dtype=dtype, way=way)) as encode:
+            encoded.append(torch.cat(encode(pixels)))
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+    assert all(torch.equal(encoded[0], other) for other in encoded[1:])

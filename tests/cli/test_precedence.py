@@ -41,6 +41,7 @@ SETTINGS: dict[str, tuple[Callable[[Task], Any], list[tuple[str, Any]]]] = {
     "seed": (lambda task: task.request.seed, [("0", 0), (str(2**64 - 1), 2**64 - 1), ("5", 5), ("5", 5)]),
     "count": (lambda task: task.request.count, [("2", 2), ("1000", 1000), ("4", 4), ("", 1)]),
     "dtype": (lambda task: task.dtype, [("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16"), ("", "bf16")]),
+    "threads": (lambda task: task.threads, [("1", 1), ("1", 1), ("1", 1), ("", None)]),
     "mem-limit": (
         lambda task: task.ceiling.limit_bytes,
         [("none", None), ("2GB", 2 * 10**9), ("2.5GiB", 5 * GIB // 2), ("", 64 * GIB * 2 // 5 + GIB * 2 // 5)],

@@ -150,6 +150,8 @@ USAGE = {
     "E6 mps": (["a", "--device", "mps"], "'mps' is not available here: there is cpu"),
     "E6 cuda": (["a", "--device", "cuda"], "'cuda' is not available here: there is cpu"),
     "E6 dtype": (["a", "--dtype", "fp8"], "'fp8' is not one of 'auto', 'fp32', 'fp16', 'bf16'"),
+    "no threads": (["a", "--threads", "0"], "0 is not from 1 to"),
+    "more threads than there are": (["a", "--threads", str((os.cpu_count() or 1) + 1)], f"to {os.cpu_count() or 1}"),
     "O4 unknown suffix": (["a", "-o", "fox.xyz"], "'fox.xyz' must end in .png, .jpg or .webp"),
     "O4 no suffix": (["a", "-o", "fox"], "'fox' must end in"),
     "O4 a GIF": (["a", "-o", "fox.gif"], "must end in"),

@@ -27,7 +27,7 @@ from sdcli.settings import cache_dir
 from tests.app.conftest import script
 from tests.cli.conftest import Command
 from tests.host.conftest import task
-from tests.kills import Killing
+from tests.kills import Killing, pictures_in
 
 __all__ = ["script"]
 
@@ -322,6 +322,7 @@ def test_a_finished_run_that_was_killed_before_it_cleared_away_is_swept(left: Ca
 @pytest.mark.parametrize("who", ["host", "worker"])
 def test_a_run_that_was_killed_is_resumed_with_the_same_bytes(tiny: Path, tmp_path: Path, who: str) -> None:
     killing = Killing(tmp_path, tiny, "count 4")
-    whole = killing.whole()
+    killing.timed("whole")
+    whole = pictures_in(tmp_path / "whole")
     assert killing.killed("killed", who, 0.5)
     assert killing.resumed("killed") == whole and len(whole) == 4

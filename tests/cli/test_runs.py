@@ -53,8 +53,8 @@ def files(folder: Path) -> set[str]:
 def test_the_report_has_the_keys_of_the_contract(report: dict[str, Any]) -> None:
     assert report["schema"] == "sdcli.report/1"
     assert set(report) == {
-        "schema", "images", "model", "device", "dtype", "memory", "plan", "stages", "steps", "events", "total_s",
-        "sdcli_version", "torch_version",
+        "schema", "images", "model", "device", "dtype", "threads", "memory", "plan", "stages", "steps", "events",
+        "total_s", "sdcli_version", "torch_version",
     }  # fmt: skip
     assert set(report["model"]) == {"ref", "family", "sha256"}
     assert set(report["memory"]) == {

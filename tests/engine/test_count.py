@@ -15,11 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from sdcli.devices import open_device
 from sdcli.domain import Request, Sources
-from sdcli.engine.count import count, count_all
+from sdcli.engine.count import _Counting, count, count_all
+from sdcli.engine.synthesize import write_outline
 from sdcli.errors import SdcliError
+from sdcli.families.registry import family_of
 from sdcli.messages import Count, Counted
 from sdcli.models.opened import open_model
 from sdcli.plan.counts import Counts, counts_from_json, counts_to_json
+from sdcli.settings import read_config
+from sdcli.units import MIB
 from tests.support import ASTRONAUT, counted
 
 EDIT = replace(ASTRONAUT, strength=0.5)
@@ -65,7 +69,7 @@ def test_every_stage_is_counted_in_each_of_its_ways(tiny: Path) -> None:
     assert [*counts] == ["encode_prompt", "encode_image", "denoise", "decode"]
     assert [*counted(tiny, ASTRONAUT)] == ["encode_prompt", "denoise", "decode"]
     assert [*counts["encode_prompt"].ways] == [""]
-    assert [*counts["decode"].ways] == [*counts["encode_image"].ways] == ["whole", "recomputed"]
+    assert [*counts["decode"].ways] == [*counts["encode_image"].ways] == ["whole", "recomputed", "unkept"]
     together, alone = ({way.partition(",")[0] for way in of["denoise"].ways} for of in (counts, alone_of(tiny)))
     assert together == {"one sample at a time", "all samples at once"} and alone == {"one sample at a time"}
     for stage in counts.values():
@@ -174,3 +178,13 @@ def test_what_is_whole_is_read() -> None:
 def test_garbage_raises_what_is_documented_and_nothing_else(text: str | bytes) -> None:
     with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
         counts_from_json(text)
+
+
+def test_where_the_largest_maps_are_never_kept_a_large_picture_is_decoded_in_much_less(tmp_path: Path) -> None:
+    """The whole process has 180 to 210 MiB before anything is loaded."""
+    write_outline(read_config("models", "klein"), tmp_path)
+    model = open_model("m", tmp_path)
+    counting = _Counting(model, replace(EDIT, width=1024, height=1024), open_device("cpu"), torch.float32)
+    ways = counting.stage(family_of(model).stages(model, EDIT)[-1]).ways
+    assert ways["recomputed"].live_bytes > 290 * MIB and ways["unkept"].live_bytes < 250 * MIB
+    assert ways["unkept"].flops < 2 * ways["recomputed"].flops

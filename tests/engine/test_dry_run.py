@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdcli.devices.cpu import CpuDevice
 from sdcli.engine.dry_run import HEAP_BYTES, META, DryRun
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.families.sd.denoiser import borrow_denoiser
 from sdcli.models.opened import open_model
@@ -78,7 +79,7 @@ def test_the_denoiser_takes_what_is_counted(tiny: Path, dtype: torch.dtype, samp
 
 
 @pytest.mark.parametrize("stage", ["decode", "encode_image"])
-@pytest.mark.parametrize("way", ["whole", "recomputed"])
+@pytest.mark.parametrize("way", AUTOENCODER_WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
 def test_the_autoencoder_takes_what_is_counted(tiny: Path, dtype: torch.dtype, way: str, stage: str) -> None:

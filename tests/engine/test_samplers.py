@@ -234,12 +234,62 @@ def ipndm(model: Model, x: torch.Tensor, sigmas: list[float], fresh: Noise) -> t
     return x
 
 
+def ipndm_v(model: Model, x: torch.Tensor, sigmas: list[float], fresh: Noise) -> torch.Tensor:
+    d = list[torch.Tensor]()
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        d.append((x - denoised) / sigmas[i])
+        h = [sigmas[i + 1 - k] - sigmas[i - k] for k in range(min(i, 3) + 1)]
+        c = [1.0, 0.0, 0.0, 0.0]
+        if i > 0:
+            c[0], c[1] = (2 + h[0] / h[1]) / 2, -(h[0] / h[1]) / 2
+        if i > 1:
+            one = (1 - h[0] / (3 * (h[0] + h[1])) * (h[0] * (h[0] + h[1])) / (h[1] * (h[1] + h[2]))) / 2
+            c[0], c[1], c[2] = c[0] + one, c[1] - (1 + h[1] / h[2]) * one, one * h[1] / h[2]
+        if i > 2:
+            two = (1 - h[0] / (3 * (h[0] + h[1]))) / 2
+            two += (1 - h[0] / (2 * (h[0] + h[1]))) * h[0] / (6 * (h[0] + h[1] + h[2]))
+            two *= h[0] * (h[0] + h[1]) * (h[0] + h[1] + h[2])
+            two /= h[1] * (h[1] + h[2]) * (h[1] + h[2] + h[3])
+            q = h[1] * (h[1] + h[2]) / (h[2] * (h[2] + h[3]))
+            c[0] += two
+            c[1] -= (1 + h[1] / h[2] + q) * two
+            c[2] += (h[1] / h[2] + q * (1 + h[2] / h[3])) * two
+            c[3] = -two * q * h[1] / h[2]
+        moved = sum(c[k] * d[-1 - k] for k in range(len(h)))
+        x = denoised if sigmas[i + 1] == 0 else x + h[0] * moved
+    return x
+
+
+def dpmpp_3m_sde(model: Model, x: torch.Tensor, sigmas: list[float], fresh: Noise) -> torch.Tensor:
+    d1 = d2 = h1 = h2 = None
+    for i in range(len(sigmas) - 1):
+        d0 = model(x, sigmas[i])
+        if sigmas[i + 1] == 0:
+            return d0
+        h = math.log(sigmas[i]) - math.log(sigmas[i + 1])
+        eta = h * 2
+        x = math.exp(-eta) * x - math.expm1(-eta) * d0
+        phi2 = math.expm1(-eta) / eta + 1
+        if d2 is not None and d1 is not None and h1 is not None and h2 is not None:
+            r0, r1 = h1 / h, h2 / h
+            a, b = (d0 - d1) / r0, (d1 - d2) / r1
+            x = x + phi2 * (a + (a - b) * r0 / (r0 + r1)) - (phi2 / eta - 0.5) * (a - b) / (r0 + r1)
+        elif d1 is not None and h1 is not None:
+            x = x + phi2 * (d0 - d1) / (h1 / h)
+        x = x + fresh() * sigmas[i + 1] * math.sqrt(-math.expm1(-2 * h))
+        d1, d2, h1, h2 = d0, d1, h, h1
+    return x
+
+
 FORMULAS = {
     "Euler a": euler_a,
     "DPM++ 2S a": dpmpp_2s_a,
     "DPM++ SDE": dpmpp_sde,
     "DPM++ 2M v2": dpmpp_2m_v2,
     "iPNDM": ipndm,
+    "iPNDM_v": ipndm_v,
+    "DPM++ 3M SDE": dpmpp_3m_sde,
 }
 
 
@@ -314,3 +364,44 @@ def test_schedules_of_levels_are_the_published_ones() -> None:
     levels = of("Euler", "beta", 20).sigmas
     assert levels[-1] == 0 and levels[0].item() == pytest.approx(14.6146, abs=1e-3)
     assert levels[-2].item() == pytest.approx(0.0292, abs=1e-3)
+
+
+# Models whose noisiest level is noise alone
+
+
+ZERO_SNR = Component(
+    "scheduler",
+    "DDIMScheduler",
+    {**BETAS, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    Path("/models/m/scheduler"),
+)
+
+
+@pytest.mark.parametrize("sampler", ["Heun", "DPM2", "DPM2 a", "DEIS"])
+@pytest.mark.parametrize("schedule", ["model", "karras"])
+def test_samplers_that_cannot_begin_with_noise_alone_begin_as_with_other_models(sampler: str, schedule: str) -> None:
+    scheduler = build_scheduler(sampled(ZERO_SNR, sampler, schedule), STEPS)
+    name, settings = THEIRS[sampler]
+    theirs = getattr(diffusers, name)(**BETAS, **settings, **BY_SETTING[schedule], timestep_spacing="trailing")
+    theirs.set_timesteps(STEPS)
+    assert torch.equal(scheduler.sigmas, theirs.sigmas) and float(scheduler.sigmas[0]) < 15
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "beta", "ays"])
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M", "UniPC", "LMS", "DPM++ 3M SDE"])
+def test_one_level_is_noise_alone_and_the_others_show_something(sampler: str, schedule: str) -> None:
+    component = sampled(ZERO_SNR, sampler, schedule, ALIGNED_LEVELS)
+    scheduler, one = build_scheduler(component, 12), build_scheduler(component, 1)
+    following = ((1 - scheduler.alphas_cumprod[916]) / scheduler.alphas_cumprod[916]) ** 0.5
+    assert float(scheduler.sigmas[0]) > 4000 and float(one.sigmas[0]) > 4000
+    second = ALIGNED_LEVELS[0] if schedule == "ays" else float(following)
+    assert float(scheduler.sigmas[1]) == pytest.approx(second, rel=1e-3)
+    rehearse(component, 12)
+
+
+def test_karras_is_karras_between_the_ends() -> None:
+    ours = build_scheduler(sampled(ZERO_SNR, "Euler", "karras"), 12).sigmas
+    most, least = float(ours[1]), float(ours[-2])
+    shares = np.linspace(0, 1, 11)
+    wanted = (most ** (1 / 7) + shares * (least ** (1 / 7) - most ** (1 / 7))) ** 7
+    np.testing.assert_allclose(ours[1:-1].numpy(), wanted, rtol=1e-4)

@@ -125,10 +125,22 @@ def test_a_worker_draws_what_is_drawn_here_and_ends_with_its_host(tiny: Path) ->
 
 def test_a_worker_that_is_asked_to_says_how_fast_it_computes() -> None:
     with spoken(start=False) as worker:
-        worker.say(Start("cpu", None, "fp32"))
+        worker.say(Start("cpu", None, "fp32", threads=1))
         ready = worker.hear()
         assert isinstance(ready, Ready) and ready.flops is not None
-        assert 1e8 < ready.flops < 1e15
+        assert 1e8 < ready.flops < 1e15 and ready.threads == 1 and "1 threads" in ready.device
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one thread")
+def test_another_number_of_threads_draws_the_same_picture_up_to_rounding(tiny: Path) -> None:
+    drawn = []
+    for threads in (1, 2):
+        with spoken(start=False) as worker:
+            worker.say(Start("cpu", None, threads=threads), job(tiny))
+            ready = worker.hear()
+            assert isinstance(ready, Ready) and ready.threads == threads
+            drawn.append(pictures(worker.hear_until(Finished))[0].int())
+    assert (drawn[0] - drawn[1]).abs().max() <= 1
 
 
 def test_an_empty_pipe_ends_it() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sdcli.domain import Request
-from sdcli.families.prompts import Phrase, turns_of
+from sdcli.families.prompts import Phrase, is_marked, turns_of
 
 REQUEST = Request("", "", 64, 64, 10, 7.5, 0, 1)
 
@@ -190,3 +190,18 @@ def test_long_prompts_take_a_time_that_grows_with_their_length(part: str) -> Non
 
     count(1000)
     assert count(60_000) < 20 * count(15_000) + 0.2
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a (red:1.3) fox", "a ((red)) fox", "a [red|blue] fox", "[a:b:0.5]", "a BREAK b", "[a::3]"]
+)
+def test_marks_of_programs_are_told_from_sentences(prompt: str) -> None:
+    assert is_marked(replace(REQUEST, prompt=prompt, steps=8))
+    assert not is_marked(replace(REQUEST, prompt=prompt, steps=8, emphasis="none"))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "a red fox (young) at 12:30", "a sign [EXIT]", "a fox: red", r"\\(a:1.3\\)", "break"]
+)
+def test_a_sentence_has_no_marks(prompt: str) -> None:
+    assert not is_marked(replace(REQUEST, prompt=prompt, steps=8))

@@ -574,7 +574,7 @@ def test_when_the_rescue_fails_too(elsewhere: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC))
     with pytest.raises(SdcliError) as caught:
         destination.save(b"data", 0, 9, "red cat")
-    assert str(caught.value) == "cannot write 'cat.png': No space left on device; the picture is lost"
+    assert str(caught.value) == "cannot write 'cat.png': No space left on device; nor can the cache keep it"
     assert os.listdir(".") == []
     assert os.listdir(elsewhere) == []
 
@@ -583,7 +583,7 @@ def test_when_there_is_no_place_to_rescue_to(elsewhere: Path, monkeypatch: pytes
     elsewhere.parent.write_bytes(b"a file, not a folder")
     destination = plan("cat.png")
     Path("cat.png").write_bytes(b"theirs")
-    with pytest.raises(SdcliError, match=r"cannot write 'cat\.png': .*; the picture is lost"):
+    with pytest.raises(SdcliError, match=r"cannot write 'cat\.png': .*; nor can the cache keep it"):
         destination.save(b"data", 0, 9, "")
 
 

@@ -70,6 +70,7 @@ def counts_in(dtype: DtypeName) -> Callable[[Request], Counts]:
         maps = {
             "whole": way(320 * pixels * item, 8e6 * pixels, 20, 3),
             "recomputed": way(160 * pixels * item, 16e6 * pixels, 20, 3),
+            "unkept": way(120 * pixels * item, 28e6 * pixels, 30, 3),
         }
         words_way = {"": way(2 * words * 12 * 768 * item, 1e10, 8)}
         counts = {"encode_prompt": StageCount(TEXT, words_way), "denoise": StageCount(UNET, steps)}

@@ -12,6 +12,7 @@ import pytest
 
 from sdcli.domain import DtypeName, GiveBack, Plan, Request
 from sdcli.errors import WillNotFit
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
@@ -117,6 +118,7 @@ def test_the_words_of_a_plan_are_true(request_: Request, dtype: DtypeName) -> No
         assert ("small attention scratch" in words) == (plan.attention_scratch_bytes == SCRATCHES[1])
         assert ("each level" in words, "each piece" in words) == (plan.give_back == "block", plan.give_back == "piece")
         assert ("maps twice" in words) == ("recomputed" in plan.ways.values())
+        assert ("never keeps its largest maps" in words) == ("unkept" in plan.ways.values())
         assert ("a worker of its own" in words) == plan.fresh_decode
         assert request_.guided or plan.guidance == "batched"
     assert {"partial", "resident"} <= seen
@@ -283,7 +285,7 @@ GIVING: tuple[GiveBack, ...] = ("stage", "block", "piece")
 EVERY_WAY = [
     Plan("streamed", 0, guidance, scratch, (), {"encode_image": way, "decode": way}, give_back, prepared, fresh)
     for guidance, way, give_back, prepared, fresh in product(
-        ("batched", "sequential"), ("whole", "recomputed"), GIVING, (False, True), (False, True)
+        ("batched", "sequential"), AUTOENCODER_WAYS, GIVING, (False, True), (False, True)
     )
     for scratch in (0, *SCRATCHES)
 ]
@@ -324,7 +326,9 @@ def test_every_way_to_save_memory_saves_some(tiny: Path, dtype: DtypeName) -> No
     asked = subject(tiny, replace(SMALL, width=512, height=512), dtype)
     for stage in ("encode_image", "decode"):
         ways = asked.counts[stage].ways
-        assert [*ways] == ["whole", "recomputed"] and ways["recomputed"].live_bytes <= ways["whole"].live_bytes
+        assert [*ways] == [*AUTOENCODER_WAYS]
+        assert ways["recomputed"].live_bytes <= ways["whole"].live_bytes
+        assert ways["whole"].flops < ways["recomputed"].flops < ways["unkept"].flops
     for plan in ways_of(asked, dtype):
         before = needs_of(asked, plan, BASELINE)
         for change, stage in (

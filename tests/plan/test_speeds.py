@@ -43,3 +43,10 @@ def test_a_cache_that_cannot_be_written_is_no_error(cache: Path, monkeypatch: py
     monkeypatch.setenv("SDCLI_CACHE", str(cache / "file" / "below"))
     remember_speed("cpu", "bf16", Speed())
     assert remembered_speed("cpu", "bf16") is None
+
+
+def test_each_number_of_threads_has_a_speed_of_its_own() -> None:
+    remember_speed("cpu", "fp32", Speed(4e11))
+    remember_speed("cpu", "fp32", Speed(1e11), 1)
+    found = [remembered_speed("cpu", "fp32", threads) for threads in (None, 1, 2)]
+    assert found == [Speed(4e11), Speed(1e11), None]

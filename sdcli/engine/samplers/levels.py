@@ -16,14 +16,40 @@ ALPHA = 0.6
 _TERMS, _HALVINGS = 64, 60
 
 
+NOISE_ALONE = 1000.0
+"""Above it a level shows nothing: diffusers has 4096 for the noise alone of models with zero terminal SNR."""
+
+RHO = 7.0
+"""Karras et al. 2022, https://arxiv.org/abs/2206.00364, equation 5."""
+
+
 def levels_by(name: str, scheduler: Any, aligned: Sequence[float], ends: Sequence[float], steps: int) -> Levels:
     """So many levels from the noisiest down. `ends` are the levels that the scheduler would go by, the noisiest first.
 
-    `aligned` are those of Align Your Steps, with the end that its last step goes to.
+    `aligned` are those of Align Your Steps, with the end that its last step goes to. Of a model that begins with noise
+    alone, the first level is that, and the others go on from where equal steps in time would.
     """
+    trained = (((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5).numpy()
     if name == "simple":
-        return simple((((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5).numpy(), steps)
-    return beta(float(ends[0]), float(ends[-1]), steps) if name == "beta" else ays(aligned, steps)
+        return simple(trained, steps)
+    most, least = float(ends[0]), float(ends[-1])
+    if trained[-1] < NOISE_ALONE:
+        return _between(name, aligned, most, least, steps)
+    following = float(trained[max(0, round(len(trained) * (1 - 1 / steps)) - 1)])
+    return np.concatenate([[trained[-1]], _between(name, aligned, following, least, steps - 1)])
+
+
+def _between(name: str, aligned: Sequence[float], most: float, least: float, steps: int) -> Levels:
+    if steps < 1:
+        return np.empty(0)
+    if name == "beta":
+        return beta(most, least, steps)
+    if name == "ays":
+        return ays(aligned, steps)
+    shares = np.linspace(0, 1, steps)
+    if name == "karras":
+        return (most ** (1 / RHO) + shares * (least ** (1 / RHO) - most ** (1 / RHO))) ** RHO
+    return np.exp(np.log(most) + shares * (np.log(least) - np.log(most)))
 
 
 def simple(trained: Levels, steps: int) -> Levels:

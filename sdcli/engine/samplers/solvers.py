@@ -39,6 +39,85 @@ class ImprovedPNDM(KSampler):
         return sample + (following - level) * slope
 
 
+class VariablePNDM(KSampler):
+    """iPNDM_v of order 4: steps of their own lengths, as ComfyUI's sample_ipndm_v has it, from
+    https://github.com/zju-pi/diff-sampler. `slopes` are the last ones, newest last."""
+
+    def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
+        """By the last slopes, as many as there are; the last one to what is seen."""
+        level, following = self.sigmas[index], self.sigmas[index + 1]
+        self.slopes = [*self.slopes, (sample - seen) / level][-len(_ADAMS) :]
+        if following == 0:
+            return seen
+        order = len(self.slopes)
+        lengths = (self.sigmas[index - order + 2 : index + 2] - self.sigmas[index - order + 1 : index + 1]).tolist()
+        weights = _variable_weights(*reversed(lengths))
+        slope = sum(w * one for w, one in zip(weights, reversed(self.slopes), strict=True))
+        return sample + (following - level) * slope
+
+
+def _variable_weights(now: float, *before: float) -> tuple[float, ...]:
+    """Those of the last slopes, the newest first, for a step of the length `now` after others."""
+    if not before:
+        return (1.0,)
+    last = before[0]
+    first = 1 + now / last / 2, -now / last / 2
+    if len(before) == 1:
+        return first
+    older = before[1]
+    ratio = last / older
+    second = (1 - now / (3 * (now + last)) * (now * (now + last)) / (last * (last + older))) / 2
+    two = first[0] + second, first[1] - (1 + ratio) * second, second * ratio
+    if len(before) == 2:
+        return two
+    oldest = before[2]
+    third = (1 - now / (3 * (now + last))) / 2
+    third += (1 - now / (2 * (now + last))) * now / (6 * (now + last + older))
+    third *= now * (now + last) * (now + last + older) / (last * (last + older) * (last + older + oldest))
+    far = last * (last + older) / (older * (older + oldest))
+    return (
+        two[0] + third,
+        two[1] - (1 + ratio + far) * third,
+        two[2] + (ratio + far * (1 + older / oldest)) * third,
+        -third * far * ratio,
+    )
+
+
+class DPMSolverThird(KSampler):
+    """DPM++ 3M SDE: k-diffusion's sample_dpmpp_3m_sde, with an eta of 1.
+
+    `seens` are the last pictures that the model saw, newest last.
+    """
+
+    seens: list[torch.Tensor]
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        """As for Euler, with nothing to look back at."""
+        super().set_timesteps(*args, **options)
+        self.seens = []
+
+    def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
+        """In times of -log(level), of which a step with fresh noise goes twice as many."""
+        level, following = self.sigmas[index], self.sigmas[index + 1]
+        before, self.seens = self.seens, [*self.seens, seen][-2:]
+        if following == 0:
+            return seen
+        length = (level / following).log()
+        twice = 2 * length
+        drawn = (-twice).exp() * sample - (-twice).expm1() * seen
+        if before:
+            second = (-twice).expm1() / twice + 1
+            apart = (self.sigmas[index - 1] / level).log() / length
+            slope = (seen - before[-1]) / apart
+            if len(before) == 1:
+                drawn = drawn + second * slope
+            else:
+                further = (self.sigmas[index - 2] / self.sigmas[index - 1]).log() / length
+                bent = (slope - (before[-1] - before[-2]) / further) / (apart + further)
+                drawn = drawn + second * (slope + bent * apart) - (second / twice - 0.5) * bent
+        return drawn + noise_like(sample, generator) * following * (-(-twice).expm1()).sqrt()
+
+
 class DPMSolverModified(KSampler):
     """DPM++ 2M v2: the step that AUTOMATIC1111/stable-diffusion-webui's discussion 8457 proposes.
 

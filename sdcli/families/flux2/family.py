@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.colours import FLUX2, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.flux2.parts import PARTS, PATCH
@@ -26,8 +27,6 @@ NATIVE_SIDE = 1024
 
 DISTILLED, BASE = Defaults(steps=4, guidance=1.0), Defaults(steps=50, guidance=4.0)
 """Of the models that were distilled to few steps without guidance, and of those that these were made of."""
-
-_WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
 
 class Flux2:
@@ -52,10 +51,10 @@ class Flux2:
             extra_bytes=TOKENIZER_BYTES,
             kept=True,
         )
-        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
-        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
-        others = Stage("encode_references", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
+        others = Stage("encode_references", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         given = ((others,) if request.references else ()) + ((init,) if request.strength is not None else ())
         return (words, *given, steps, pictures)
 
@@ -70,6 +69,7 @@ class Flux2:
             prompt_tokens=TOKENS_LIMIT,
             references=REFERENCES,
             colours=colours_for(vae.latent_channels * PATCH**2, FLUX2),
+            weighs_words=False,
             defaults=BASE if is_base(model.ref) else DISTILLED,
             flow_times=lambda request: _flow_times(request, factor),
         )

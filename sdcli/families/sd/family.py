@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.colours import DEMO, SD, Colours, colours_for
 from sdcli.families.contract import Defaults, Geometry, Part, Stage
 from sdcli.families.prompts import turns_of
@@ -30,8 +31,6 @@ SIDE_LIMIT = 8192
 
 ALIGNED_LEVELS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 """https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, of Stable Diffusion 1.5."""
-
-_WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
 
 
 class StableDiffusion:
@@ -71,9 +70,9 @@ class StableDiffusion:
             extra_bytes=len(self.encoders) * TOKENIZER_BYTES,
             kept=True,
         )
-        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         steps = Stage("denoise", "steps", ("unet",), "the denoiser")
-        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         if TINY.name in model.parts:
             pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         needs_init = request.strength is not None or is_told_of_mask(model)

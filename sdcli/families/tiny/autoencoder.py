@@ -15,13 +15,13 @@ from diffusers.models.autoencoders.vae import DecoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import nn
 
+from sdcli.blocks.passing import Remembered
 from sdcli.blocks.planes import (
     Convolved,
     Doubled,
     Halved,
     Parted,
     Plane,
-    Remembered,
     Stored,
     Sum,
     overwrite,

@@ -20,6 +20,9 @@ from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
 from sdcli.weights.lent import Lent
 
+PROMPTS = 2
+"""Whose refined words are kept: those of the picture, and of what it should not show."""
+
 FORESEEN = 8
 """Steps whose modulations are computed at once: their weights, a part in 50 of all, are read as often less."""
 
@@ -34,6 +37,8 @@ class Denoiser:
     attention: BoundedAttention
     _times: list[float] = field(default_factory=list)
     _known: dict[float, Modulation] = field(default_factory=dict)
+    _words: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Of the last prompts their words, and what they are refined to."""
 
     def foresee(self, timesteps: torch.Tensor) -> None:
         """These timesteps are to come, in this order."""
@@ -51,17 +56,17 @@ class Denoiser:
         Each sample has the same bits with and without others. What the network tells is the way to the picture, and
         schedulers want that to noise.
         """
+        go = Pass(self.model, self._modulation(timestep), self.attention, self.borrow.between)
         every = [
-            self._sample(sample, tokens if self.borrow.dry is not None else tokens[: int(length)])
+            self._sample(go, sample, tokens if self.borrow.dry is not None else tokens[: int(length)])
             for sample, tokens, length in zip(latents, conditioning["tokens"], conditioning["lengths"], strict=True)
         ]
-        go = Pass(self.model, self._modulation(timestep), self.attention, self.borrow.between)
         output = torch.empty_like(latents, memory_format=torch.contiguous_format)
         for index, made in enumerate(go(every)):
             output[index] = _put_together(made.to("cpu", torch.float32), latents.shape[1:]).neg_()
         return output
 
-    def _sample(self, latents: torch.Tensor, words: torch.Tensor) -> Sample:
+    def _sample(self, go: Pass, latents: torch.Tensor, words: torch.Tensor) -> Sample:
         device, dtype = self.borrow.device.torch_device, self.borrow.dtype
         rows, columns = latents.shape[1] // PATCH, latents.shape[2] // PATCH
         patches = _cut(latents).to(device, dtype)
@@ -73,7 +78,16 @@ class Denoiser:
         places[words_at:, 0] = torch.arange(1, length + 1)
         config = self.model.config
         turns = rotations(places, config.axes_dims, config.rope_theta).to(device)
-        return Sample(patches, words.to(device, dtype), turns, words_at)
+        return Sample(patches, self._refined(go, words, turns[words_at:]), turns, words_at)
+
+    def _refined(self, go: Pass, words: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Words as the layers take them: computed once for all steps, and kept for as long as the words are there."""
+        for known, refined in self._words:
+            if self.borrow.dry is None and (known.data_ptr(), known.shape) == (words.data_ptr(), words.shape):
+                return refined
+        refined = go.refined(words.to(self.borrow.device.torch_device, self.borrow.dtype), turns)
+        self._words = [(words, refined), *self._words][:PROMPTS]
+        return refined
 
     def _modulation(self, timestep: torch.Tensor) -> Modulation:
         (time,) = timestep.reshape(1).tolist()

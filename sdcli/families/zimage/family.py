@@ -11,6 +11,7 @@ from typing import Any
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.colours import FLUX, colours_for
 from sdcli.families.contract import Defaults, FlowTimes, Geometry, Part, Stage
 from sdcli.families.qwen3.parts import TEXT_ENCODER, TOKENIZER, TOKENIZER_BYTES, TOKENS_LIMIT
@@ -35,8 +36,6 @@ TURBO, BASE = Defaults(steps=8, guidance=1.0), Defaults(steps=30, guidance=4.0)
 TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0
 """How far the distilled one's steps are shifted towards noise at most, and the other's."""
 
-_WAYS = {"whole": "", "recomputed": "the autoencoder computes some maps twice rather than keep them"}
-
 
 class ZImage:
     """Z-Image-Turbo and Z-Image."""
@@ -60,9 +59,9 @@ class ZImage:
             extra_bytes=TOKENIZER_BYTES,
             kept=True,
         )
-        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=_WAYS)
+        init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
-        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=_WAYS)
+        pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         if TINY.name in model.parts:
             pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         return (words, steps, pictures) if request.strength is None else (words, init, steps, pictures)
@@ -78,6 +77,7 @@ class ZImage:
             native_size=(NATIVE_SIDE, NATIVE_SIDE),
             prompt_tokens=CHUNK,
             colours=colours_for(vae.latent_channels, FLUX),
+            weighs_words=False,
             flow_times=partial(_flow_times, model.parts["scheduler"].config, factor * PATCH),
             defaults=TURBO if _is_turbo(model) else BASE,
         )

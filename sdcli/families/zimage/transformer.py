@@ -90,26 +90,30 @@ class Pass:
             for states, sample in zip(each, samples, strict=True):
                 self._layer(layer, states[: sample.words_at], sample.turns[: sample.words_at], mods)
             self._between("block")
-        for layer in model.context_refiner:
-            for states, sample in zip(each, samples, strict=True):
-                self._layer(layer, states[sample.words_at :], sample.turns[sample.words_at :], None)
-            self._between("block")
         for layer, mods in zip(model.layers, self._modulation.layers, strict=True):
             for states, sample in zip(each, samples, strict=True):
                 self._layer(layer, states, sample.turns, mods)
             self._between("block")
         return [self._left(states, len(sample.patches)) for states, sample in zip(each, samples, strict=True)]
 
-    def _embedded(self, sample: Sample) -> torch.Tensor:
-        """Picture and words as tokens, each filled up with what was learned for that."""
-        model, patches, words = self._model, sample.patches, sample.words
-        states = words.new_empty(len(sample.turns), self._width)
-        states[: len(patches)] = product(patches, model.all_x_embedder[PATCHING])
-        states[len(patches) : sample.words_at] = model.x_pad_token
-        end = sample.words_at + len(words)
+    def refined(self, words: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Words as tokens, as many as turns, filled up with what was learned for that: whatever the time is."""
+        model, states = self._model, words.new_empty(len(turns), self._width)
         norm, enter = model.cap_embedder
-        states[sample.words_at : end] = product(norm(words), enter)
-        states[end:] = model.cap_pad_token
+        states[: len(words)] = product(norm(words), enter)
+        states[len(words) :] = model.cap_pad_token
+        for layer in model.context_refiner:
+            self._layer(layer, states, turns, None)
+            self._between("block")
+        return states
+
+    def _embedded(self, sample: Sample) -> torch.Tensor:
+        """The picture as tokens, filled up likewise, and the words."""
+        patches = sample.patches
+        states = patches.new_empty(len(sample.turns), self._width)
+        states[: len(patches)] = product(patches, self._model.all_x_embedder[PATCHING])
+        states[len(patches) : sample.words_at] = self._model.x_pad_token
+        states[sample.words_at :] = sample.words
         return states
 
     def _layer(
@@ -148,8 +152,8 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What goes through the network: (tokens, numbers) of the picture and of the words, and the turns of all tokens,
-    those that each is filled up with included. The words begin at `words_at`."""
+    """What goes through the network: (tokens, numbers) of the picture and of the refined words, and the turns of all
+    tokens, those that each is filled up with included. The words begin at `words_at`."""
 
     patches: torch.Tensor
     words: torch.Tensor

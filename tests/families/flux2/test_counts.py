@@ -11,6 +11,7 @@ import torch
 
 from sdcli import machine
 from sdcli.domain import Request
+from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.flux2 import network
 from sdcli.families.flux2.denoiser import borrow_denoiser
 from sdcli.families.flux2.family import BASE, DISTILLED, empirical_mu
@@ -62,7 +63,7 @@ def test_a_step_takes_what_is_counted(klein: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("stage", ["decode", "encode_image"])
-@pytest.mark.parametrize("way", ["whole", "recomputed"])
+@pytest.mark.parametrize("way", AUTOENCODER_WAYS)
 @torch.no_grad()
 def test_the_autoencoder_takes_what_is_counted(klein: Path, way: str, stage: str) -> None:
     model, request = open_model("m", klein), replace(REQUEST, strength=0.5)

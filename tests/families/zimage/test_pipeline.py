@@ -20,6 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
 from sdcli.domain import Request
 from sdcli.engine.synthesize import write_model
+from sdcli.families.zimage.transformer import Pass
 from sdcli.messages import StepDone
 from sdcli.weights.source import Stored
 from tests import qwen
@@ -146,3 +147,25 @@ def test_bf16_weights_are_used_where_they_lie(tmp_path: Path, monkeypatch: pytes
     copies: list[int] = []
     monkeypatch.setattr(Stored, "slice_of", lambda *_: copies.append(1))
     assert torch.equal(ours(folder, request, dtype="bf16"), lying[0]) and not copies
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_words_are_refined_once_for_all_steps_and_pictures(
+    model: Path, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    """What the words become depends on no time."""
+    request, refine = replace(FOX, steps=3, count=2, guidance=guidance), Pass.refined
+    once = ours(model, request)
+    done: list[int] = []
+
+    def noted(self: Pass, words: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        done.append(len(words))
+        return refine(self, words, turns)
+
+    monkeypatch.setattr(Pass, "refined", noted)
+    for plan in (RESIDENT, replace(STREAMED, guidance="sequential")):
+        done.clear()
+        assert torch.equal(ours(model, request, plan=plan), once) and len(done) == (2 if request.guided else 1)
+    monkeypatch.setattr("sdcli.families.zimage.denoiser.PROMPTS", 0)
+    done.clear()
+    assert torch.equal(ours(model, request), once) and len(done) == 2 * 3 * (2 if request.guided else 1)
