@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--limit", default="600MiB")
     options = parser.parse_args()
     size = f"-W {options.size} -H {options.size}"
-    job = f"-m synthetic:sd15 -s {options.steps} --seed 1 -b {options.count} {size} --json -q"
+    job = f"-m synthetic:sd15 -s {options.steps} --seed 1 -b {options.count} {size} --json -q --no-cache"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", "-m", "sdcli", "txt2img", "fox", *job.split(), "--mem-limit", options.limit]
         process = subprocess.Popen([*command, "-o", folder], stdout=subprocess.PIPE, text=True)

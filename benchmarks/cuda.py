@@ -76,7 +76,7 @@ def run(device: str, dtype: str, limit: str, out: Path, size: int, steps: int) -
     watcher.start()
     done = subprocess.run(
         f"{sys.executable} -P -m sdcli txt2img astronaut -m synthetic:sd15 -s {steps} --seed 7 -o {out}"
-        f" -W {size} -H {size} --device {device} --dtype {dtype} --mem-limit {limit} --json -q".split(),
+        f" -W {size} -H {size} --device {device} --dtype {dtype} --mem-limit {limit} --json -q --no-cache".split(),
         capture_output=True,
         text=True,
     )

@@ -25,8 +25,10 @@ from tests.full.outside import evict, kernel_limit
 
 def command(limit: str, steps: int, out: Path) -> list[str]:
     """The program under a ceiling of its own."""
-    job = f"-m synthetic:sd15 -s {steps} --seed 7 --device cpu --json -q --force --mem-limit {limit} -o {out}"
-    return [sys.executable, "-P", "-m", "sdcli", "txt2img", "an astronaut", *job.split()]
+    job = (
+        f"-m synthetic:sd15 -s {steps} --seed 7 --device cpu --json -q --no-cache --force --mem-limit {limit} -o {out}"
+    )
+    return [sys.executable, "-P", "-m", "sdcli", "txt2img", "an astronaut", *job.split(), "-o", str(out)]
 
 
 def limited(limit: str, limit_bytes: int, steps: int, out: Path) -> tuple[int, int, str, str]:

@@ -120,7 +120,8 @@ def cells(name: str, size: str, model: str, steps: str, out: Path) -> Iterator[d
         if isinstance(told, dict):
             limit = f"{told['smallest_limit_bytes'] // MIB}MiB" if ceiling == "least" else "none"
             cell["limit"] = limit
-            told = ask("txt2img", *job, "--mem-limit", limit, "-s", steps, "--seed", "1", "--force", "-o", str(out))
+            more = "--mem-limit", limit, "-s", steps, "--seed", "1", "--no-cache", "--force", "-o", str(out)
+            told = ask("txt2img", *job, *more)
         yield cell | ({"error": told} if isinstance(told, str) else figures(told))
 
 

@@ -40,7 +40,8 @@ def row(size: str, limit: str, steps: str, out: Path, cells: list[dict[str, Any]
         told = ask("plan", size)
         assert not isinstance(told, str), told
         limit = f"{told['smallest_limit_bytes'] // MIB}MiB"
-    run = ask("txt2img", size, "--mem-limit", limit, "-s", steps, "--seed", "1", "-q", "--force", "-o", str(out))
+    job = "--mem-limit", limit, "-s", steps, "--seed", "1", "-q", "--no-cache", "--force", "-o", str(out)
+    run = ask("txt2img", size, *job)
     if isinstance(run, str):
         return f"| {size} | {limit} | | | | | | {run} |"
     memory, plan = run["memory"], run["plan"]

@@ -15,6 +15,7 @@ DRAWING = {
     "--prompt-file": (None, "FILE", None),
     "--model": ("-m", "TEXT", "demo"),
     "--text-encoder": (None, "PATH", None),
+    "--text-encoder-2": (None, "PATH", None),
     "--tiny-decoder": (None, "PATH", None),
     "--vae": (None, "PATH", None),
     "--tokenizer": (None, "PATH", None),

@@ -49,7 +49,7 @@ def test_a_page_names_no_option_that_does_not_exist(page: str) -> None:
         option
         for line in PAGES[page].splitlines()
         if not line.startswith(("python3 ", "hf "))
-        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line)
     }
     known = set().union(*(options_of(name) for name in COMMANDS))
     assert sorted(named - known - OTHERS) == []

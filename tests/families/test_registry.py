@@ -37,6 +37,7 @@ class Toy:
     network = "toys.network"
     pipelines: tuple[str, ...] = ("BrushPipeline",)
     index_extras: Mapping[str, object] = {}
+    extras: tuple[Part, ...] = ()
     parts: tuple[Part, ...] = (
         SCHEDULER,
         Part("brush", classes=frozenset({"ToyBrush"}), schema=Brush, stem="hairs", tells=True),

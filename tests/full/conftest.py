@@ -21,7 +21,8 @@ class Program:
     def line(self, command: str, *options: str) -> list[str]:
         """`command` with the job that all tests run: 512x512, two steps, guidance on, a fixed seed."""
         job = ["-m", "synthetic:sd15", "-s", "2", "--seed", "7", "--device", "cpu", "--json", "-q"]
-        return [*SDCLI, command, PROMPT, *job, *options]
+        whole = [] if command == "bench" else ["--no-cache"]  # every stage is run
+        return [*SDCLI, command, PROMPT, *job, *whole, *options]
 
 
 @pytest.fixture

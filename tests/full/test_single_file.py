@@ -73,7 +73,7 @@ def test_one_file_has_the_bits_of_its_folder_and_takes_no_more_memory(both: tupl
             output = tmp_path / f"{model.stem}.png"
             job = ["-s", "2", "--seed", "7", "--size", "256x256", "--mem-limit", limit, "--device", "cpu"]
             given = ["--prediction", "v"] if "folder" not in model.name and _is_second(both[0]) else []
-            line = [*SDCLI, "txt2img", "a fox", "-m", str(model), *job, *given, "--json", "-q", "--force"]
+            line = [*SDCLI, "txt2img", "a fox", "-m", str(model), *job, *given, "--json", "-q", "--force", "--no-cache"]
             seen = watch([*line, "-o", str(output)], dict(os.environ))
             assert seen.code == 0, seen.err
             report = json.loads(seen.out)

@@ -23,7 +23,7 @@ TEXT_ENCODER_2 = replace(
     unused=re.compile(
         r"(text_model\.)?embeddings\.position_ids|visual_projection\.weight|logit_scale|vision_model\..*"
     ),
-    option=None,
+    option="--text-encoder-2",
     lora_prefixes=("lora_te2_", "text_encoder_2.", "te2."),
 )
 UNET_XL = replace(UNET, schema=UNetXL, unset=UNET_XL_UNSET)

@@ -17,7 +17,13 @@ from sdcli.families.rules import (
 )
 from sdcli.families.sd.schema import UNET_UNSET, TextEncoder, UNet
 
-_depth = for_all_or_each(for_all_or_each(is_layer_count))
+
+def _is_depth(value: object) -> bool:
+    """Of a level, which may have no transformers."""
+    return is_layer_count(value) or (type(value) is int and value == 0)
+
+
+_depth = for_all_or_each(for_all_or_each(_is_depth))
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ second in OpenCLIP's layout, whose last matrix has rows for columns. A test comp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from sdcli.domain import Component, Prediction, WeightFile
-from sdcli.families.contract import PREDICTIONS, Found, Numbers
+from sdcli.families.contract import PREDICTIONS, Elsewhere, Found, Numbers
 from sdcli.families.sd import single
-from sdcli.families.sd.original import open_clip_names
+from sdcli.families.sd.original import clip_names, open_clip_names
 from sdcli.families.sdxl.family import SIZES
 from sdcli.families.sdxl.parts import PROJECTION, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL
 from sdcli.families.single_file import Names, Piece, Search, Shapes, levels_of, networks_in
@@ -24,6 +24,29 @@ SCALING_FACTOR = 0.13025
 
 SIZE_CHANNELS = 256
 """Sines and cosines for each number of the picture's size."""
+
+_FOLDERS = ("text_encoders", "clip")
+_SD3 = "Comfy-Org/stable-diffusion-3.5-fp8/text_encoders"
+"""Where both of SDXL's text encoders are, each in a file of its own."""
+
+ELSEWHERE = {
+    "text_encoder": Elsewhere(
+        "clip_l.safetensors", _FOLDERS, ("clip_l*.safetensors",), (f"{_SD3}/clip_l.safetensors",)
+    ),
+    "text_encoder_2": Elsewhere(
+        "clip_g.safetensors", _FOLDERS, ("clip_g*.safetensors",), (f"{_SD3}/clip_g.safetensors",)
+    ),
+    "vae": Elsewhere(
+        "sdxl_vae.safetensors",
+        ("vae",),
+        ("sdxl_vae*.safetensors", "sdxl-vae*.safetensors", "sdxl.vae*.safetensors"),
+        ("stabilityai/sdxl-vae/sdxl_vae.safetensors",),
+    ),
+}
+"""What a file with the denoiser alone lacks."""
+
+MENDED = re.compile(r"(?i)fp16[-_. ]?(vae[-_. ]?)?fix")
+"""In names of SDXL's autoencoder as it was mended for FP16 (madebyollin/sdxl-vae-fp16-fix): no tensor tells."""
 
 REFINER = "conditioner.embedders.0.model."
 """Under which the refiner has its only text encoder."""
@@ -49,7 +72,8 @@ def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, predict
     found = networks_in(file, searches)
     notes: tuple[str, ...] = ()
     if "vae" in found:
-        found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR)
+        mended = any(map(MENDED.search, _names_of(file)))
+        found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR, force_upcast=not mended)
     if "unet" in found and "add_embedding.linear_1.weight" not in found["unet"].weights():
         del found["unet"]
     if "unet" in found:
@@ -58,7 +82,14 @@ def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, predict
         if TEXT_SEARCH in searches:
             found["tokenizer"] = single.tokenizer("<|endoftext|>")
         found["scheduler"], notes = _scheduler(file, found["unet"], prediction)
-    return Found(found, notes)
+    return Found(found, notes, elsewhere=ELSEWHERE if "unet" in found else {})
+
+
+def _names_of(file: WeightFile) -> Iterator[str]:
+    """That of the file, those that it says of itself, and that of its repository in the Hub's cache."""
+    yield file.path.stem
+    yield from (note for key, note in file.notes.items() if key in ("modelspec.title", "ss_vae_name"))
+    yield from (part for part in file.path.parts if part.startswith("models--"))
 
 
 def _tell_sizes(found: Mapping[str, Component], sizes: int) -> None:
@@ -117,6 +148,8 @@ def _depth(shapes: Shapes, home: str) -> int | list[int]:
 
 
 def _second_pieces(names: Names) -> dict[str, Piece]:
+    if "token_embedding.weight" not in names:  # today's, in a file of its own
+        return clip_names(names)
     layers = (re.match(r"transformer\.resblocks\.(\d{1,3})\.", name) for name in names)
     pieces = open_clip_names(names, 1 + max((int(layer[1]) for layer in layers if layer), default=-1))
     for stored, turned in ((PROJECTION, True), (f"{PROJECTION}.weight", False)):
@@ -126,11 +159,19 @@ def _second_pieces(names: Names) -> dict[str, Piece]:
 
 
 def _second_config(shapes: Shapes, names: Names) -> dict[str, Any]:
-    return single.text_config(shapes, names) | {"projection_dim": shapes[f"{PROJECTION}.weight"][0]}
+    return single.text_config(shapes, names) | {
+        "projection_dim": shapes[f"{PROJECTION}.weight"][0],
+        "hidden_act": "gelu",
+    }
 
 
 UNET_SEARCH = replace(single.UNET_SEARCH, part=UNET_XL, describe=_unet_config)
 TEXT_SEARCH = replace(single.TEXT_SEARCH, prefixes=("conditioner.embedders.0.transformer.", ""))
 TEXT_2_SEARCH = Search(
-    TEXT_ENCODER_2, single.TEXT_SIGN, ("conditioner.embedders.1.model.",), _second_pieces, _second_config
+    TEXT_ENCODER_2,
+    re.compile(rf"{PROJECTION}(\.weight)?"),
+    ("conditioner.embedders.1.model.", ""),
+    _second_pieces,
+    _second_config,
+    single.TEXT_SEARCH.is_alone,
 )

@@ -16,7 +16,7 @@ TEXT_SEARCH = replace(TEXT_2_SEARCH, prefixes=(REFINER,))
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has; of another kind of model none but an autoencoder."""
-    searches: tuple[Search, ...] = (VAE_SEARCH, TINY_SEARCH)
+    searches: tuple[Search, ...] = (TEXT_2_SEARCH, VAE_SEARCH, TINY_SEARCH)
     if is_of_refiner(file):
-        searches = (UNET_SEARCH, TEXT_SEARCH, *searches)
+        searches = (UNET_SEARCH, TEXT_SEARCH, *searches[1:])
     return parts_by(searches, SIZES_AND_SCORE, file, prediction)

@@ -142,14 +142,27 @@ SMALL: dict[str, Any] = {
     "transformer_layers_per_block": [1, [2], [4]],
     "reverse_transformer_layers_per_block": [[4, 3], [2, 1], 1],
 }
-"""As SSD-1B and Segmind-Vega are made: no attention in the middle, and depths of their own on the way up."""
+"""As distilled ones are made: no attention in the middle, and depths of their own on the way up."""
+
+SSD_1B: dict[str, Any] = {
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [0, 2, 4],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+}
+VEGA: dict[str, Any] = {
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [0, 1, 2],
+}
 
 
-def test_a_distilled_kind_of_other_depths_is_the_pipeline_s(xl: Path, tmp_path: Path) -> None:
-    model = changed(xl, tmp_path, unet=SMALL)
-    ours = draw(model, request=REQUEST)
-    assert largest_difference(ours, theirs(opened(model), REQUEST)) <= 1
-    assert torch.equal(draw(model, request=REQUEST, plan=PLANS["after each piece, one by one"]), ours)
+@pytest.mark.parametrize("depths", [SMALL, SSD_1B, VEGA], ids=["small", "SSD-1B", "Segmind-Vega"])
+def test_a_distilled_kind_of_other_depths_is_the_pipeline_s(xl: Path, tmp_path: Path, depths: dict[str, Any]) -> None:
+    model, request = changed(xl, tmp_path, unet=depths), replace(REQUEST, steps=2, width=64)
+    ours = draw(model, request=request)
+    assert largest_difference(ours, theirs(opened(model), request)) <= 1
+    assert torch.equal(draw(model, request=request, plan=PLANS["after each piece, one by one"]), ours)
 
 
 def test_clip_skip_is_the_pipeline_s(xl: Path, pipeline: Any) -> None:

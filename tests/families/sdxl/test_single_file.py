@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sdcli.domain import Sources
+from sdcli.errors import SdcliError
 from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.models.opened import open_model
 from sdcli.weights.source import Source
-from tests.families.sdxl.test_pictures import REQUEST, SMALL
+from tests.engine.test_same_picture import gradient
+from tests.families.sdxl.test_pictures import REQUEST, SMALL, SSD_1B, VEGA
 from tests.families.sdxl.tiny import WIDE
 from tests.folders import made
 from tests.originals import original_clip, original_open_clip, original_unet, original_vae
@@ -64,13 +66,17 @@ def write_single(folder: Path, path: Path, more: Mapping[str, torch.Tensor] = {}
     return path
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = made(tmp_path_factory.mktemp("models") / "wide", {}, WIDE)
+def with_tokenizers(folder: Path) -> Path:
+    """The model with CLIP's vocabulary."""
     for tokenizer in ("tokenizer", "tokenizer_2"):
         for name in ("vocab.json", "merges.txt"):
             shutil.copy(CLIP_FOLDER / name, folder / tokenizer / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_tokenizers(made(tmp_path_factory.mktemp("models") / "wide", {}, WIDE))
 
 
 def test_a_file_is_the_model_that_its_folder_is(wide: Path, tmp_path: Path) -> None:
@@ -120,13 +126,24 @@ def test_names_and_pieces_are_those_of_diffusers_own_converter(wide: Path, tmp_p
             assert torch.equal(ours[name.removeprefix("text_model.")], tensor.float()), name
 
 
-def test_depths_of_a_distilled_kind_are_told_from_its_tensors(tmp_path: Path) -> None:
-    folder = made(tmp_path / "small", {"unet": SMALL}, WIDE)
+@pytest.mark.parametrize(
+    ("settings", "down", "up"),
+    [
+        (SMALL, [1, 2, 4], [[4, 3], [2, 1], 1]),
+        (SSD_1B, [1, 2, 4], [[4, 4, 10], [2, 1, 1], 1]),
+        (VEGA, [1, 1, 2], None),
+    ],
+    ids=["small", "SSD-1B", "Segmind-Vega"],
+)
+def test_depths_of_a_distilled_kind_are_told_from_its_tensors(
+    tmp_path: Path, settings: dict[str, Any], down: list[Any], up: list[Any] | None
+) -> None:
+    folder = made(tmp_path / "small", {"unet": settings}, WIDE)
     model = open_model("m", write_single(folder, tmp_path / "m.safetensors"))
     config = model.parts["unet"].config
     assert config["mid_block_type"] == "UNetMidBlock2D"
-    assert config["transformer_layers_per_block"] == [1, 2, 4]
-    assert config["reverse_transformer_layers_per_block"] == [[4, 3], [2, 1], 1]
+    assert config["transformer_layers_per_block"] == down
+    assert config.get("reverse_transformer_layers_per_block") == up
 
 
 def test_keys_of_v_prediction_and_zero_snr_are_heard(wide: Path, tmp_path: Path) -> None:
@@ -144,3 +161,63 @@ def test_an_autoencoder_from_a_file_has_sdxl_s_scale(wide: Path, tmp_path: Path)
     request = replace(REQUEST, steps=1)
     sources = Sources(str(wide), {"vae": str(tmp_path / "vae.safetensors")})
     assert torch.equal(draw(sources, request=request), draw(wide, request=request))
+
+
+def test_an_inpainting_checkpoint_has_nine_channels(tmp_path: Path) -> None:
+    folder = with_tokenizers(made(tmp_path / "nine", {"unet": {"in_channels": 9}}, WIDE))
+    path = write_single(folder, tmp_path / "m.safetensors")
+    assert open_model("m", path).parts["unet"].settings.in_channels == 9
+    request = replace(REQUEST, width=64, strength=0.5, steps=2, masked=True)
+    payload = gradient(64, 64).tobytes() + bytes(64 * 32) + b"\xff" * (64 * 32)
+    ours = draw(path, request=request, payload=payload)
+    assert torch.equal(ours, draw(folder, request=request, payload=payload))
+
+
+def split(folder: Path, home: Path) -> tuple[Path, Path, Path, Path]:
+    """The model as people keep it for ComfyUI: denoiser, both text encoders and autoencoder in files of their own."""
+    names = {"unet": "unet", "text_encoder": "clip_l", "text_encoder_2": "clip_g", "vae": "sdxl_vae"}
+    files = []
+    for part, name in names.items():
+        tensors = load_file(next((folder / part).glob("*.safetensors")))
+        if part.startswith("text") and not any(one.startswith("text_model.") for one in tensors):
+            tensors = {one if "projection" in one else f"text_model.{one}": tensor for one, tensor in tensors.items()}
+        files.append(home / f"{name}.safetensors")
+        save_file(tensors, files[-1])
+    return files[0], files[1], files[2], files[3]
+
+
+def test_a_denoiser_alone_draws_with_files_that_are_given_or_lie_beside_it(tmp_path: Path) -> None:
+    sizes = {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 48 + 6 * 256}
+    folder = with_tokenizers(made(tmp_path / "m", {"unet": sizes}, WIDE))
+    (tmp_path / "given").mkdir()
+    unet, first, second, vae = split(folder, tmp_path / "given")
+    near = open_model("m", unet)
+    assert [Path(near.sources.parts[name]).name for name in ("text_encoder", "text_encoder_2", "vae")] == [
+        "clip_l.safetensors", "clip_g.safetensors", "sdxl_vae.safetensors",
+    ]  # fmt: skip
+    (tmp_path / "alone").mkdir()
+    alone = unet.rename(tmp_path / "alone" / "m.safetensors")
+    with pytest.raises(SdcliError, match=r"give --text-encoder and --text-encoder-2 and --vae, or put clip_l"):
+        open_model("m", alone)
+    parts = {"text_encoder": str(first), "text_encoder_2": str(second), "vae": str(vae)}
+    request = replace(REQUEST, steps=1, width=64)
+    assert torch.equal(draw(Sources(str(alone), parts), request=request), draw(folder, request=request))
+
+
+@pytest.mark.parametrize(
+    ("name", "mended"),
+    [("sdxl-vae-fp16-fix", True), ("sdxl_vae_fp16fix", True), ("sdxl_vae.fp16.fix", True), ("sdxl_vae_fp16", False)],
+)
+def test_an_autoencoder_that_was_mended_is_known_by_its_name(
+    wide: Path, tmp_path: Path, name: str, mended: bool
+) -> None:
+    vae = {key.removeprefix(HOMES["vae"]): one for key, one in originals(wide).items() if key.startswith("first")}
+    save_file(vae, tmp_path / f"{name}.safetensors")
+    model = open_model("m", Sources(str(wide), {"vae": str(tmp_path / f"{name}.safetensors")}))
+    assert model.parts["vae"].settings.force_upcast is not mended
+
+
+def test_so_is_one_in_a_checkpoint_that_says_so(wide: Path, tmp_path: Path) -> None:
+    for name, mended in (("novaXL_fp16VAEFix", True), ("novaXL_v10", False)):
+        model = open_model("m", write_single(wide, tmp_path / f"{name}.safetensors"))
+        assert model.parts["vae"].settings.force_upcast is not mended
