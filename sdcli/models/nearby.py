@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 from sdcli.errors import SdcliError
@@ -17,7 +18,7 @@ LEVELS = 5
 """Folders above a file that are looked in: of ComfyUI/models/diffusion_models/some/more.safetensors, ComfyUI is one."""
 
 ENTRIES = 4000
-"""Of a folder, that are looked at."""
+"""Of a folder and those in it, that are looked at: a file may lie in a folder with everything else."""
 
 
 def find_nearby(part: Part, elsewhere: Elsewhere, files: Sequence[Path]) -> Path | None:
@@ -43,21 +44,30 @@ def _places(part: Part, elsewhere: Elsewhere, files: Sequence[Path]) -> Iterator
 
 def _best(place: Path, patterns: Sequence[str]) -> Path | None:
     """The likeliest file in a folder, or in folders there: of those with the first pattern the shortest name."""
-    names = [*_files(place, 1)]
+    names = [*islice(_files(place), ENTRIES)]
     for pattern in patterns:
-        found = [path for path in names if fnmatch(path.name.lower(), pattern)]
+        found = [path for path in names if fnmatch(path.name.lower(), pattern) and os.path.isfile(path)]
         if found:
             return min(found, key=lambda path: (len(path.name), str(path)))
     return None
 
 
-def _files(place: Path, deeper: int) -> Iterator[Path]:
+def _files(place: Path) -> Iterator[Path]:
+    """The files in a folder, then those in folders there."""
+    deeper = []
+    for entry in _entries(place):
+        if os.path.isdir(entry.path):  # which is false for what cannot be looked at
+            deeper.append(Path(entry.path))
+        else:
+            yield Path(entry.path)
+    for folder in deeper:
+        yield from (Path(entry.path) for entry in _entries(folder))
+
+
+def _entries(place: Path) -> list[os.DirEntry[str]]:
     with suppress(OSError), os.scandir(place) as entries:
-        for _, entry in zip(range(ENTRIES), entries, strict=False):
-            if entry.is_file():
-                yield Path(entry.path)
-            elif deeper and entry.is_dir():
-                yield from _files(Path(entry.path), deeper - 1)
+        return [*islice(entries, ENTRIES)]
+    return []
 
 
 def _in_cache(part: Part, elsewhere: Elsewhere) -> Path | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from sdcli.domain import Sources
 from sdcli.errors import SdcliError
+from sdcli.models import nearby
 from sdcli.models.opened import open_model
 from tests.families.zimage.tiny import TINY
 from tests.originals import original_vae
@@ -69,6 +71,18 @@ def test_so_is_the_folder_of_the_file_itself(models: Path, tmp_path: Path) -> No
     flat = tmp_path / "flat"
     expected = {"text_encoder": flat / Path(WORDS).name, "vae": flat / Path(PIXELS).name, "tokenizer": flat}
     assert taken(flat / Path(DENOISER).name) == {name: str(path) for name, path in expected.items()}
+
+
+def test_a_folder_with_everything_is_looked_at_as_far_as_is_quick(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearby, "ENTRIES", 20)
+    for folder in range(10):
+        (models / "vae" / str(folder)).mkdir()
+        for file in range(10):
+            (models / "vae" / str(folder) / f"{file}.txt").touch()
+    assert Path(taken(models / DENOISER)["vae"]) == (models / PIXELS).resolve()
+    assert len([*islice(nearby._files(models / "vae"), 20)]) == 20
 
 
 def test_parts_in_diffusers_layout_beside_it_are_taken(folder: Path, tmp_path: Path) -> None:
