@@ -19,6 +19,7 @@ from sdcli.domain import Component, Origin
 from sdcli.errors import SdcliError, echo
 from sdcli.models.disks import lies_in_memory
 from sdcli.units import KIB, MIB
+from sdcli.weights.float8 import widen
 from sdcli.weights.read_ahead import Place, let_go
 
 PIECE_BYTES = 2 * MIB
@@ -68,25 +69,25 @@ class Stored:
     def fill(self, room: torch.Tensor) -> torch.Tensor:
         """`room`, of the same shape, with the weight's numbers in its own type."""
         if self._mapping is None or self.tensor.dim() == 0:
-            room.copy_(self.tensor)
+            _copy(self.tensor, room)
         else:
             rows = max(1, PIECE_BYTES * len(self.tensor) // max(1, self.tensor.nbytes))
             for into, piece in zip(room.split(rows), self.tensor.split(rows), strict=True):
-                into.copy_(piece)
+                _copy(piece, into)
                 self._let_go(piece)
         return room if self._scale == 1.0 else room.mul_(self._scale)
 
     def exact(self, begin: int, end: int, device: torch.device) -> torch.Tensor:
         """Some of its rows on the device in FP32; never to be written to."""
         piece = self.tensor[begin:end]
-        rows = piece.to(device, torch.float32, copy=self.counts)
+        rows = _cast(piece, device, torch.float32, self.counts)
         self._let_go(piece)
         return rows if self._scale == 1.0 else rows * self._scale
 
     def slice_of(self, rows: slice, columns: slice, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Some rows and columns on the device in this type; never to be written to."""
         piece = self.tensor[rows, columns]
-        cast = piece.to(device, dtype, copy=self.counts or self._scale != 1.0)
+        cast = _cast(piece, device, dtype, self.counts or self._scale != 1.0)
         self._let_go(self.tensor[rows])
         return cast if self._scale == 1.0 else cast.mul_(self._scale)
 
@@ -100,7 +101,8 @@ class Stored:
         """Rows of a table, in the file's type, those of eight bits in FP32: where pages count a few at a time, with
         what is mapped around each."""
         if self.tensor.dtype.itemsize == 1:
-            return self.tensor.view(torch.uint8)[ids].view(self.tensor.dtype).float() * self._scale
+            few = self.tensor.view(torch.uint8)[ids].view(self.tensor.dtype)
+            return _cast(few, few.device, torch.float32, True) * self._scale
         if not self.counts:
             return self.tensor[ids]
         some_rows = []
@@ -115,6 +117,16 @@ class Stored:
             first, end = self._mapping
             begin = max(first, piece.data_ptr() - AROUND_BYTES)
             let_go((begin, min(end, piece.data_ptr() + piece.nbytes + AROUND_BYTES) - begin))
+
+
+def _cast(piece: torch.Tensor, device: torch.device, dtype: torch.dtype, copy: bool) -> torch.Tensor:
+    if piece.dtype.itemsize > 1:
+        return piece.to(device, dtype, copy=copy)
+    return widen(piece, torch.empty(piece.shape, device=device, dtype=dtype))
+
+
+def _copy(piece: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    return room.copy_(piece) if piece.dtype.itemsize > 1 else widen(piece, room)
 
 
 class Swapped(Stored):

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdcli.app.record import Task
+from sdcli.app.record import RunRecord, Wanted
 from sdcli.cli.parsed import Product
-from sdcli.images.write import Destination
 from sdcli.models.samplers import SAMPLERS, SCHEDULES
 from tests.cli.conftest import Asked, Command
 
@@ -63,8 +62,8 @@ def jobs(sdcli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     def run(*argv: str | Path) -> list[Asked]:
         taken: list[Asked] = []
 
-        def take(task: Task, destination: Destination, product: Product, *_: object) -> None:
-            taken.append(Asked(task, destination, product))
+        def take(record: RunRecord, wanted: Wanted, product: Product, *_: object) -> None:
+            taken.append(Asked(record.task, wanted.destination, product))
 
         monkeypatch.setattr("sdcli.cli.draw.carry_out", take)
         outcome = sdcli(*argv)

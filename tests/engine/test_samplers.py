@@ -59,10 +59,13 @@ BY_SETTING = {
     "exponential": {"use_exponential_sigmas": True},
     "trailing": {"timestep_spacing": "trailing"},
 }
+ONLY = {"Euler a": ["model", "trailing"], "LCM": ["model"], "TCD": ["model"]}
+"""Of these, what diffusers' classes heed."""
+
 IN_DIFFUSERS = [
     (sampler, schedule)
     for sampler, schedule in EVERY
-    if sampler in THEIRS and schedule in (["model", "trailing"] if sampler == "Euler a" else BY_SETTING)
+    if sampler in THEIRS and schedule in ONLY.get(sampler, BY_SETTING)
 ]
 
 

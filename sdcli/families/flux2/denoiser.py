@@ -1,41 +1,29 @@
-"""The denoiser, borrowed: its weights by the slice, its attention bounded, what the time alone decides remembered."""
+"""The denoiser, borrowed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
-from torch import nn
 
-from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.rotary import rotations
 from sdcli.domain import Component
+from sdcli.families.flows.denoiser import FlowDenoiser, borrow_flow
 from sdcli.families.flux2.transformer import Modulation, Pass, modulations
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
-from sdcli.weights.lent import Lent
-
-FORESEEN = 8
-"""Steps whose modulations are computed at once: their weights, a part in 25 of all, are read as often less."""
 
 
 @dataclass(slots=True)
-class Denoiser:
-    """A borrowed transformer. `lent` counts what it reads."""
+class Denoiser(FlowDenoiser[Modulation]):
+    """A borrowed transformer."""
 
-    model: Flux2Transformer2DModel
-    lent: Lent
-    borrow: Borrow
-    attention: BoundedAttention
-    _times: list[float] = field(default_factory=list)
-    _known: dict[float, Modulation] = field(default_factory=dict)
-
-    def foresee(self, timesteps: torch.Tensor) -> None:
-        """These timesteps are to come, in this order."""
-        self._times = timesteps.tolist()
+    def modulations(self, times: torch.Tensor) -> list[Modulation]:
+        """See `FlowDenoiser`."""
+        return modulations(self.model, times.to(self.borrow.device.torch_device), self.borrow.dtype)
 
     def __call__(
         self,
@@ -49,7 +37,7 @@ class Denoiser:
         Samples go one at a time, so that each has the same bits with and without others.
         """
         output = torch.empty_like(latents, memory_format=torch.contiguous_format)
-        modulation = self._modulation(timestep)
+        modulation = self.modulation(timestep)
         for index, tokens in enumerate(conditioning["tokens"]):
             others = {name: conditioning[name][index] for name in ("references", "places") if name in conditioning}
             output[index] = self._pass(latents[index], tokens, others, modulation)
@@ -72,18 +60,6 @@ class Denoiser:
         made = go(patches.to(device, dtype), tokens.to(device, dtype), turns, height * width)
         return made.to("cpu", torch.float32).T.view(channels, height, width)
 
-    def _modulation(self, timestep: torch.Tensor) -> Modulation:
-        (time,) = timestep.reshape(1).tolist()
-        if time not in self._known:
-            begin = self._times.index(time) if time in self._times else 0
-            times = [time, *(self._times[begin + 1 : begin + FORESEEN] if time in self._times else ())]
-            if self.borrow.dry is not None:
-                times = [time] * FORESEEN
-            given = torch.tensor(times, device=self.borrow.device.torch_device)
-            made = modulations(self.model, given, self.borrow.dtype)
-            self._known = dict(zip(times, made, strict=True))
-        return self._known[time]
-
 
 def places_of(height: int, width: int, picture: int = 0) -> torch.Tensor:
     """(tokens, 4): of which picture a token is, its row, its column, and 0, where a word has its number."""
@@ -104,10 +80,5 @@ def build_transformer(component: Component) -> Flux2Transformer2DModel:
 @contextmanager
 def borrow_denoiser(component: Component, borrow: Borrow) -> Iterator[Denoiser]:
     """Lend the denoiser, and free it."""
-    model, device = build_transformer(component), borrow.device
-    attention = BoundedAttention(borrow.scratch_bytes, device.fused_attention(borrow.dtype), device.name == "cpu")
-    with borrow.weights(model, component, sliced=nn.Linear) as lent, device.repeating():
-        try:
-            yield Denoiser(model, lent, borrow, attention)
-        finally:
-            attention.free()
+    with borrow_flow(Denoiser, build_transformer(component), component, borrow) as denoiser:
+        yield denoiser

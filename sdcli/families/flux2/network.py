@@ -16,7 +16,7 @@ from sdcli.families.flux2.denoiser import Denoiser, borrow_denoiser, build_trans
 from sdcli.families.flux2.family import WORD_LAYERS
 from sdcli.families.qwen3.parts import TOKENS_LIMIT
 from sdcli.families.qwen3.text_encoder import borrow_text_encoder, build_text_encoder
-from sdcli.families.qwen3.tokens import Tokens, tokenize
+from sdcli.families.qwen3.tokens import tokens_of
 from sdcli.weights.borrow import Borrow
 
 REFERENCES_APART = 10
@@ -39,17 +39,7 @@ def build(component: Component) -> nn.Module:
 @contextmanager
 def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
     """Words to `tokens`, (2, tokens, channels) with the negative prompt first, or (1, …) without guidance."""
-    prompts = {"negative prompt": request.negative, "prompt": request.prompt}
-    if not request.guided:
-        del prompts["negative prompt"]
-    if borrow.dry is not None:
-        ids = torch.zeros(TOKENS_LIMIT, dtype=torch.long)
-        tokens = [Tokens(ids, TOKENS_LIMIT, 0)] * len(prompts)
-    else:
-        tokens = tokenize(model.parts["tokenizer"], [*prompts.values()], thinking=False, padded=True)
-    for kind, made in zip(prompts, tokens, strict=True):
-        if made.dropped:
-            borrow.notices.append(f"the {kind} is too long: its last {made.dropped} tokens are left out")
+    tokens = tokens_of(model, request, borrow, TOKENS_LIMIT, thinking=False, padded=True)
     with borrow_text_encoder(model.parts["text_encoder"], WORD_LAYERS, borrow) as encode:
         # layers side by side: (layers, tokens, channels) to (tokens, layers x channels)
         yield lambda _: {

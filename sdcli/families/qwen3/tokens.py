@@ -13,11 +13,12 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from sdcli.domain import Component
+from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.qwen3.parts import TOKENS_LIMIT, VOCABULARY_LIMITS
 from sdcli.families.qwen3.vocabulary import PIECES
 from sdcli.models.tokenizer_files import check_tokenizer
+from sdcli.weights.borrow import Borrow
 
 BEFORE, AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 """Around a prompt."""
@@ -65,6 +66,25 @@ def _open(component: Component) -> Any:
         if tokenizer.token_to_id(mark) is None:
             raise SdcliError(f"the tokenizer in {echo(component.folder)} lacks the mark {mark}: it is not Qwen's")
     return tokenizer
+
+
+def tokens_of(
+    model: Model, request: Request, borrow: Borrow, length: int, thinking: bool, padded: bool = False
+) -> list[Tokens]:
+    """Those of the negative prompt, where there is guidance, and of the prompt; in a dry run so many as `length`.
+
+    What is cut off is told.
+    """
+    prompts = {"negative prompt": request.negative, "prompt": request.prompt}
+    if not request.guided:
+        del prompts["negative prompt"]
+    if borrow.dry is not None:
+        return [Tokens(torch.zeros(length, dtype=torch.long), length, 0)] * len(prompts)
+    every = tokenize(model.parts["tokenizer"], [*prompts.values()], thinking=thinking, padded=padded)
+    for kind, made in zip(prompts, every, strict=True):
+        if made.dropped:
+            borrow.notices.append(f"the {kind} is too long: its last {made.dropped} tokens are left out")
+    return every
 
 
 def _whole(path: Path) -> Any:

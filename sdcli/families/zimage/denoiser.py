@@ -1,4 +1,4 @@
-"""The denoiser, borrowed: its weights by the slice, its attention bounded, what depends on time alone remembered."""
+"""The denoiser, borrowed: what words are refined to is remembered."""
 
 from __future__ import annotations
 
@@ -8,41 +8,31 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
-from torch import nn
 
-from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.rotary import rotations
 from sdcli.domain import Component
+from sdcli.families.flows.denoiser import FlowDenoiser, borrow_flow
 from sdcli.families.zimage.family import CHUNK
 from sdcli.families.zimage.schema import PATCH
 from sdcli.families.zimage.transformer import Modulation, Pass, Sample, modulations
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
-from sdcli.weights.lent import Lent
 
 PROMPTS = 2
 """Whose refined words are kept: those of the picture, and of what it should not show."""
 
-FORESEEN = 8
-"""Steps whose modulations are computed at once: their weights, a part in 50 of all, are read as often less."""
-
 
 @dataclass(slots=True)
-class Denoiser:
-    """A borrowed transformer. `lent` counts what it reads."""
+class Denoiser(FlowDenoiser[Modulation]):
+    """A borrowed transformer."""
 
-    model: ZImageTransformer2DModel
-    lent: Lent
-    borrow: Borrow
-    attention: BoundedAttention
-    _times: list[float] = field(default_factory=list)
-    _known: dict[float, Modulation] = field(default_factory=dict)
     _words: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Of the last prompts their words, and what they are refined to."""
 
-    def foresee(self, timesteps: torch.Tensor) -> None:
-        """These timesteps are to come, in this order."""
-        self._times = timesteps.tolist()
+    def modulations(self, times: torch.Tensor) -> list[Modulation]:
+        """See `FlowDenoiser`: its own times go from 0 at noise to 1."""
+        own = (1000 - times) / 1000
+        return modulations(self.model, own.to(self.borrow.device.torch_device), self.borrow.dtype)
 
     def __call__(
         self,
@@ -56,7 +46,7 @@ class Denoiser:
         Each sample has the same bits with and without others. What the network tells is the way to the picture, and
         schedulers want that to noise.
         """
-        go = Pass(self.model, self._modulation(timestep), self.attention, self.borrow.between)
+        go = Pass(self.model, self.modulation(timestep), self.attention, self.borrow.between)
         every = [
             self._sample(go, sample, tokens if self.borrow.dry is not None else tokens[: int(length)])
             for sample, tokens, length in zip(latents, conditioning["tokens"], conditioning["lengths"], strict=True)
@@ -89,18 +79,6 @@ class Denoiser:
         self._words = [(words, refined), *self._words][:PROMPTS]
         return refined
 
-    def _modulation(self, timestep: torch.Tensor) -> Modulation:
-        (time,) = timestep.reshape(1).tolist()
-        if time not in self._known:
-            begin = self._times.index(time) if time in self._times else None
-            times = [time] if begin is None else self._times[begin : begin + FORESEEN]
-            if self.borrow.dry is not None:
-                times = [time] * FORESEEN
-            given = (1000 - torch.tensor(times)) / 1000
-            made = modulations(self.model, given.to(self.borrow.device.torch_device), self.borrow.dtype)
-            self._known = dict(zip(times, made, strict=True))
-        return self._known[time]
-
 
 def _filled(tokens: int) -> int:
     return -(-tokens // CHUNK) * CHUNK
@@ -127,10 +105,5 @@ def build_transformer(component: Component) -> ZImageTransformer2DModel:
 @contextmanager
 def borrow_denoiser(component: Component, borrow: Borrow) -> Iterator[Denoiser]:
     """Lend the denoiser, and free it."""
-    model, device = build_transformer(component), borrow.device
-    attention = BoundedAttention(borrow.scratch_bytes, device.fused_attention(borrow.dtype), device.name == "cpu")
-    with borrow.weights(model, component, sliced=nn.Linear) as lent, device.repeating():
-        try:
-            yield Denoiser(model, lent, borrow, attention)
-        finally:
-            attention.free()
+    with borrow_flow(Denoiser, build_transformer(component), component, borrow) as denoiser:
+        yield denoiser

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sdcli.domain import Component, Model, Request
 from sdcli.families.qwen3.text_encoder import borrow_text_encoder, build_text_encoder
-from sdcli.families.qwen3.tokens import Tokens, tokenize
+from sdcli.families.qwen3.tokens import tokens_of
 from sdcli.families.sd.autoencoder import build_autoencoder
 from sdcli.families.tiny.autoencoder import borrow_tiny
 from sdcli.families.tiny.parts import TINY
@@ -40,17 +40,7 @@ def build(component: Component) -> nn.Module:
 def encode_prompt(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[State], State]]:
     """Words to `tokens`, (2, tokens, channels) with the negative prompt first, or (1, …) without guidance, and their
     `lengths`. They are the states before the text encoder's last layer."""
-    prompts = {"negative prompt": request.negative, "prompt": request.prompt}
-    if not request.guided:
-        del prompts["negative prompt"]
-    if borrow.dry is not None:
-        length = CHUNK * ZImage().chunks(model, request)
-        tokens = [Tokens(torch.zeros(length, dtype=torch.long), length, 0)] * len(prompts)
-    else:
-        tokens = tokenize(model.parts["tokenizer"], [*prompts.values()], thinking=True)
-    for kind, made in zip(prompts, tokens, strict=True):
-        if made.dropped:
-            borrow.notices.append(f"the {kind} is too long: its last {made.dropped} tokens are left out")
+    tokens = tokens_of(model, request, borrow, CHUNK * ZImage().chunks(model, request), thinking=True)
     text = model.parts["text_encoder"]
     with borrow_text_encoder(text, [text.settings.num_hidden_layers - 1], borrow) as encode:
 
