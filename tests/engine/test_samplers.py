@@ -408,3 +408,21 @@ def test_karras_is_karras_between_the_ends() -> None:
     shares = np.linspace(0, 1, 11)
     wanted = (most ** (1 / 7) + shares * (least ** (1 / 7) - most ** (1 / 7))) ** 7
     np.testing.assert_allclose(ours[1:-1].numpy(), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["LMS", "iPNDM", "iPNDM_v"])
+@pytest.mark.parametrize("steps", [12, 1000])
+def test_what_noise_alone_tells_is_no_part_of_later_steps(sampler: str, steps: int) -> None:
+    """A model that sees the same picture everywhere has it after every step, whatever it said of noise alone."""
+    scheduler = build_scheduler(sampled(ZERO_SNR, sampler, None), steps)
+    states, picture = noise() * scheduler.init_noise_sigma, noise().flip(3)
+    for index, timestep in enumerate(scheduler.timesteps):
+        level, following = scheduler.sigmas[index : index + 2]
+        seen = 50 * picture if level > 1000 else picture
+        # v, of which the sampler makes the picture again
+        output = (states / (level**2 + 1) - seen) * (level**2 + 1) ** 0.5 / level
+        slope = (states - picture) / level
+        states = scheduler.step(output, timestep, states).prev_sample
+        if 1 < level < 1000:
+            torch.testing.assert_close((states - picture) / following, slope, rtol=2e-2, atol=2e-2)
+    assert len(scheduler.slopes) == 4

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
 
+NOISE_ALONE = 1000.0
+"""Above it a level shows nothing: diffusers has 4096 for the noise alone of models with zero terminal SNR."""
+
 
 class KSampler(EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
     """The noise levels are EulerDiscreteScheduler's; `advance` is the step. `slopes` are the last ones, newest last."""
@@ -106,6 +109,11 @@ class TwoCalls(KSampler):
         self, begun: torch.Tensor, seen: torch.Tensor, levels: tuple[torch.Tensor, ...], generator: Any
     ) -> torch.Tensor:
         """From the first sample to the next level, by what was seen between."""
+
+
+def from_noise_alone(level: torch.Tensor) -> bool:
+    """Whether a step begins where nothing shows: what it is told is of no use to steps a thousand times shorter."""
+    return bool(level > NOISE_ALONE)
 
 
 def ancestral(level: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

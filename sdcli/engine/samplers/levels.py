@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdcli.engine.samplers.base import NOISE_ALONE
+
 Levels = NDArray[np.float64]
 
 ALPHA = 0.6
@@ -15,9 +17,6 @@ ALPHA = 0.6
 
 _TERMS, _HALVINGS = 64, 60
 
-
-NOISE_ALONE = 1000.0
-"""Above it a level shows nothing: diffusers has 4096 for the noise alone of models with zero terminal SNR."""
 
 RHO = 7.0
 """Karras et al. 2022, https://arxiv.org/abs/2206.00364, equation 5."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdcli.engine.samplers.base import KSampler
+from sdcli.engine.samplers.base import NOISE_ALONE, KSampler, from_noise_alone
 
 ORDER = 4
 """Derivatives that a step looks back at, its own among them."""
@@ -20,10 +20,15 @@ class LMSDiscreteScheduler(KSampler):
     """diffusers' class of this name: the step is Adams and Bashforth's."""
 
     def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
-        """By the polynomial through the last slopes."""
-        self.slopes = [*self.slopes, (sample - seen) / self.sigmas[index]][-ORDER:]
+        """By the polynomial through the last slopes, but for that of noise alone."""
+        level = self.sigmas[index]
+        slope = (sample - seen) / level
+        if from_noise_alone(level):
+            return sample + (self.sigmas[index + 1] - level) * slope
+        self.slopes = [*self.slopes, slope][-ORDER:]
         # begun within the schedule there are fewer slopes than coefficients, of which diffusers takes the first
-        order = min(index + 1, ORDER)
+        left_out = int((self.sigmas[:index] > NOISE_ALONE).sum())
+        order = min(index + 1 - left_out, ORDER)
         newest_first = enumerate(reversed(self.slopes))
         return sample + sum(self._coefficient(order, index, back) * slope for back, slope in newest_first)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sdcli.engine.samplers.base import KSampler, TwoCalls, ancestral, noise_like
+from sdcli.engine.samplers.base import KSampler, TwoCalls, ancestral, from_noise_alone, noise_like
 
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Adams and Bashforth's weights for steps of one length, the newest slope's first."""
@@ -31,9 +31,12 @@ class ImprovedPNDM(KSampler):
     def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
         """Adams and Bashforth's step, as if all steps were of one length; the last one to what is seen."""
         level, following = self.sigmas[index], self.sigmas[index + 1]
-        self.slopes = [*self.slopes, (sample - seen) / level][-len(_ADAMS) :]
         if following == 0:
             return seen
+        slope_now = (sample - seen) / level
+        if from_noise_alone(level):
+            return sample + (following - level) * slope_now
+        self.slopes = [*self.slopes, slope_now][-len(_ADAMS) :]
         weights = _ADAMS[len(self.slopes) - 1]
         slope = sum(w * one for w, one in zip(weights, reversed(self.slopes), strict=True))
         return sample + (following - level) * slope
@@ -46,9 +49,12 @@ class VariablePNDM(KSampler):
     def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
         """By the last slopes, as many as there are; the last one to what is seen."""
         level, following = self.sigmas[index], self.sigmas[index + 1]
-        self.slopes = [*self.slopes, (sample - seen) / level][-len(_ADAMS) :]
         if following == 0:
             return seen
+        slope_now = (sample - seen) / level
+        if from_noise_alone(level):
+            return sample + (following - level) * slope_now
+        self.slopes = [*self.slopes, slope_now][-len(_ADAMS) :]
         order = len(self.slopes)
         lengths = (self.sigmas[index - order + 2 : index + 2] - self.sigmas[index - order + 1 : index + 1]).tolist()
         weights = _variable_weights(*reversed(lengths))
