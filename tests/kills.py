@@ -51,13 +51,13 @@ class Killing:
         """A command line to its end."""
         work = self.home / folder
         work.mkdir(exist_ok=True)
-        return subprocess.run(command, cwd=work, env=self.environment, capture_output=True, timeout=120)
+        return subprocess.run(command, cwd=work, env=self.environment, capture_output=True, timeout=6000)
 
     def timed(self, folder: str) -> float:
         """Seconds that a run takes that nobody ends, from when it has a plan."""
         host = self._begun(folder)
         began = time.monotonic()
-        _, said = host.communicate(timeout=120)
+        _, said = host.communicate(timeout=6000)
         assert host.returncode == 0, said
         return time.monotonic() - began
 
@@ -81,7 +81,7 @@ class Killing:
             for victim in [*(workers if who != "host" else []), *([host] if who != "worker" else [])]:
                 with suppress(psutil.NoSuchProcess):
                     victim.send_signal(signal.SIGKILL)
-            _, said = host.communicate(timeout=60)
+            _, said = host.communicate(timeout=600)
         finally:
             host.kill()
             host.communicate()

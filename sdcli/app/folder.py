@@ -105,14 +105,15 @@ class RunFolder:
         """A picture is in its place."""
         self.saved[picture] = path
         mark = json.dumps(path).encode()
-        if self.path is not None and not (len(mark) <= MARK_BYTES and self.write(f"saved-{picture}", mark)):
+        if len(mark) <= MARK_BYTES and self.write(f"saved-{picture}", mark):
+            self.remove(f"placing-{picture}")
+        elif self.path is not None:
             with suppress(OSError):  # a full disk renames
                 os.replace(self.path / f"placing-{picture}", self.path / f"saved-{picture}")
-        self.remove(f"placing-{picture}")
 
     def set_aside(self, picture: int) -> None:
         """Keep the latents of a picture that could not be kept itself."""
-        self._aside = self.latents.rename(picture, f"unplaced-{picture}") or self._aside
+        self._aside = self.latents.leave(picture, f"unplaced-{picture}") or self._aside
 
     def close(self, finished: bool) -> None:
         """The run ends. The folder stays if there is anything in it to go on with, unless all is `finished`."""
@@ -226,20 +227,16 @@ class Kept(MutableMapping[int, bytes]):
         for picture in self._in_memory:
             self._put_away(picture)
 
-    def rename(self, picture: int, name: str) -> bool:
-        """A picture's file, if it is there, as another one of the folder: that needs no room. Whether it was possible.
-
-        The picture is forgotten.
-        """
-        done = False
-        with suppress(OSError, SdcliError, KeyError):
-            if picture in self._in_files and self._folder.path is not None:
+    def leave(self, picture: int, name: str) -> bool:
+        """Forget a picture, whose file goes on as another one of the folder, which needs no room; whether it does."""
+        blob, kept = self._in_memory.pop(picture, None), picture in self._in_files
+        self._in_files.discard(picture)
+        if not kept:
+            return blob is not None and self._folder.write(name, sealed(blob), self._lasting)
+        with suppress(OSError):  # it stays what it was
+            if self._folder.path is not None:
                 os.replace(self._folder.path / self._name(picture), self._folder.path / name)
-                done = True
-            else:
-                done = self._folder.write(name, sealed(self[picture]), lasting=True)
-        self.drop(picture)
-        return done
+        return True
 
     def _put_away(self, picture: int) -> bool:
         """Into its file, unless it is there; whether it is."""

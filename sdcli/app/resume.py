@@ -7,19 +7,22 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from sdcli.app.asked import Note, OnLimit, Tell
 from sdcli.app.folder import MARK_BYTES, RETRY, RunFolder
 from sdcli.app.job import Job, Maker
 from sdcli.app.own_files import read_own
-from sdcli.app.record import RunRecord, Task, Wanted
+from sdcli.app.record import RunRecord, Task
 from sdcli.app.runs import hold
 from sdcli.app.unfinished import Unfinished
 from sdcli.domain import DtypeName
 from sdcli.errors import SdcliError
 from sdcli.messages import PictureDone
 from sdcli.plan.ceiling import decide_ceiling
+
+if TYPE_CHECKING:
+    from sdcli.images.write import Destination
 
 
 def reopen(
@@ -49,7 +52,7 @@ def reopen(
     except BaseException:
         os.close(lock)
         raise
-    record = RunRecord(task, folder=folder, wanted=run.job.wanted)
+    record = RunRecord(task, folder=folder)
     record.drawn_on = None if anyway else run.job.device
     _take_up(record)
     return record
@@ -93,8 +96,6 @@ def _retry(path: Path) -> tuple[DtypeName, dict[int, DtypeName]] | None:
     return None
 
 
-def require_place(record: RunRecord, wanted: Wanted) -> None:
-    """Have the pictures go there, if they can. Raises SdcliError, before anything is computed, if they cannot."""
-    place = wanted.destination
+def require_place(record: RunRecord, place: Destination) -> None:
+    """Raise SdcliError, before anything is computed, if the pictures cannot go there."""
     place.require_usable(image for image in record.unsaved if image not in record.folder.placing)
-    record.wanted = wanted

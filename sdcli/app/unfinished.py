@@ -30,6 +30,9 @@ KEPT_S = 14 * DAY_S
 SOON_S = 3 * DAY_S
 """So long before that it is said, and a day before at the latest."""
 
+NOTHING_S = 3600.0
+"""A folder without a job goes when it is older: its run was killed as it began."""
+
 TOLD = "told.json"
 """When it was said of which run that it goes."""
 
@@ -151,7 +154,8 @@ def sweep(tell: Callable[[str], None] = lambda _: None) -> None:
             due = total_bytes > CAP_BYTES or age_s > KEPT_S
             told_at = number(told.get(folder.name), 0, now)
             left = _left_of(folder)
-            if left == 0 or (left is None and due):
+            nothing = age_s > NOTHING_S and not os.path.lexists(folder / JOB)
+            if left == 0 or nothing or (left is None and due):
                 remove(folder)
             elif left is None:
                 continue

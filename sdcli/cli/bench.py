@@ -128,7 +128,7 @@ def _asked(params: Params) -> Asked:
     unsaid = {name: value for name, value in defaults.items() if source(name) is click.core.ParameterSource.DEFAULT}
     asked = asked_of({**params, **prompt, **unsaid})
     model = DEFAULT_MODEL if asked.model is None else asked.model
-    return replace(asked, model=model, no_cache=True)  # a stage that was kept is not measured
+    return replace(asked, model=model, no_cache=True, on_limit="kill")  # what was kept, or degraded, is not measured
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], No
     if look is not None:
         look(task)
     wanted = Wanted(destination, not product.no_metadata, working_folder())
-    carry_out(RunRecord(with_weights(task, making_lines(voice)), wanted=wanted), wanted, product, voice, previews)
+    carry_out(RunRecord(with_weights(task, making_lines(voice))), wanted, product.as_json, voice, previews)
 
 
 def working_folder() -> str:
@@ -46,18 +46,17 @@ def working_folder() -> str:
         return os.sep
 
 
-def carry_out(
-    record: RunRecord, wanted: Wanted, product: Product, voice: Voice, previews: Previews | None = None
-) -> None:
+def carry_out(record: RunRecord, wanted: Wanted, as_json: bool, voice: Voice, previews: Previews | None = None) -> None:
     """Do what is left of a run; every picture is on disk, and its path handed out, before the next one is decoded.
 
     What ends the run early is raised when the report of what was drawn by then is out.
     """
     task, request = record.task, record.task.request
+    record.wanted = wanted
     wanted.destination.require_room(len(record.unsaved), *task.pictures_size)
     sweep(voice.warn)
     progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose, previews=previews)
-    paths = _Paths(quiet=product.as_json)
+    paths = _Paths(quiet=as_json)
     save = saving(task, wanted.destination, keep_text=wanted.keep_text)
 
     def save_and_say(picture: PictureDone, record: RunRecord) -> str | None:
@@ -73,14 +72,14 @@ def carry_out(
         progress.clear()
         if voice.debug and record.traceback:
             say(record.traceback)
-        if record.pictures and product.as_json:
+        if record.pictures and as_json:
             hand_out(json.dumps(report(record)))
         if record.pictures:
             voice.say(f"saved before that: {len(record.pictures)} of {request.count}")
         if record.folder.left is not None:
             _name_the_way_on(error, f"sdcli resume {record.folder.left} goes on with it", voice)
         raise
-    if product.as_json:
+    if as_json:
         hand_out(json.dumps(report(record)))
     voice.say(progress.summary())
     if paths.failure is not None:

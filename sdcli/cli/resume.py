@@ -13,7 +13,7 @@ from sdcli.app.unfinished import Unfinished, find_run
 from sdcli.cli import types
 from sdcli.cli.draw import carry_out, working_folder
 from sdcli.cli.options import TALK, options
-from sdcli.cli.parsed import Product, voice_of
+from sdcli.cli.parsed import voice_of
 from sdcli.errors import BadRequest
 
 GIVEN_ANEW = (
@@ -41,15 +41,14 @@ def command(run: str | None, **params: Any) -> None:
     record = reopen(found, voice.tell, debug=voice.debug, **with_others)
     try:
         wanted = _wanted(found, params)
-        product = Product(wanted.destination.folder or "-", params["force"], params["as_json"], not wanted.keep_text)
-        if wanted.destination.folder is None and product.as_json:
+        if wanted.destination.folder is None and params["as_json"]:
             raise BadRequest("--json and a picture both want stdout: give --output a file")
-        require_place(record, wanted)
+        require_place(record, wanted.destination)
     except BaseException:
         record.folder.close(finished=False)
         raise
     voice.say(f"going on with {found.id}: {progress_of(found)}")
-    carry_out(record, wanted, product, voice)
+    carry_out(record, wanted, params["as_json"], voice)
 
 
 def progress_of(run: Unfinished) -> str:

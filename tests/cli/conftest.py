@@ -14,7 +14,6 @@ import pytest
 from sdcli import machine
 from sdcli.app.record import RunRecord, Task, Wanted
 from sdcli.cli.main import run
-from sdcli.cli.parsed import Product
 from sdcli.images.write import Destination
 from sdcli.units import GIB
 from tests.conftest import SDCLI
@@ -68,8 +67,13 @@ class Asked:
     """What a command line came to, just before work would begin."""
 
     task: Task
-    destination: Destination
-    product: Product
+    wanted: Wanted
+    as_json: bool
+
+    @property
+    def destination(self) -> Destination:
+        """Where the pictures go."""
+        return self.wanted.destination
 
 
 @pytest.fixture
@@ -77,8 +81,8 @@ def asked(sdcli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Aske
     """Runs a command line up to where the work would begin, on a machine of 64 GiB without a GPU."""
     taken: list[Asked] = []
 
-    def take(record: RunRecord, wanted: Wanted, product: Product, *_: object) -> None:
-        taken.append(Asked(record.task, wanted.destination, product))
+    def take(record: RunRecord, wanted: Wanted, as_json: bool, *_: object) -> None:
+        taken.append(Asked(record.task, wanted, as_json))
 
     monkeypatch.setattr("sdcli.cli.draw.carry_out", take)
     monkeypatch.setattr(machine, "physical_memory_bytes", lambda: 64 * GIB)

@@ -74,7 +74,7 @@ def test_plain_toml_values_do_as_well_as_text(asked: Ask, tiny: Path, config: Pa
     )
     found = asked("txt2img", "a")
     assert (found.task.request.steps, found.task.request.guidance, found.task.request.seed) == (2, 2.0, 2**64 - 1)
-    assert found.destination.force and found.product.no_metadata and found.task.model.ref == str(tiny)
+    assert found.destination.force and not found.wanted.keep_text and found.task.model.ref == str(tiny)
 
 
 def test_model_output_and_flags_can_come_from_the_environment(
@@ -85,7 +85,7 @@ def test_model_output_and_flags_can_come_from_the_environment(
         monkeypatch.setenv(f"SDCLI_{name}", value)
     found = asked("txt2img", "a")
     assert found.task.model.ref == str(tiny) and found.destination.folder == "pictures"
-    assert found.destination.force and found.product.as_json
+    assert found.destination.force and found.as_json
     assert asked("txt2img", "a", "-o", "fox.png").destination.names == ("fox.png",)
 
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from sdcli.app.record import RunRecord, Wanted
-from sdcli.cli.parsed import Product
 from sdcli.models.samplers import SAMPLERS, SCHEDULES
 from tests.cli.conftest import Asked, Command
 
@@ -62,8 +61,8 @@ def jobs(sdcli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     def run(*argv: str | Path) -> list[Asked]:
         taken: list[Asked] = []
 
-        def take(record: RunRecord, wanted: Wanted, product: Product, *_: object) -> None:
-            taken.append(Asked(record.task, wanted.destination, product))
+        def take(record: RunRecord, wanted: Wanted, as_json: bool, *_: object) -> None:
+            taken.append(Asked(record.task, wanted, as_json))
 
         monkeypatch.setattr("sdcli.cli.draw.carry_out", take)
         outcome = sdcli(*argv)
@@ -98,7 +97,7 @@ def test_prompts_of_a_file_are_a_job_each(jobs: Callable[..., list[Asked]], tiny
     assert [(request.width, request.height) for request in requests] == [(64, 64), (512, 768), (64, 64), (64, 64)]
     assert [request.steps for request in requests] == [20, 3, 20, 20]
     assert (requests[2].negative, requests[2].sampler, requests[0].negative) == ("ugly, grey", "DPM++ 2M", "")
-    assert all(one.product.as_json for one in found)
+    assert all(one.as_json for one in found)
 
 
 def test_each_prompt_has_a_random_seed_of_its_own(jobs: Callable[..., list[Asked]], tiny: Path) -> None:
