@@ -212,7 +212,8 @@ def test_remove_never_takes_a_folder_of_the_user_s_nor_what_a_run_uses(
     folder = new_folder()
     assert folder is not None
     lock = take_lock(folder)
-    (folder / "job.json").write_text(json.dumps({"model": {"path": str(cached.resolve())}}))
+    sources = {"path": str(cached.resolve())}
+    (folder / "job.json").write_text(json.dumps({"task": {"model": {"sources": sources}}}))
     sdcli("models", "remove", REPO, "--yes").refused(1, "a run draws with")
     assert lock is not None
     os.close(lock)
