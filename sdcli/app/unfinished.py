@@ -31,7 +31,7 @@ SOON_S = 3 * DAY_S
 """So long before that it is said, and a day before at the latest."""
 
 NOTHING_S = 3600.0
-"""A folder without a job goes when it is older: its run was killed as it began."""
+"""A folder without a job and latents goes when it is older: its run was killed as it began."""
 
 TOLD = "told.json"
 """When it was said of which run that it goes."""
@@ -154,7 +154,7 @@ def sweep(tell: Callable[[str], None] = lambda _: None) -> None:
             due = total_bytes > CAP_BYTES or age_s > KEPT_S
             told_at = number(told.get(folder.name), 0, now)
             left = _left_of(folder)
-            nothing = age_s > NOTHING_S and not os.path.lexists(folder / JOB)
+            nothing = age_s > NOTHING_S and _has_nothing(folder)
             if left == 0 or nothing or (left is None and due):
                 remove(folder)
             elif left is None:
@@ -168,6 +168,10 @@ def sweep(tell: Callable[[str], None] = lambda _: None) -> None:
     kept = {name: at for name, at in told.items() if any(folder.name == name for folder in ages)}
     if kept or told:
         change_table(TOLD, lambda _: kept)
+
+
+def _has_nothing(folder: Path) -> bool:
+    return not any(path.name == JOB or path.name.startswith(("latents-", "unplaced-")) for path in folder.iterdir())
 
 
 def _left_of(folder: Path) -> int | None:
