@@ -305,6 +305,7 @@ def test_what_is_kept_of_a_run_has_no_pixels_and_until_it_is_drawn_one_checkpoin
         assert len(blob) < latents_bytes + generator_bytes + 1024, "of a finished picture the latents, no history"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("strength", [None, 0.5])
 def test_a_worker_of_its_own_decodes_the_same_pictures(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, strength: float | None

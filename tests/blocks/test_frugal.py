@@ -189,6 +189,7 @@ def test_other_feed_forwards_keep_the_library_s_forward(activation: str) -> None
     assert torch.equal(thrifty(numbers(1, 3, 16)), plain(numbers(1, 3, 16)))
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["norm", "transformer", "transformer of small maps", "norm and silu"])

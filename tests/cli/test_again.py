@@ -28,6 +28,7 @@ def png(path: str, **texts: str) -> Path:
     return Path(path)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, suffix: str) -> None:
     argv = [

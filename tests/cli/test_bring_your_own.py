@@ -117,6 +117,7 @@ def test_the_second_kind_has_left_out_a_layer_already(tmp_path: Path) -> None:
     assert "--clip-skip 1 has no effect: this model's own is 2" in said
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("keys", "metadata"), [({"v_pred": torch.zeros(1)}, None), ({}, {"modelspec.prediction_type": "v"})]
 )

@@ -49,6 +49,7 @@ def mask_of(before: Scene) -> Image.Image:
     return mask
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "number", [n if n < AT_ONCE else pytest.param(n, marks=pytest.mark.full) for n in range(len(NAMES))]
 )

@@ -76,6 +76,7 @@ def test_all_of_its_steps_are_run(steps: int, strength: float) -> None:
     assert (second.width, second.height, second.seeds) == (96, 128, first.seeds)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
 def test_every_plan_draws_the_same_and_a_run_goes_on_from_any_step(tiny: Path, upscaler: Upscaler) -> None:
     request = replace(REQUEST, count=2, steps=2, hires=replace(LARGER, steps=2, upscaler=upscaler))

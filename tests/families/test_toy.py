@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.full
 def said(work: Path, *argv: str | Path) -> dict[str, Any]:
     environment = clean_environment(work) | {"PYTHONPATH": str(REPO)}
     done = shell(work, *argv, "--json", program=PROGRAM, env=environment)

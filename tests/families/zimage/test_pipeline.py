@@ -103,6 +103,7 @@ def test_pictures_are_the_library_s(model: Path, change: dict[str, Any]) -> None
 MASKED = replace(FOX, height=64, width=96, strength=0.6, steps=5, masked=True)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("change", [{}, {"strength": 1.0}, {"guidance": 3.0}, {"strength": 0.2}], ids=repr)
 def test_so_are_those_drawn_within_a_mask(model: Path, change: dict[str, Any]) -> None:
     request = replace(MASKED, **change)
