@@ -19,7 +19,14 @@ from sdcli.families.registry import family_of
 from sdcli.families.rounds import stages_of
 from sdcli.messages import Ready
 from sdcli.models.disks import model_in_memory
-from sdcli.plan.baselines import build_note, hopeless_bytes, remember_baseline, remembered_baseline, typical_bytes
+from sdcli.plan.baselines import (
+    VARYING_BYTES,
+    build_note,
+    hopeless_bytes,
+    remember_baseline,
+    remembered_baseline,
+    typical_bytes,
+)
 from sdcli.plan.bytes import Subject, way_of
 from sdcli.plan.ceiling import kernel_share_bytes
 from sdcli.plan.meter import TreeMeter
@@ -32,9 +39,6 @@ from sdcli.plan.table import table_of
 from sdcli.units import MIB
 from sdcli.uses import MapShape, WeightRow
 from sdcli.weights.copies import is_made, lack_of_room, place_of_copy
-
-VARYING_BYTES = 4 * MIB
-"""By so much the same baseline differs from run to run."""
 
 CUDA_KERNELS_BYTES = 176 * MIB
 """What the driver loads and libraries reserve when their kernels first run (benchmarks/RESULTS.md)."""

@@ -21,6 +21,9 @@ CPU_BUILD_BYTES, GPU_BUILD_BYTES = 180 * MIB, 312 * MIB
 CUDA_CONTEXT_BYTES = 922 * MIB
 """What the driver and the kernels take on a GPU (H200, benchmarks/RESULTS.md)."""
 
+VARYING_BYTES = 4 * MIB
+"""By so much the same baseline differs from run to run."""
+
 UNCERTAIN_BYTES = 16 * MIB
 """By so much the baseline of another machine, or with other versions, may differ from what is typical."""
 
@@ -63,11 +66,13 @@ def remembered_baseline(device: str) -> int | None:
 
 
 def remember_baseline(device: str, baseline_bytes: int) -> None:
-    """Keep the least that was measured; other versions' are forgotten."""
+    """Keep the least that was measured, until one differs by more than they vary; other versions' are forgotten."""
 
     def change(table: Table) -> Table:
         known = {_key(name): number(table.get(_key(name)), *BELIEVED_BYTES) for name in ("cpu", "cuda", "mps")}
-        known[_key(device)] = min(baseline_bytes, known[_key(device)] or baseline_bytes)
+        before = known[_key(device)]
+        if before is None or not before <= baseline_bytes <= before + VARYING_BYTES:
+            known[_key(device)] = baseline_bytes
         return {name: measured for name, measured in known.items() if measured}
 
     change_table(_FILE, change)

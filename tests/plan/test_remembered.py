@@ -131,10 +131,16 @@ def test_a_reader_never_sees_half_a_table(cache: Path, monkeypatch: pytest.Monke
     assert remembered_baseline("cpu") == 200 * MIB and not list(cache.glob(".*json-*"))
 
 
+def test_a_baseline_is_the_least_of_those_that_differ_by_little_and_else_the_last(cache: Path) -> None:
+    for measured, kept in ((210, 210), (203, 203), (205, 203), (190, 190), (194, 190), (195, 195)):
+        remember_baseline("cpu", measured * MIB)
+        assert remembered_baseline("cpu") == kept * MIB
+
+
 def test_what_is_known_already_is_not_written_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdcli.plan.remembered._write", None)
     remember_baseline("cpu", 200 * MIB)
-    remember_baseline("cpu", 220 * MIB)
+    remember_baseline("cpu", 203 * MIB)
     remember_speed("cpu", "fp32", SPEED)
     change_table("baseline.json", dict)
 
