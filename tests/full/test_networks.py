@@ -12,9 +12,9 @@ pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize("name", ["32-1024", "five-levels", "heads-of-160"])
-def test_a_peak_is_never_under_and_at_most_a_tenth_over(tmp_path: Path, name: str) -> None:
+def test_a_peak_is_never_under_and_at_most_an_eighth_over(tmp_path: Path, name: str) -> None:
     network = next(network for network in NETWORKS if network.name == name)
     folder = written(network, tmp_path)
     for cell in cells(name, network.size, str(folder), "2", tmp_path / "a.png"):
         assert "error" not in cell, cell
-        assert 0 <= over(cell) <= 0.1, cell
+        assert 0 <= over(cell) <= 0.125, cell
