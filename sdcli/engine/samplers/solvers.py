@@ -37,29 +37,23 @@ class ImprovedPNDM(KSampler):
         if from_noise_alone(level):
             return sample + (following - level) * slope_now
         self.slopes = [*self.slopes, slope_now][-len(_ADAMS) :]
-        weights = _ADAMS[len(self.slopes) - 1]
-        slope = sum(w * one for w, one in zip(weights, reversed(self.slopes), strict=True))
+        slope = sum(w * one for w, one in zip(self.weights(index), reversed(self.slopes), strict=True))
         return sample + (following - level) * slope
 
+    def weights(self, index: int) -> tuple[float, ...]:
+        """Of the last slopes, the newest first, in the step from the level of this number."""
+        return _ADAMS[len(self.slopes) - 1]
 
-class VariablePNDM(KSampler):
+
+class VariablePNDM(ImprovedPNDM):
     """iPNDM_v of order 4: steps of their own lengths, as ComfyUI's sample_ipndm_v has it, from
     https://github.com/zju-pi/diff-sampler. `slopes` are the last ones, newest last."""
 
-    def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
-        """By the last slopes, as many as there are; the last one to what is seen."""
-        level, following = self.sigmas[index], self.sigmas[index + 1]
-        if following == 0:
-            return seen
-        slope_now = (sample - seen) / level
-        if from_noise_alone(level):
-            return sample + (following - level) * slope_now
-        self.slopes = [*self.slopes, slope_now][-len(_ADAMS) :]
+    def weights(self, index: int) -> tuple[float, ...]:
+        """By the lengths of this step and of those before it."""
         order = len(self.slopes)
         lengths = (self.sigmas[index - order + 2 : index + 2] - self.sigmas[index - order + 1 : index + 1]).tolist()
-        weights = _variable_weights(*reversed(lengths))
-        slope = sum(w * one for w, one in zip(weights, reversed(self.slopes), strict=True))
-        return sample + (following - level) * slope
+        return _variable_weights(*reversed(lengths))
 
 
 def _variable_weights(now: float, *before: float) -> tuple[float, ...]:

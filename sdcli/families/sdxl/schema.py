@@ -33,7 +33,7 @@ class UNetXL(UNet):
     A depth of transformers is one for all, one a level, or one a layer: SSD-1B's differ on the way up.
     """
 
-    transformer_layers_per_block: int | Sequence[int | Sequence[int]] = setting(1, _depth)  # type: ignore[assignment]
+    transformer_layers_per_block: int | Sequence[int | Sequence[int]] = setting(1, _depth)  # type: ignore[assignment]  # UNet has none a layer
     reverse_transformer_layers_per_block: Sequence[int | Sequence[int]] | None = setting(None, or_none(_depth))
     addition_embed_type: str | None = setting(None, among("text_time"))
     addition_time_embed_dim: int | None = setting(None, or_none(above(3)))  # sines and cosines, two of each
