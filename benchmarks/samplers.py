@@ -1,8 +1,9 @@
 """Every sampler with every schedule on the built-in model, judged by its own evaluation: which draw what was asked for.
 
-`python -m benchmarks.samplers [--steps 12] [--sampler NAME] [--schedule NAME] [--seeds 2]` prints a table in Markdown:
-of twelve pictures, six scenes with two seeds each, how many are right; a dash where a schedule has no effect. All of
-them are drawn in one batch with diffusers' classes and the program's own schedulers, which is the same kind of picture.
+`python -m benchmarks.samplers [--steps 12] [--sampler NAME] [--schedule NAME] [--seeds 2] [--device cuda]` prints a
+table in Markdown: of twelve pictures, six scenes with two seeds each, how many are right; a dash where a schedule has
+no effect. All of them are drawn in one batch with diffusers' classes and the program's own schedulers, which is the
+same kind of picture.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ GUIDANCE = 5.0
 class Batch:
     """Draws all scenes at once."""
 
-    def __init__(self, seeds: int) -> None:
-        self._artist, self._model = Artist(MODEL, torch.device("cpu")), open_model("demo", MODEL)
+    def __init__(self, seeds: int, device: torch.device) -> None:
+        self._artist, self._model = Artist(MODEL, device, torch.float32), open_model("demo", MODEL)
         self._scenes = [scene for scene in SCENES for _ in range(seeds)]
         prompts = [scene.prompt for scene in self._scenes]
         ids = token_ids(self._artist.tokenizer, ["" for _ in prompts] + prompts)
         with torch.no_grad():
-            self._words = self._artist.text(ids).last_hidden_state
+            self._words = self._artist.text(ids.to(device)).last_hidden_state
         self._noise = self._artist._noise(len(prompts), 0)
 
     def has_effect(self, sampler: str, schedule: str) -> bool:
@@ -76,7 +77,7 @@ class Batch:
             return 0
         scaled = latents / self._artist.vae.config["scaling_factor"]
         drawn = torch.cat([self._artist.vae.decode(one[None]).sample for one in scaled])
-        levels = ((drawn / 2 + 0.5).clamp(0, 1) * 255).round().int().permute(0, 2, 3, 1)
+        levels = ((drawn / 2 + 0.5).clamp(0, 1) * 255).round().int().cpu().permute(0, 2, 3, 1)
         return sum(judge(picture, scene).right for picture, scene in zip(levels, self._scenes, strict=True))
 
 
@@ -87,9 +88,10 @@ def main() -> None:
     parser.add_argument("--sampler", action="append", help="may be repeated")
     parser.add_argument("--schedule", action="append", help="may be repeated")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--device", default="cpu", type=torch.device)
     args = parser.parse_args()
     schedules = args.schedule or [schedule.name for schedule in SCHEDULES]
-    batch, began = Batch(args.seeds), time.monotonic()
+    batch, began = Batch(args.seeds, args.device), time.monotonic()
     print(f"{args.steps} steps, right of {args.seeds * len(SCENES)}", "", sep="\n")
     print("| sampler |", " | ".join(schedules), "|")
     print("| --- |", " | ".join("---" for _ in schedules), "|", flush=True)

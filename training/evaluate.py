@@ -51,11 +51,11 @@ SHOWN = (
 class Artist:
     """Draws prompts in batches with diffusers' classes, as sdcli does it one by one."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> None:
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel
 
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         self.device, self.dtype = device, dtype
         self.tokenizer = open_tokenizer(folder / "tokenizer")
         self.text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype).to(device).eval()

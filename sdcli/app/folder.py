@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.app.own_files import read_own, sealed, unsealed, write_own
-from sdcli.app.runs import JOB, new_folder, outlasts, take_lock
+from sdcli.app.runs import JOB, new_folder, outlasts, sign, take_lock
 from sdcli.domain import DtypeName
 from sdcli.errors import SdcliError, echo
 from sdcli.units import GIB, KIB
@@ -61,6 +61,7 @@ class RunFolder:
         """That of a dead run of so many pictures, which is locked. What is damaged in it is deleted."""
         folder = cls()
         folder.path, folder._lock, folder._reopened = path, lock, True
+        sign(lock)
         names = [(found[1], int(found[2])) for one in path.iterdir() if (found := _NUMBERED.fullmatch(one.name))]
         for kind, picture in sorted(names, key=lambda one: one[0] != "saved"):
             if picture < count:
@@ -157,6 +158,8 @@ class RunFolder:
             self.path = new_folder()
             self._refused = self.path is None
             self._lock = None if self.path is None else take_lock(self.path)
+            if self._lock is not None:
+                sign(self._lock)
         return self.path
 
 

@@ -15,7 +15,7 @@ from sdcli.app.job import Job, Maker
 from sdcli.app.own_files import read_own
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.runs import hold
-from sdcli.app.unfinished import Unfinished
+from sdcli.app.unfinished import Unfinished, clean_after
 from sdcli.domain import DtypeName
 from sdcli.errors import SdcliError
 from sdcli.messages import PictureDone
@@ -48,6 +48,7 @@ def reopen(
             raise SdcliError(f"other bits may come of it: {difference}; --anyway goes on all the same")
         if difference is not None:
             tell(Note(f"other bits may come of it: {difference}", "warning"))
+        clean_after(run.job, lock)
         folder = RunFolder.reopened(run.folder, lock, run.count)
     except BaseException:
         os.close(lock)

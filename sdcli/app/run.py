@@ -59,6 +59,10 @@ def run_task(
         except BaseException as error:
             run.save_what_is_finished(error)
             over = isinstance(error, NotFinite) and not (record.undone and record.finished)  # it would be so again
+            if not record.unsaved:
+                over = True
+                if run.passes_over(error):
+                    return
             raise
         over = True
         if run.keeper.trouble is not None:
@@ -101,6 +105,8 @@ class _Run:
                 task, part = replace(self._task, dtype="fp32"), "latents" if self._record.undone else "pictures"
                 continue
             except CeilingCrossed as error:
+                if task.on_limit == "degrade" and not self._record.unsaved:
+                    raise
                 part = self._go_on_smaller(task, error)
                 continue
             if part == "pictures" or not self._record.finished:
@@ -171,6 +177,14 @@ class _Run:
                 self._attempt(replace(self._task, dtype="fp32"), "pictures")
         except NO_WORKER as error:  # the trouble that led here is what is raised
             self._tell(f"{_pictures(len(self._record.finished))} not saved: {error}")
+
+    def passes_over(self, trouble: BaseException) -> bool:
+        """Whether a run that has saved all its pictures is whole in spite of this; it is told then."""
+        asked_for = isinstance(trouble, CeilingCrossed) and self._task.on_limit == "kill"
+        if isinstance(trouble, SdcliError) and not isinstance(trouble, NotFinite) and not asked_for:
+            self._tell(f"{trouble}; all pictures are saved")
+            return True
+        return False
 
     def _attempt(self, task: Task, part: Part | None) -> None:
         """Have a worker do one job; without a part all of it, the pictures by another worker if the plan says so."""

@@ -16,7 +16,7 @@ from typing import Any
 from sdcli.app.folder import BLOB_BYTES
 from sdcli.app.job import Job, read_job
 from sdcli.app.own_files import read_own, unsealed
-from sdcli.app.runs import DAY_S, JOB, hold, is_in_use, last_use, run_folders, size_bytes_of
+from sdcli.app.runs import DAY_S, JOB, hold, is_in_use, last_holder, last_use, run_folders, size_bytes_of
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.plan.remembered import change_table, number, read_table
 from sdcli.units import GIB
@@ -59,11 +59,28 @@ class Unfinished:
 
 
 def unfinished_runs() -> Iterator[Unfinished]:
-    """All that can be gone on with, the newest first; also those that go on just now."""
+    """All that can be gone on with, the newest first; also those that go on just now.
+
+    One that was killed when it had saved all its pictures leaves a folder that is deleted here.
+    """
     for folder in run_folders():
         with suppress(SdcliError, OSError):
-            if (folder / JOB).is_file() and (run := look_at(folder)).saved < run.count:
+            if not (folder / JOB).is_file():
+                continue
+            run = look_at(folder)
+            if run.saved < run.count:
                 yield run
+            elif not run.in_use:
+                remove(folder)
+
+
+def clean_after(job: Job, lock: int) -> None:
+    """Delete what a killed run left where its pictures go; the lock on its folder says who it was. Never fails."""
+    from sdcli.images.atomic import sweep_of
+
+    pid, place = last_holder(lock), job.wanted.destination.seen_from(job.wanted.working_folder).folder
+    if pid is not None and place is not None:
+        sweep_of(pid, place)
 
 
 def look_at(folder: Path) -> Unfinished:
@@ -126,6 +143,8 @@ def remove(folder: Path) -> int:
         raise SdcliError(f"the run {folder.name} goes on in another process: end that first")
     try:
         size_bytes = size_bytes_of(folder)
+        with suppress(SdcliError, OSError):
+            clean_after(read_job(folder), lock)
         (folder / JOB).unlink(missing_ok=True)  # first: what is left of a folder without it is nobody's
         shutil.rmtree(folder)
     except OSError as error:

@@ -73,6 +73,16 @@ def sweep(folder: str) -> None:
                         os.unlink(entry.path)
 
 
+def sweep_of(pid: int, folder: str) -> None:
+    """Delete the temporaries in `folder` that this process left behind, which is dead. Never fails."""
+    with suppress(OSError), os.scandir(folder or os.curdir) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is not None and int(match[1]) == pid:
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
 def _is_there(path: str, data: bytes, reserved: bool) -> bool:
     """Whether a regular file has these bytes, or none where the name may have been `reserved`."""
     with suppress(OSError):

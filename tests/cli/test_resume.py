@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -313,6 +314,23 @@ def test_a_finished_run_that_was_killed_before_it_cleared_away_is_swept(left: Ca
     assert len(folders()) == 1
     sweep()
     assert folders() == []
+
+
+@pytest.mark.parametrize("command", ["resume", "runs list", "runs remove"])
+def test_what_a_killed_run_left_beside_its_pictures_goes_with_it(
+    left: Callable[..., Path], work: Path, command: str, sdcli: Command
+) -> None:
+    """Under a name that says whose it was: those of other processes stay."""
+    path = left(**{f"saved_{image}": b"null" for image in range(4)})
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (path / "lock").write_text(str(dead.pid))
+    (work / "outputs").mkdir()
+    kept, gone = (work / "outputs" / f".sdcli-{pid}-0123456789ab.tmp" for pid in (os.getpid(), dead.pid))
+    kept.write_bytes(b"x")
+    gone.write_bytes(b"x")
+    sdcli(*command.split(), *([path.name] if command.endswith("remove") else []))
+    assert folders() == [] and kept.exists() and not gone.exists()
 
 
 # The real worker, killed
