@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 import subprocess
 import time
@@ -108,3 +110,20 @@ def evict(folder: Path) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+
+
+def in_page_cache(folder: Path) -> int:
+    """Bytes of the folder's files that are in the page cache (mincore(2))."""
+    libc, found = ctypes.CDLL(None, use_errno=True), 0
+    for path in folder.rglob("*"):
+        if not path.is_file() or not (size_bytes := path.stat().st_size):
+            continue
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
+            pages = (ctypes.c_ubyte * -(-size_bytes // mmap.PAGESIZE))()
+            begin = ctypes.c_char.from_buffer(mapped)
+            failed = libc.mincore(ctypes.byref(begin), ctypes.c_size_t(size_bytes), pages)
+            del begin
+            if failed:
+                raise OSError(ctypes.get_errno(), "mincore")
+            found += sum(page & 1 for page in pages) * mmap.PAGESIZE
+    return found

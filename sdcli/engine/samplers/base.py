@@ -123,5 +123,5 @@ def ancestral(level: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tenso
 
 
 def noise_like(sample: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Standard normal noise of a sample's shape."""
-    return torch.randn(sample.shape, generator=generator, dtype=sample.dtype)
+    """Standard normal noise of a sample's shape, drawn on the CPU."""
+    return torch.randn(sample.shape, generator=generator, dtype=sample.dtype).to(sample.device)
