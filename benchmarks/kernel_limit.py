@@ -45,7 +45,7 @@ class Job:
         return [sys.executable, "-P", "-m", "sdcli", "txt2img", "an astronaut", *job.split(), *more.split(), *whole]
 
     def limited(self, ceiling: str, limit_bytes: int, steps: int | None = None) -> tuple[int, int, str, str]:
-        """Exit code, processes that the kernel killed, stdout and stderr of a run from a cold cache in a control group."""
+        """Exit code, kills by the kernel, stdout and stderr of a run from a cold cache in a control group."""
         with kernel_limit() as group:
             if group is None:
                 sys.exit("needs root and a memory control group")
