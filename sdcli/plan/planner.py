@@ -207,7 +207,7 @@ class _Planner:
 
     def _quickest_ways(self) -> Plan | None:
         """The other stages' ways as a plan of nothing else: of each the quickest that fits, None if one has none."""
-        plan = _nothing()
+        plan = replace(_nothing(), attention_scratch_bytes=0 if self._means.fused else SCRATCHES[0])
         for stage in self._subject.stages:
             if stage.times != "steps":
                 fitting = (option for option in self._options(plan, stage) if self._fits(option, stage))
