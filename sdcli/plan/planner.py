@@ -92,11 +92,19 @@ def make_plan(subject: Subject, limit_bytes: int | None, baseline_bytes: int, me
 
     Raises WillNotFit naming the stage, its need, and the nearest ceiling and size that would do.
     """
-    planner = _Planner(subject, limit_bytes, baseline_bytes, means)
-    best = planner.fastest()
+    best = fastest_plan(subject, limit_bytes, baseline_bytes, means)
     if best is None:
-        raise WillNotFit("; ".join(filter(None, (planner.what_would_fit(), means.note))))
-    return best.because(means.note)
+        offer = _Planner(subject, limit_bytes, baseline_bytes, means).what_would_fit()
+        raise WillNotFit("; ".join(filter(None, (offer, means.note))))
+    return best
+
+
+def fastest_plan(
+    subject: Subject, limit_bytes: int | None, baseline_bytes: int, means: Means = Means()
+) -> Planned | None:
+    """The same; None where nothing fits, without a look at what would."""
+    best = _Planner(subject, limit_bytes, baseline_bytes, means).fastest()
+    return None if best is None else best.because(means.note)
 
 
 def smallest_limit_bytes(subject: Subject, baseline_bytes: int, means: Means = Means()) -> int:
