@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sdcli import machine
 from sdcli.app.counts import CountBook
+from sdcli.app.kinds import kind_of_run
 from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Plan, StageName
 from sdcli.errors import WillNotFit
@@ -30,6 +31,7 @@ from sdcli.plan.baselines import (
 from sdcli.plan.bytes import Subject, way_of
 from sdcli.plan.ceiling import kernel_share_bytes
 from sdcli.plan.meter import TreeMeter
+from sdcli.plan.paces import Pace, remember_pace, remembered_pace
 from sdcli.plan.planner import (
     MARGIN_BYTES,
     Means,
@@ -72,13 +74,23 @@ class Prospect:
         """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
         _ = self.layout.counts  # which the tables will need
         planned = make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
-        return planned.because(self.lack_of_copy(planned.plan))
+        return self._as_known(planned)
 
     def plan_that_fits(self, baseline_bytes: int) -> Planned | None:
         """The same; None where nothing fits."""
         _ = self.layout.counts
         planned = fastest_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
-        return None if planned is None else planned.because(self.lack_of_copy(planned.plan))
+        return planned and self._as_known(planned)
+
+    def _as_known(self, planned: Planned) -> Planned:
+        """With what is to be said of it, and with the seconds of a run of the same kind."""
+        pace = self.pace(planned.plan)
+        planned = planned if pace is None else replace(planned, step_s=pace.step_s)
+        return planned.because(self.lack_of_copy(planned.plan))
+
+    def pace(self, plan: Plan) -> Pace | None:
+        """That of a run of the same kind by the same plan on this machine; none of runs of several rounds."""
+        return None if self.posed or self.task.request.hires else remembered_pace(kind_of_run(self.task, plan))
 
     def smaller(self, planned: Planned, stage: StageName, footprint_bytes: int | None) -> Planned | None:
         """The fastest plan that needs less in the stage where the ceiling was crossed, or the least; None if none does.
@@ -268,9 +280,20 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
     now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
     if now != speed:
         remember_speed(task.device, task.dtype, now, task.threads)
+    if not last:
+        _learn_pace(record, planned.plan, took)
     steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
     if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
+
+
+def _learn_pace(record: RunRecord, plan: Plan, step_s: float) -> None:
+    """Remember the seconds of a run that drew all its pictures."""
+    request = record.task.request
+    if len(record.steps) != request.count * request.steps_run:  # it went on with another's
+        return
+    rest_s = (record.total_s - len(record.steps) * step_s) / request.count
+    remember_pace(kind_of_run(record.task, plan), Pace(step_s, rest_s))
 
 
 def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, footprint_bytes: int | None) -> None:

@@ -26,6 +26,9 @@ def seconds_of(prospect: Prospect, planned: Planned, reads: Reads | None) -> Sec
     """Those of a plan. A disk counts where it is known and its files cannot stay in the system's cache."""
     step_s = planned.step_s if reads is None else reads.step_s
     bound: Bound = "disk" if step_s > planned.step_s else "arithmetic"
+    pace, request = prospect.pace(planned.plan), prospect.task.request
+    if pace is not None:
+        return Seconds(pace.step_s, request.count * (pace.rest_s + request.steps_run * pace.step_s), bound)
     model_bytes = sum(file.size_bytes for part in prospect.task.model.parts.values() for file in part.files)
     keeps = model_bytes <= room_for_cache(prospect, planned)
     disk = None if reads is None or keeps else reads.bytes_a_second

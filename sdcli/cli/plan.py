@@ -58,6 +58,7 @@ def table(result: Forecast) -> list[str]:
     task, request, plan = result.task, result.task.request, planned.plan
     under = f" of {format_size(limit)}" if limit is not None else ", no ceiling"
     known = "measured here" if result.baseline_measured else "typical; a first run measures it"
+    in_all = "" if result.seconds is None else f", {format_pace(result.seconds.picture_s)} in all"
     posed = result.posed
     known, where = (known, task.device) if posed is None else ("typical", posed.name)
     return [
@@ -70,7 +71,7 @@ def table(result: Forecast) -> list[str]:
         *(f"  {need.name:<26} {format_size(need.peak_bytes):>9}" for need in planned.needs),
         f"  libraries and heap: {WORDS[result.remainder_from]}",
         "",
-        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {pace(planned)}",
+        f"plan: denoiser {plan.residency}, guidance {plan.guidance}, {pace(planned)}{in_all}",
         *(f"  {reason}" for reason in plan.reasons),
         *(_reading(result.reads) if posed is None else _elsewhere(result, posed)),
     ]
@@ -87,7 +88,7 @@ def _elsewhere(result: Forecast, posed: Profile) -> list[str]:
         lines = [f"a step reads {step} of weights: {format_pace(reads.disk_s)} at its disk's {disk}; {kept}"]
     if seconds is not None:
         step, picture = format_pace(seconds.step_s), format_pace(seconds.picture_s)
-        lines.append(f"a step takes {step}, bound by the {seconds.bound}; a picture {picture}")
+        lines.append(f"a step takes {step}, bound by the {seconds.bound}; in all it takes {picture}")
     limit = result.task.ceiling.limit_bytes
     if limit is not None:
         lines.append(f"ceiling: {format_size(limit)}, {result.task.ceiling.reason}")

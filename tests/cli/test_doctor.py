@@ -233,7 +233,7 @@ def test_a_row_a_plan_and_the_run_agree(sdcli: Command, measured: Put) -> None:
         told: dict[str, Any] = json.loads(done.stdout)
         return told
 
-    drawn()  # which measures this machine
+    first = drawn()  # which measures this machine
     row = table(sdcli("doctor", "--json", "--mem-limit", "1GiB", "--device", "cpu"))["outlooks"][0]["models"][0]
     plan = table(sdcli("plan", *drawing, "--json", "-q"))
     run = drawn()
@@ -243,6 +243,8 @@ def test_a_row_a_plan_and_the_run_agree(sdcli: Command, measured: Put) -> None:
     assert run["memory"]["peak_bytes"] <= row["peak_bytes"]
     assert row["least_limit_bytes"] == plan["smallest_limit_bytes"]
     assert row["seconds"] == plan["seconds"] and row["steps"] == run["steps"]["count"]
+    assert plan["seconds"]["picture_s"] == pytest.approx(first["total_s"], rel=0.1), "as it took the first time"
+    assert plan["seconds"]["step_s"] == plan["step_s"] == pytest.approx(first["steps"]["median_s"], rel=0.25)
     assert (row["width"], row["height"]) == (run["images"][0]["width"], run["images"][0]["height"])
 
 
