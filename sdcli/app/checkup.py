@@ -28,13 +28,16 @@ from sdcli.models.hub_ids import hub_cache
 from sdcli.models.reference import resolve_model
 from sdcli.plan.baselines import build_note
 from sdcli.plan.speeds import remembered_speed
-from sdcli.units import MIB, format_size
+from sdcli.units import GIB, MIB, format_size
 
 State = Literal["good", "note", "broken"]
 
 COPIED_BYTES = 128 * MIB
 """Copied to find out how fast memory is, as far as the ceiling has room for four times that."""
 
+
+LITTLE_BYTES = 1 * GIB
+"""Of room on a disk, that is worth a look."""
 
 SAME = 0.05
 """Speeds that differ by less are one."""
@@ -98,11 +101,13 @@ def folder_findings() -> Iterator[Finding]:
         try:
             folder = find()
             there = next(path for path in (folder, *folder.parents) if path.exists())
-            room = f"{format_size(shutil.disk_usage(there).free)} free"
+            free_bytes = shutil.disk_usage(there).free
+            room = f"{format_size(free_bytes)} free"
             where = "" if there == folder else "; not there yet"
             memory = "; on a RAM disk: what it keeps is memory" if lies_in_memory(there) else ""
             if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-                yield Finding(name, str(folder), f"{room}{where}{memory}")
+                state: State = "good" if free_bytes >= LITTLE_BYTES else "note"
+                yield Finding(name, str(folder), f"{room}{where}{memory}", state)
             else:
                 yield Finding(name, str(folder), f"it cannot be written in: {without}", "note")
         except (OSError, SdcliError, StopIteration) as error:

@@ -144,7 +144,9 @@ def _table(found: Outlook) -> list[str]:
     notes = []
     if any(row.seconds is not None and row.seconds.bound == "disk" for row in found.rows):
         notes += _noted("* waits for the disk: its weights do not stay in memory from one step to the next")
-    notes += [line for row in found.rows if row.why for line in _noted(f"{printable(row.ref)}: {printable(row.why)}")]
+    for why in dict.fromkeys(row.why for row in found.rows if row.why):
+        refs = ", ".join(dict.fromkeys(_name(row) for row in found.rows if row.why == why))
+        notes += _noted(f"{refs}: {printable(why)}")
     return [*about, *lines, *notes]
 
 
@@ -160,7 +162,7 @@ def _noted(text: str) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    ref = printable(row.ref).removeprefix(SYNTHETIC)
+    ref = _name(row)
     ref = ref if len(ref) <= REF_WIDTH else f"{ref[: REF_WIDTH // 2]}…{ref[1 - REF_WIDTH // 2 :]}"
     if row.why is not None:
         return (ref, "", "?", "", "", "", "", "")
@@ -175,6 +177,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if seconds is None else _time(seconds.picture_s),
         format_size(row.download_bytes) if row.hub else "here",
     )
+
+
+def _name(row: Row) -> str:
+    return printable(row.ref).removeprefix(SYNTHETIC)
 
 
 def _time(seconds: float) -> str:

@@ -172,6 +172,21 @@ def test_a_cache_that_cannot_be_written_is_a_note(
     assert "256x256" in outcome.out
 
 
+def test_a_model_that_nothing_is_known_of_is_a_row_that_says_why(
+    sdcli: Command, measured: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("no folder")
+    monkeypatch.setenv("SDCLI_CACHE", str(Path("file", "cache").absolute()))
+    known = [("demo", None), ("synthetic:sd15", "org/sd"), ("synthetic:sdxl", "org/xl")]
+    monkeypatch.setattr(outlook, "_candidates", lambda: known)
+    outcome = sdcli("doctor")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "sd15, sdxl: cannot write in" in flat(outcome.out) and "256x256" in outcome.out
+    told = table(sdcli("doctor", "--json"))["outlooks"][0]["models"]
+    assert [row["why"] is None for row in told] == [True, False, False]
+    assert told[1]["fits"] is False and told[1]["least_limit_bytes"] is None
+
+
 def test_a_report_has_no_names_of_its_user(sdcli: Command, measured: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Path("home", "jane").absolute()
     home.mkdir(parents=True)
