@@ -20,10 +20,11 @@ from sdcli.app.checkup import (
 )
 from sdcli.app.outlook import Outlook, Row
 from sdcli.app.record import Task
+from sdcli.app.run import NO_WORKER
 from sdcli.app.tasks import prepare
 from sdcli.app.troubles import facts, known_troubles
 from sdcli.app.versions import Version, versions
-from sdcli.errors import SdcliError, WillNotFit
+from sdcli.errors import SdcliError, WillNotFit, echo
 from sdcli.models.reference import DEMO
 
 SCHEMA = "sdcli.doctor/1"
@@ -50,7 +51,13 @@ class Diagnosis:
 def examine(asked: Asked, tell: Tell, debug: bool = False) -> Diagnosis:
     """What can be told without a worker, and without torch. Raises BadRequest for a device that is not here."""
     device = machine.choose_device(asked.device)
-    task = prepare(asked, tell, debug)
+    try:
+        task = prepare(asked, tell, debug)
+    except OSError as error:  # of a system that does not even tell its memory
+        for trouble in known_troubles(facts("cpu", "")):
+            if trouble.broken:
+                raise SdcliError(f"nothing can be drawn here: {trouble.why}: {trouble.remedy}") from error
+        raise
     _, why = machine.choose_dtype(task.device, asked.dtype)
     found = Diagnosis(task, [*machine_findings(task, device.reason, why), *folder_findings()], versions())
     for version in found.versions:
@@ -74,8 +81,9 @@ def measure_into(found: Diagnosis) -> list[Finding]:
             more = list(measured_findings(found.measured))
         except WillNotFit as error:
             more = [Finding("self-test", "not done", str(error), "note")]
-        except SdcliError as error:
-            more = [Finding("self-test", "failed", str(error), "broken")]
+        except NO_WORKER as error:
+            why = str(error) if isinstance(error, SdcliError) else f"no worker can be started: {echo(error, 160)}"
+            more = [Finding("self-test", "failed", why, "broken")]
     more.append(disk_finding())
     found.broken += [_in_a_line(finding) for finding in more if finding.state == "broken"]
     found.findings += more

@@ -202,7 +202,8 @@ LIMIT = (
     option(
         "--profile",
         type=types.ProfileName(),
-        help="Pose as a device, iphone-6gb or raspberry-pi-5-4gb say: its ceiling; plan goes by its speed as well.",
+        help="Pose as a device, iphone-6gb or raspberry-pi-5-4gb say: its ceiling, and for plan its speed. Any other"
+        " name lists all.",
     ),
     option(
         "--on-limit",

@@ -27,12 +27,12 @@ RIGHT = Measured(180 * MIB, 2e11, 2e11, {"convolution": 1e-6, "attention": 2e-6}
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Measured | SdcliError], None]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Measured | Exception], None]:
     """Puts what a worker found in its place; at first all is right. Only the built-in model is looked at."""
 
-    def put(found: Measured | SdcliError) -> None:
+    def put(found: Measured | Exception) -> None:
         def measure(_: object) -> Measured:
-            if isinstance(found, SdcliError):
+            if isinstance(found, Exception):
                 raise found
             return found
 
@@ -44,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Measured | SdcliError
     return put
 
 
-Put = Callable[[Measured | SdcliError], None]
+Put = Callable[[Measured | Exception], None]
 
 
 def table(outcome: Outcome) -> dict[str, Any]:
@@ -94,11 +94,12 @@ def test_quick_leaves_the_table_out(sdcli: Command, measured: Put) -> None:
         (Measured(1, 1.0, 1.0, {"attention": float("inf")}, 2e-3, None), "attention differ from FP32 by inf"),
         (Measured(1, 1.0, 1.0, {"attention": float("nan")}, 2e-3, None), "attention differ from FP32 by nan"),
         (SdcliError("the worker crashed in native code"), "self-test: failed, the worker crashed in native code"),
+        (PermissionError(13, "Permission denied"), "self-test: failed, no worker can be started: "),
     ],
-    ids=["wrong", "infinite", "not a number", "crashed"],
+    ids=["wrong", "infinite", "not a number", "crashed", "not started"],
 )
 def test_arithmetic_that_is_wrong_is_a_line_and_exit_code_1(
-    sdcli: Command, measured: Put, found: Measured | SdcliError, said: str
+    sdcli: Command, measured: Put, found: Measured | Exception, said: str
 ) -> None:
     measured(found)
     outcome = sdcli("doctor")
