@@ -17,5 +17,6 @@ def kind_of_run(task: Task, plan: Plan) -> str:
     request, shares = task.request, plan.resident_bytes // SHARE_BYTES
     picture = (request.width, request.height, request.guided, request.strength, request.masked, request.references)
     way = (plan.residency, shares, plan.guidance, plan.give_back, plan.prepared, plan.fresh_decode, *plan.ways.items())
-    facts = (task.model.digest, task.device, task.dtype, task.threads, request.sampler, picture, way)
+    model = (task.model.digest, *task.model.parts, *(lora.name for lora in task.model.loras))
+    facts = (model, task.device, task.dtype, task.threads, request.sampler, picture, way)
     return hashlib.sha256(str(facts).encode()).hexdigest()[:16]

@@ -290,10 +290,11 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
 def _learn_pace(record: RunRecord, plan: Plan, step_s: float) -> None:
     """Remember the seconds of a run that drew all its pictures."""
     request = record.task.request
-    if len(record.steps) != request.count * request.steps_run:  # it went on with another's
-        return
-    rest_s = (record.total_s - len(record.steps) * step_s) / request.count
-    remember_pace(kind_of_run(record.task, plan), Pace(step_s, rest_s))
+    key, rest_s = kind_of_run(record.task, plan), record.total_s - len(record.steps) * step_s
+    before = remembered_pace(key)
+    if len(record.steps) != request.count * request.steps_run or (request.count > 1 and before is None):
+        return  # it went on with another's, or does not tell what belongs to the start and what to each picture
+    remember_pace(key, Pace(step_s, rest_s if before is None or request.count == 1 else before.rest_s))
 
 
 def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, footprint_bytes: int | None) -> None:
