@@ -94,7 +94,8 @@ def _elsewhere(result: Forecast, posed: Profile) -> list[str]:
         lines.append(f"ceiling: {format_size(limit)}, {result.task.ceiling.reason}")
     return [
         *(f"  {line}" for line in lines),
-        f"  speed: {told.flops / 1e9:.0f} GFLOP/s of {told.processor}; {told.speed_from}",
+        f"  speed: {told.flops / 1e9:.0f} GFLOP/s of {told.processor}",
+        f"    {told.speed_from}",
         "  memory: counted as if this machine's CPU drew in that type; never measured there",
     ]
 
