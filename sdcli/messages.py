@@ -85,6 +85,24 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class SelfTest:
+    """Host → worker: compare what the device computes in this type with FP32; copy so many bytes, for their speed."""
+
+    dtype: DtypeName
+    copied_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTested:
+    """Worker → host: the largest difference of each kind of arithmetic, as a share of the largest number there is, and
+    what is allowed of it; bytes that memory reads and writes a second, if that was asked for."""
+
+    differences: dict[str, float]
+    allowed: float
+    memory_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Relieve:
     """Host → worker: the ceiling is near, free what you can."""
 
@@ -218,6 +236,8 @@ Message = (
     | Synthesize
     | Count
     | Counted
+    | SelfTest
+    | SelfTested
     | Job
     | Relieve
     | Watched

@@ -19,12 +19,34 @@ from sdcli.units import parse_size
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """Another machine than this one, as far as a plan for it needs to know. Rates are a second's."""
+
+    memory_bytes: int
+    processor: str
+    dtype: str
+    """That sdcli computes in there by itself."""
+    flops: float
+    """Floating-point operations of a denoise step."""
+    cast_bytes: float
+    """Of streamed weights, in the arithmetic's type, that are cast and laid out."""
+    disk_bytes: float
+    speed_from: str
+    """Whose speed that is: where it was measured, or what was assumed."""
+    kernels: str
+    """`avx2` where it has the kind of kernels that plans were measured with, else empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A device to pose as."""
 
     name: str
     limit_bytes: int
     about: str
+    limit_from: str
+    """Whose word the ceiling is."""
+    machine: Machine
 
 
 FEW = 16
@@ -40,14 +62,25 @@ def config_names(kind: str) -> list[str]:
 def read_config(kind: str, name: str) -> dict[str, Any]:
     """One shipped config, as plain TOML tables. Raises BadRequest for a name that is not there."""
     if name not in config_names(kind):
-        raise BadRequest(f"no such {kind[:-1]}: {echo(name)}; there are {', '.join(config_names(kind))}")
+        raise BadRequest(f"no such {kind[:-1]}: {echo(name)}; {_nearest(name, config_names(kind))}")
     return tomllib.loads((resources.files("sdcli.configs") / kind / f"{name}.toml").read_text("utf-8"))
 
 
 def read_profile(name: str) -> Profile:
     """A device profile of configs/profiles."""
     table = read_config("profiles", name)
-    return Profile(name, parse_size(table["mem_limit"]), table["about"])
+    told = table["machine"]
+    machine = Machine(
+        memory_bytes=parse_size(told["memory"]),
+        processor=told["processor"],
+        dtype=told["dtype"],
+        flops=told["gflops"] * 1e9,
+        cast_bytes=parse_size(told["cast"]),
+        disk_bytes=parse_size(told["disk"]),
+        speed_from=told["speed_from"],
+        kernels=told.get("kernels", ""),
+    )
+    return Profile(name, parse_size(table["mem_limit"]), table["about"], table["mem_limit_from"], machine)
 
 
 def config_path() -> Path:
@@ -123,10 +156,21 @@ def _hint(key: str, known: list[str]) -> str:
     """All that is known if it is not much, else what is most like the key."""
     if len(known) <= FEW:
         return f"known are {', '.join(known)}"
+    nearest = _alike(key, known)
+    return f"nearest to it: {', '.join(nearest)}" if nearest else "--help shows what there is"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """What is most like the name, if anything is, and all that there is."""
+    alike = _alike(name, known)
+    near = f"nearest to it: {', '.join(alike)}; " if alike else ""
+    return f"{near}there are {', '.join(known)}"
+
+
+def _alike(name: str, known: list[str]) -> list[str]:
     import difflib  # here, because it is seldom needed
 
-    nearest = difflib.get_close_matches(key, known, 3, 0.5)
-    return f"nearest to it: {', '.join(nearest)}" if nearest else "--help shows what there is"
+    return difflib.get_close_matches(name, known, 3, 0.5)
 
 
 def _can_be_seen(path: Path) -> bool:

@@ -271,7 +271,8 @@ def test_the_rule_of_names_knows_them_as_whole_words(text: str, names: list[str]
 
 
 def test_mps_never_falls_back_to_the_cpu_by_our_doing() -> None:
-    for path in [*MODULES.values(), *(PACKAGE.parent / "configs").rglob("*.toml")]:
+    warn = {PACKAGE / "app" / "troubles.py", PACKAGE.parent / "configs" / "troubles" / "known.toml"}
+    for path in {*MODULES.values(), *(PACKAGE.parent / "configs").rglob("*.toml")} - warn:
         assert "MPS_FALLBACK" not in path.read_text("utf-8"), path
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sdcli import settings
 from sdcli.errors import BadRequest, SdcliError
+from sdcli.machine import iphone_share_bytes
 from sdcli.units import GIB
 
 KNOWN = {"mem_limit": None, "steps": 20, "on_limit": "degrade", "model": None}
@@ -30,6 +31,16 @@ def test_every_shipped_profile_can_be_read() -> None:
     for name in names:
         profile = settings.read_profile(name)
         assert profile.name == name and profile.limit_bytes > 0 and profile.about.endswith(".")
+        assert profile.limit_from and profile.machine.speed_from and profile.machine.processor
+        assert profile.machine.dtype in ("fp32", "fp16", "bf16")
+        assert 1e9 < profile.machine.flops < 1e13 and 1e7 < profile.machine.disk_bytes < 1e10
+
+
+@pytest.mark.parametrize("name", settings.config_names("profiles"))
+def test_the_ceiling_of_a_profile_is_what_auto_takes_of_its_memory(name: str) -> None:
+    """So that `plan` on the machine itself has the ceiling that `plan --profile` has elsewhere."""
+    profile = settings.read_profile(name)
+    assert abs(profile.limit_bytes / iphone_share_bytes(profile.machine.memory_bytes) - 1) < 0.001
 
 
 def test_the_iphones_have_the_limits_of_the_contract() -> None:
@@ -44,7 +55,12 @@ def test_the_iphones_have_the_limits_of_the_contract() -> None:
 def test_an_unknown_profile_is_a_usage_error_that_names_the_known(name: str) -> None:
     with pytest.raises(BadRequest, match=r"no such profile: .*; there are .*iphone-4gb, iphone-6gb") as caught:
         settings.read_profile(name)
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+def test_of_an_unknown_profile_the_nearest_are_named() -> None:
+    with pytest.raises(BadRequest, match="no such profile: 'raspberry-pi-5'; nearest to it: raspberry-pi-5-"):
+        settings.read_profile("raspberry-pi-5")
 
 
 def test_an_unknown_model_is_a_usage_error() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sdcli import machine
 from sdcli.app.counts import CountBook
+from sdcli.app.kinds import kind_of_run
 from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Plan, StageName
 from sdcli.errors import WillNotFit
@@ -30,12 +31,22 @@ from sdcli.plan.baselines import (
 from sdcli.plan.bytes import Subject, way_of
 from sdcli.plan.ceiling import kernel_share_bytes
 from sdcli.plan.meter import TreeMeter
-from sdcli.plan.planner import MARGIN_BYTES, Means, Planned, make_plan, smallest_limit_bytes, smallest_plan
+from sdcli.plan.paces import Pace, remember_pace, remembered_pace
+from sdcli.plan.planner import (
+    MARGIN_BYTES,
+    Means,
+    Planned,
+    fastest_plan,
+    make_plan,
+    smallest_limit_bytes,
+    smallest_plan,
+)
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.remainders import Seen, Source, corrected, remember_remainder, remembered_remainder
 from sdcli.plan.seconds import Speed, learned
 from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.plan.table import table_of
+from sdcli.settings import Machine, Profile
 from sdcli.units import MIB
 from sdcli.uses import MapShape, WeightRow
 from sdcli.weights.copies import is_made, lack_of_room, place_of_copy
@@ -50,8 +61,9 @@ class Prospect:
     Whatever needs a count that nobody has made raises Uncounted.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.book = task, CountBook(task.model, task.device, task.dtype)
+    def __init__(self, task: Task, posed: Profile | None = None) -> None:
+        """With the profile `posed` as another machine is planned for, with its speed instead of this one's."""
+        self.task, self.posed, self.book = task, posed, CountBook(task.model, task.device, task.dtype)
         stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
         self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, bool(task.preview_every))
         self._copy: list[Path | None] = []
@@ -62,7 +74,23 @@ class Prospect:
         """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
         _ = self.layout.counts  # which the tables will need
         planned = make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        return self._as_known(planned)
+
+    def plan_that_fits(self, baseline_bytes: int) -> Planned | None:
+        """The same; None where nothing fits."""
+        _ = self.layout.counts
+        planned = fastest_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        return planned and self._as_known(planned)
+
+    def _as_known(self, planned: Planned) -> Planned:
+        """With what is to be said of it, and with the seconds of a run of the same kind."""
+        pace = self.pace(planned.plan)
+        planned = planned if pace is None else replace(planned, step_s=pace.step_s)
         return planned.because(self.lack_of_copy(planned.plan))
+
+    def pace(self, plan: Plan) -> Pace | None:
+        """That of a run of the same kind by the same plan on this machine; none of runs of several rounds."""
+        return None if self.posed or self.task.request.hires else remembered_pace(kind_of_run(self.task, plan))
 
     def smaller(self, planned: Planned, stage: StageName, footprint_bytes: int | None) -> Planned | None:
         """The fastest plan that needs less in the stage where the ceiling was crossed, or the least; None if none does.
@@ -105,6 +133,8 @@ class Prospect:
     @property
     def copy(self) -> Path | None:
         """The place of the prepared copy of the weights that every step uses, there or to be made: decided once."""
+        if self.posed is not None:
+            return None
         if not self._copy:
             component = self.task.model.parts[self.subject.steps.lends[0]]
             size_bytes = self.subject.weights.matrices_bytes
@@ -115,7 +145,7 @@ class Prospect:
 
     def lack_of_copy(self, plan: Plan) -> str:
         """Why this plan streams from the model's own file, where a disk with more room would help; else empty."""
-        if self.copy is not None or not self.task.prepares or plan.residency == "resident":
+        if self.posed or self.copy is not None or not self.task.prepares or plan.residency == "resident":
             return ""
         return lack_of_room(self.task.device, self.task.dtype, self.subject.weights.matrices_bytes)
 
@@ -150,8 +180,18 @@ class Prospect:
         on_cpu = self.task.device == "cpu"
         return machine.cpu_packs_for(height, width, self.task.dtype) if on_cpu else (1, height, width)
 
+    @property
+    def speed(self) -> Speed:
+        """That plans go by."""
+        if self.posed is None:
+            return _speed_of(self.task)
+        told = self.posed.machine
+        return Speed(told.flops, told.cast_bytes, told.cast_bytes)
+
     def _means(self) -> tuple[Means, Source]:
         task = self.task
+        if self.posed is not None:
+            return self._means_elsewhere(self.posed.machine)
         heap_bytes = max(way.heap_bytes for way in self.subject.counts[self.subject.steps.name].ways.values())
         remainder, source = corrected(*_shipped(task), remembered_remainder(_key(task)), heap_bytes)
         kernel_bytes = 0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)
@@ -168,6 +208,14 @@ class Prospect:
             margin_bytes=MARGIN_BYTES + kernel_bytes + self._lacking_bytes,
         )
         return means, source
+
+    def _means_elsewhere(self, told: Machine) -> tuple[Means, Source]:
+        """Of another machine, whose disk has no prepared copy. Attention goes as where its network is counted."""
+        with_avx2 = told.kernels == "avx2" and self.task.dtype == "fp32"
+        shipped = WITH_AVX2 if with_avx2 else WITH_AVX512
+        remainder, source = corrected(shipped, with_avx2, None, 0)
+        fused = machine.attends_fused(self.task.device, self.task.dtype)
+        return Means(speed=self.speed, fused=fused, batches=not with_avx2, remainder=remainder), source
 
 
 def is_hopeless(task: Task) -> bool:
@@ -232,9 +280,21 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
     now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
     if now != speed:
         remember_speed(task.device, task.dtype, now, task.threads)
+    if not last:
+        _learn_pace(record, planned.plan, took)
     steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
     if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
+
+
+def _learn_pace(record: RunRecord, plan: Plan, step_s: float) -> None:
+    """Remember the seconds of a run that drew all its pictures."""
+    request = record.task.request
+    key, rest_s = kind_of_run(record.task, plan), record.total_s - len(record.steps) * step_s
+    before = remembered_pace(key)
+    if len(record.steps) != request.count * request.steps_run or (request.count > 1 and before is None):
+        return  # it went on with another's, or does not tell what belongs to the start and what to each picture
+    remember_pace(key, Pace(step_s, rest_s if before is None or request.count == 1 else before.rest_s))
 
 
 def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, footprint_bytes: int | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdcli import machine
 from sdcli.app.means import Prospect
 from sdcli.app.on_disk import files_of
 from sdcli.domain import DTYPE_BYTES
@@ -31,6 +32,8 @@ class Reads:
     step_bytes: int
     bytes_a_second: float | None
     arithmetic_s: float
+    room_bytes: int | None = None
+    """What the system's cache may keep, if it is known."""
 
     @property
     def disk_s(self) -> float | None:
@@ -44,6 +47,16 @@ class Reads:
             return None
         return "disk" if self.disk_s > self.arithmetic_s else "arithmetic"
 
+    @property
+    def stays_cached(self) -> bool:
+        """Whether all of it may stay in the system's cache from one step to the next."""
+        return self.room_bytes is None or self.step_bytes <= self.room_bytes
+
+    @property
+    def step_s(self) -> float:
+        """What a step takes with its reading: where the cache keeps the weights, the disk is not asked."""
+        return self.arithmetic_s if self.disk_s is None or self.stays_cached else max(self.disk_s, self.arithmetic_s)
+
 
 def reads_of(prospect: Prospect, planned: Planned) -> Reads | None:
     """Those of a plan; None if all stays in memory, or lies there anyway."""
@@ -56,12 +69,27 @@ def reads_of(prospect: Prospect, planned: Planned) -> Reads | None:
         item_bytes = origin.info.nbytes / origin.info.numel if copied is None else DTYPE_BYTES[task.dtype]
         step_bytes += origin.numel * item_bytes
     twice = task.request.guided and (plan.guidance == "sequential" or prospect.subject.by_slices)
+    room_bytes = room_for_cache(prospect, planned)
+    if prospect.posed is not None:
+        if not step_bytes:
+            return None
+        disk = prospect.posed.machine.disk_bytes
+        return Reads(int(step_bytes) * (2 if twice else 1), disk, planned.step_s, room_bytes)
     own = max(files_of(task.model), key=lambda path: path.stat().st_size)
     where = own if copied is None else copied / WEIGHTS
     if not step_bytes or lies_in_memory(where):
         return None
     samples = [where] if copied is not None and is_made(copied) else [] if is_outline(task.model) else [own]
-    return Reads(int(step_bytes) * (2 if twice else 1), _speed_of_disk(where, samples), planned.step_s)
+    return Reads(int(step_bytes) * (2 if twice else 1), speed_of_disk(where, samples), planned.step_s, room_bytes)
+
+
+def room_for_cache(prospect: Prospect, planned: Planned) -> int:
+    """Memory beside a plan's peak and an eighth for others: what the system may keep of files."""
+    if prospect.posed is not None:
+        has_bytes = prospect.posed.machine.memory_bytes
+    else:
+        has_bytes = machine.container_limit_bytes() or machine.physical_memory_bytes()
+    return max(0, has_bytes - planned.peak_bytes - has_bytes // 8)
 
 
 def reads_table(reads: Reads | None) -> dict[str, Any] | None:
@@ -76,7 +104,7 @@ def reads_table(reads: Reads | None) -> dict[str, Any] | None:
     }
 
 
-def _speed_of_disk(where: Path, samples: list[Path]) -> float | None:
+def speed_of_disk(where: Path, samples: list[Path]) -> float | None:
     """The speed of the disk that a file lies on, or will: as it was measured once, else with a file that is there."""
     try:
         key = _key(next(path for path in (where, *where.parents) if path.exists()))

@@ -67,6 +67,7 @@ def run_task(
         over = True
         if run.keeper.trouble is not None:
             raise run.keeper.trouble
+        record.total_s = time.monotonic() - started
         learn_from(record, run.prospect(task))
     finally:
         record.folder.close(over or save is None)

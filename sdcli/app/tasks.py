@@ -14,7 +14,7 @@ from sdcli.app.enlarging import enlarged
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.app.references import with_references
-from sdcli.domain import DeviceName, Model, Request, Sources
+from sdcli.domain import DeviceName, DtypeName, Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.prompts import is_marked
 from sdcli.families.registry import family_of
@@ -27,8 +27,9 @@ from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named,
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.models.synthetic import is_outline
-from sdcli.plan.ceiling import decide_ceiling
-from sdcli.units import format_size
+from sdcli.plan.ceiling import Ceiling, decide_ceiling
+from sdcli.settings import Profile
+from sdcli.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from sdcli.images.read import InitImage
@@ -43,8 +44,11 @@ KEYS_SHOWN = 12
 """Keys of a config that were passed over, as far as they are named."""
 
 
-def prepare(asked: Asked, tell: Tell, debug: bool = False) -> Task:
-    """The task. Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used."""
+def prepare(asked: Asked, tell: Tell, debug: bool = False, posed: Profile | None = None) -> Task:
+    """The task, to be planned for another machine if one is `posed` as.
+
+    Raises BadRequest for what cannot be meant, SdcliError for files that cannot be used.
+    """
     if asked.inpaint_area == "masked" and (asked.width is None or asked.height is None):  # the model knows its size
         model = find_model(asked, tell, debug)
         width, height = family_of(model).geometry(model).native_size
@@ -53,7 +57,7 @@ def prepare(asked: Asked, tell: Tell, debug: bool = False) -> Task:
         image = read_init_of(asked, tell)
         model = find_model(asked, tell, debug)
         image = _in_whole_patches(asked, model, image)
-    task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug)
+    task = task_of(asked, model, request_of(asked, model, image, tell), tell, image, debug, posed)
     return with_references(task, asked.references, tell)
 
 
@@ -248,21 +252,16 @@ def _clip_skip(asked: int | None, layers: range, tell: Tell) -> int | None:
 
 
 def task_of(
-    asked: Asked, model: Model, request: Request, tell: Tell, image: InitImage | None = None, debug: bool = False
+    asked: Asked,
+    model: Model,
+    request: Request,
+    tell: Tell,
+    image: InitImage | None = None,
+    debug: bool = False,
+    posed: Profile | None = None,
 ) -> Task:
     """Device, type and ceiling decided, each told with its reason."""
-    device = machine.choose_device(asked.device)
-    name: DeviceName = "cuda" if device.value == "cuda" else "mps" if device.value == "mps" else "cpu"
-    dtype, why = machine.choose_dtype(name, asked.dtype)
-    if name == "cpu" and dtype == "fp16":
-        tell(Note("fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32", "warning"))
-    ceiling = decide_ceiling(asked.mem_limit, name)
-    if ceiling.warning:
-        tell(Note(ceiling.warning, "warning"))
-    if model_in_memory(model):
-        what = "the model lies on a RAM disk: the system counts all of it as memory, beside the ceiling"
-        tell(Note(f"{what}; a folder on a disk takes none", "warning"))
-    tell(Note(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}", "detail"))
+    name, dtype, ceiling = _decided(asked, model, tell) if posed is None else _elsewhere(asked, posed, tell)
     for part in model.parts.values():
         if part.passed_over:
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
@@ -289,6 +288,36 @@ def task_of(
     if image is None:
         return task
     return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)
+
+
+def _decided(asked: Asked, model: Model, tell: Tell) -> tuple[DeviceName, DtypeName, Ceiling]:
+    """On this machine."""
+    device = machine.choose_device(asked.device)
+    name: DeviceName = "cuda" if device.value == "cuda" else "mps" if device.value == "mps" else "cpu"
+    dtype, why = machine.choose_dtype(name, asked.dtype)
+    if name == "cpu" and dtype == "fp16":
+        tell(Note("fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32", "warning"))
+    ceiling = decide_ceiling(asked.mem_limit, name)
+    if ceiling.warning:
+        tell(Note(ceiling.warning, "warning"))
+    if model_in_memory(model):
+        what = "the model lies on a RAM disk: the system counts all of it as memory, beside the ceiling"
+        tell(Note(f"{what}; a folder on a disk takes none", "warning"))
+    tell(Note(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}", "detail"))
+    return name, dtype, ceiling
+
+
+def _elsewhere(asked: Asked, posed: Profile, tell: Tell) -> tuple[DeviceName, DtypeName, Ceiling]:
+    """On the machine of a profile, whose memory is counted as if this one's CPU drew in its type."""
+    if asked.device != "auto":
+        what = f"--device {asked.device} has no effect: {posed.name} computes with {posed.machine.processor}"
+        tell(Note(what, "warning"))
+    named = posed.machine.dtype if asked.dtype == "auto" else asked.dtype
+    dtype, _ = machine.choose_dtype("cpu", named)
+    if asked.mem_limit == "none":
+        return "cpu", dtype, decide_ceiling("none", "cpu")
+    limit_bytes = posed.limit_bytes if asked.mem_limit == "auto" else parse_size(asked.mem_limit)
+    return "cpu", dtype, Ceiling(limit_bytes, posed.limit_from)
 
 
 def _require_possible(request: Request, model: Model) -> None:

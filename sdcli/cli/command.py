@@ -55,7 +55,8 @@ class Command(click.Command):
             self._explain_dash(ctx, given, isinstance(error, click.NoSuchOption))
             raise
         if rest:
-            raise BadRequest(f"one argument too many, {echo(rest[0])}: put the whole prompt in quotes")
+            how = "put the whole prompt in quotes" if self._draws else f"see {ctx.command_path} --help"
+            raise BadRequest(f"one argument too many, {echo(rest[0])}: {how}")
         if all(ctx.params.get(name) is None for name in ("prompt", "prompt_option", "prompt_file")):
             self._explain_dash(ctx, given, False)
         return rest
@@ -66,6 +67,8 @@ class Command(click.Command):
         That is so where nothing else can be the prompt, and the argument has a space, which no option's name has, or
         an option is `unknown`.
         """
+        if not self._draws:
+            return
         own = [name for p in self.params if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)]
         valued = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
         free = [one for before, one in zip(["", *args], args, strict=False) if before not in valued and one not in own]
@@ -75,6 +78,11 @@ class Command(click.Command):
                 example = f"{ctx.command_path} -- {shown}"
                 raise BadRequest(f"{shown} is no option: if it is the prompt, put -- before it, as in {example}")
 
+    @property
+    def _draws(self) -> bool:
+        """Whether it takes a prompt."""
+        return any(param.name == "prompt" for param in self.params)
+
     def invoke(self, ctx: click.Context) -> Any:
         settle(ctx)
         return super().invoke(ctx)
@@ -83,7 +91,7 @@ class Command(click.Command):
 def settle(ctx: click.Context) -> None:
     """Put what one option says of another into the parameters: a size, a profile."""
     _settle_size(ctx)
-    profile = ctx.params.pop("profile", None)
+    profile = ctx.params.get("profile")
     if profile is not None:
         chosen = settings.read_profile(profile)
         if ctx.get_parameter_source("mem_limit") is ParameterSource.DEFAULT:

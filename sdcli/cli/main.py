@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "Run one job under several memory ceilings and compare.",
     "models": "List, fetch, describe, check and remove models.",
     "samplers": "List samplers and schedules of noise levels with their names.",
+    "doctor": "Say what this machine is, whether it computes right, and which models fit, in what time.",
     "completion": "Print a script that makes a shell complete commands, options and models.",
 }
 """Names and first lines of help: a command's module is imported when it is called, so that --help is quick."""

@@ -19,7 +19,7 @@ COUNT_MOST = 1000
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _option(*names: str, **attributes: Any) -> Decorator:
+def option(*names: str, **attributes: Any) -> Decorator:
     """An option that can come from the environment as well, and whose default --help shows."""
     long = next(name for name in names if name.startswith("--"))
     attributes.setdefault("envvar", "SDCLI_" + long[2:].upper().replace("-", "_"))
@@ -30,7 +30,7 @@ def _option(*names: str, **attributes: Any) -> Decorator:
 PROMPT = (
     click.argument("prompt", type=types.Text(), required=False),
     click.option("-p", "--prompt", "prompt_option", type=types.Text(), help="The prompt, as an option."),
-    _option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
+    option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
 )
 
 
@@ -47,13 +47,13 @@ def model_option(default: str) -> tuple[Decorator, ...]:
         "demo (built in), a .safetensors file, a folder in diffusers layout, ORG/NAME from the Hub, or synthetic:sd15."
     )
     parts = (
-        _option(option, type=types.WeightsFile(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
-        for option in part_options()
+        option(name, type=types.WeightsFile(), help=f"A file or folder with another {name[2:].replace('-', ' ')}.")
+        for name in part_options()
     )
     return (
-        _option("-m", "--model", type=types.ModelRef(), help=f"{about}  [default: {default}]"),
+        option("-m", "--model", type=types.ModelRef(), help=f"{about}  [default: {default}]"),
         *parts,
-        _option(
+        option(
             "--prediction",
             type=click.Choice(["epsilon", "v", "sample"]),
             help="What the denoiser predicts, where the model does not tell or tells wrongly.",
@@ -62,7 +62,7 @@ def model_option(default: str) -> tuple[Decorator, ...]:
 
 
 ADDED = (
-    _option(
+    option(
         "--embedding",
         "embeddings",
         type=types.WeightsFile("embedding_dir"),
@@ -70,8 +70,8 @@ ADDED = (
         help="A file of textual inversion: its name is a word of the prompt. May be repeated.",
         show_default=False,
     ),
-    _option("--embedding-dir", type=types.FilePath("folder"), help="Where those lie whose names are in the prompt."),
-    _option(
+    option("--embedding-dir", type=types.FilePath("folder"), help="Where those lie whose names are in the prompt."),
+    option(
         "--lora",
         "loras",
         type=types.LoraFile(),
@@ -79,13 +79,13 @@ ADDED = (
         help="A file of LoRA that changes the model, and how much: FILE:0.8, else 1. May be repeated.",
         show_default=False,
     ),
-    _option(
+    option(
         "--lora-dir", type=types.FilePath("folder"), help="Where those lie that <lora:name:0.8> in the prompt names."
     ),
 )
 
 REFERENCES = (
-    _option(
+    option(
         "--ref",
         "references",
         type=types.FilePath(),
@@ -96,7 +96,7 @@ REFERENCES = (
 )
 
 JOB = (
-    _option(
+    option(
         "-n",
         "--negative",
         type=types.Text(),
@@ -104,95 +104,108 @@ JOB = (
         help="What the picture should not show. Also --negative-prompt.",
         show_default=False,
     ),
-    _option(
+    option(
         "--emphasis",
         type=click.Choice(["a1111", "comfy", "none"]),
         default="a1111",
         help="Whose way (words:1.3) weigh; with none brackets are words as well.",
     ),
-    _option(
+    option(
         "--decoder",
         type=click.Choice(["full", "tiny"]),
         default="full",
         help="What makes pictures of latents: the model's own autoencoder, or a tiny one, in less time and memory.",
     ),
-    _option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
-    _option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
-    _option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
-    _option(
+    option("-W", "--width", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
+    option("-H", "--height", type=types.Side(), help="Pixels, a multiple of 8.  [default: the model's own]"),
+    option("--size", type=types.Size(), help="Width and height in one, as in 768x512."),
+    option(
         "-s",
         "--steps",
         type=types.WholeNumber(1, 1000),
         help="Denoising steps, 1 to 1000.  [default: the model's own]",
     ),
-    _option(
+    option(
         "-g",
         "--guidance",
         type=types.FiniteNumber(0),
         help="How closely to follow the prompt; 1 or less: no guidance. Also --cfg-scale.  [default: the model's own]",
     ),
-    _option(
+    option(
         "--sampler",
         type=types.SamplerName(),
         help="A name of A1111, ComfyUI or sd.cpp: sdcli samplers lists them.  [default: the model's own]",
     ),
-    _option("--schedule", type=types.ScheduleName(), help="Its noise levels, likewise.  [default: the model's own]"),
-    _option(
+    option("--schedule", type=types.ScheduleName(), help="Its noise levels, likewise.  [default: the model's own]"),
+    option(
         "--clip-skip",
         type=types.WholeNumber(1, 64),
         help="Words are taken from the text encoder's last layer at 1, from the one before it at 2, and so on."
         "  [default: the model's own]",
     ),
-    _option(
+    option(
         "--original-size",
         type=PIXEL_SIZE,
         help="SDXL: what size it is told that the picture was, as in 640x480: a small one is drawn as if enlarged."
         "  [default: the picture's]",
     ),
-    _option("--crop", type=CORNER, help="SDXL: pixels it is told were cut off left and above, X,Y.  [default: 0,0]"),
-    _option("--target-size", type=PIXEL_SIZE, help="SDXL: what size it is told it has.  [default: the picture's]"),
-    _option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
+    option("--crop", type=CORNER, help="SDXL: pixels it is told were cut off left and above, X,Y.  [default: 0,0]"),
+    option("--target-size", type=PIXEL_SIZE, help="SDXL: what size it is told it has.  [default: the picture's]"),
+    option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
 )
 
 OUTPUT = (
     *PREVIEW,
-    _option(
+    option(
         "-b",
         "--count",
         type=types.WholeNumber(1, COUNT_MOST),
         default=1,
         help="Pictures; picture i uses seed + i. Also --batch-count.",
     ),
-    _option(
+    option(
         "-o",
         "--output",
         type=types.FilePath("text"),
         help="A file (.png .jpg .webp), a folder, or - for stdout.  [default: outputs/]",
         envvar="SDCLI_OUTPUT",
     ),
-    _option("--force", is_flag=True, help="Replace an existing file."),
+    option("--force", is_flag=True, help="Replace an existing file."),
+)
+
+COMPUTING = (
+    option("--device", type=click.Choice(["auto", "mps", "cuda", "cpu"]), default="auto", help="Where to compute."),
+    option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", help="What to compute in."),
 )
 
 MACHINE = (
-    _option("--device", type=click.Choice(["auto", "mps", "cuda", "cpu"]), default="auto", help="Where to compute."),
-    _option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", help="What to compute in."),
-    _option("--no-prepare", is_flag=True, help="Make no prepared copy of the denoiser's weights, and use none."),
-    _option(
+    *COMPUTING,
+    option("--no-prepare", is_flag=True, help="Make no prepared copy of the denoiser's weights, and use none."),
+    option(
         "--threads",
         type=types.WholeNumber(1, os.cpu_count() or 1),
         help="Of the CPU that compute at once, up to its number of cores.  [default: torch's choice]",
     ),
 )
 
-LIMIT = (
-    _option(
+CEILING = (
+    option(
         "--mem-limit",
         type=types.Limit(),
         default="auto",
         help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none.",
     ),
-    _option("--profile", help="Pose as a device: its ceiling.  [iphone-6gb, iphone-4gb]"),
-    _option(
+)
+
+LIMIT = (
+    *CEILING,
+    option(
+        "--profile",
+        type=types.ProfileName(),
+        help="Pose as a device, iphone-6gb or raspberry-pi-5-4gb say: its ceiling, and for plan its speed. Any other"
+        " name lists all.",
+    ),
+    option(
         "--on-limit",
         type=click.Choice(["degrade", "kill"]),
         default="degrade",
@@ -201,9 +214,9 @@ LIMIT = (
 )
 
 REPORT = (
-    _option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of paths."),
-    _option("--no-metadata", is_flag=True, help="Leave prompt and settings out of the file."),
-    _option("--no-cache", is_flag=True, help="Keep no encoding of the prompt for other runs, and use none of theirs."),
+    option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of paths."),
+    option("--no-metadata", is_flag=True, help="Leave prompt and settings out of the file."),
+    option("--no-cache", is_flag=True, help="Keep no encoding of the prompt for other runs, and use none of theirs."),
 )
 
 TALK = (

@@ -140,6 +140,26 @@ class ProgressLines:
         self._drawn = len(shown)
 
 
+class Moving:
+    """A line on a terminal that says what is done now; elsewhere nothing."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._moving, self._drawn = is_terminal() and not quiet, 0
+
+    def __call__(self, what: str) -> None:
+        """Say it in place of what was said before."""
+        if self._moving:
+            shown = f"{what} ..."[: max(20, shutil.get_terminal_size().columns - 1)]
+            say(f"\r{shown:<{self._drawn}}", end="")
+            self._drawn = len(shown)
+
+    def clear(self) -> None:
+        """Leave no half-drawn line behind."""
+        if self._drawn:
+            say("\r" + " " * self._drawn + "\r", end="")
+            self._drawn = 0
+
+
 class AmountLine:
     """Progress of bytes that take a while: a bar on a terminal, else a line every few seconds."""
 

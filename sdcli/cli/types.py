@@ -20,7 +20,7 @@ from sdcli.app.asked import SEED_END
 from sdcli.app.loras import weight_of
 from sdcli.errors import SdcliError, echo, printable
 from sdcli.models.samplers import SAMPLERS, SCHEDULES, sampler_named, schedule_named
-from sdcli.settings import at_home
+from sdcli.settings import at_home, config_names
 from sdcli.units import parse_size
 
 SIDE_LEAST, SIDE_MOST, SIDE_STEP = 64, 8192, 8
@@ -234,6 +234,18 @@ class ScheduleName(click.ParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(one.name) for one in SCHEDULES if one.name.startswith(incomplete)]
+
+
+class ProfileName(click.ParamType):
+    """A device to pose as; a shell completes them."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)  # it is looked up once it is known that nothing else goes before it
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in config_names("profiles") if name.startswith(incomplete)]
 
 
 class ModelRef(FilePath):

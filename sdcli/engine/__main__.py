@@ -31,6 +31,7 @@ from sdcli.messages import (
     Notice,
     Ready,
     Relieve,
+    SelfTest,
     Start,
     Synthesize,
     Watched,
@@ -183,6 +184,10 @@ def _work(message: Message, device: Device) -> Iterator[Message]:
         return generate(message, device)
     if isinstance(message, Count):
         return count_all(message, device)
+    if isinstance(message, SelfTest):
+        from sdcli.engine.self_test import self_test  # here, because no run needs it
+
+        return self_test(message, device)
     if isinstance(message, Synthesize):
         return synthesize(message.name, Path(message.folder), message.outline)
     return iter([Notice(f"unknown message {type(message).__name__}")])

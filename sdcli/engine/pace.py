@@ -30,8 +30,8 @@ WHILE_S = 0.05
 @torch.inference_mode()
 def operations_a_second(device: Device, dtype: torch.dtype) -> float:
     """Floating-point operations of a denoise step that the device does in a second."""
-    convolution = _run(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), device, dtype)
-    linear = _run(nn.Linear(CHANNELS, 4 * CHANNELS), device, dtype)
+    convolution = as_denoised(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), device, dtype, SIDE)
+    linear = as_denoised(nn.Linear(CHANNELS, 4 * CHANNELS), device, dtype, SIDE)
     states = torch.ones(1, CHANNELS, SIDE, SIDE, dtype=dtype, device=device.torch_device)
     states = states.contiguous(memory_format=device.memory_format)
     tokens = states.permute(0, 2, 3, 1).reshape(1, TOKENS, CHANNELS)
@@ -46,13 +46,15 @@ def operations_a_second(device: Device, dtype: torch.dtype) -> float:
     return 1 / (OTHER * sum(share * seconds[what] for what, share in SHARES.items()))
 
 
-def _run(layer: nn.Module, device: Device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The layer as the denoiser would run it."""
+def as_denoised(
+    layer: nn.Module, device: Device, dtype: torch.dtype, side: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The layer as the denoiser would run it over maps of this side."""
     layer = layer.to(device.torch_device, dtype)
     kind = packing_of(layer, device, dtype)
     if kind is None:
         return layer
-    packed = kind.pack(layer, layer.get_parameter("weight").detach(), (1, SIDE, SIDE))
+    packed = kind.pack(layer, layer.get_parameter("weight").detach(), (1, side, side))
     return kind(layer, lambda: packed)
 
 

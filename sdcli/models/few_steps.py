@@ -5,6 +5,7 @@ They are told by a network that takes the guidance, by the scheduler, by names a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -122,6 +123,6 @@ def _names_of(path: Path) -> list[str]:
 
 def _names_of_model(model: Model) -> list[str]:
     """Of a file or a folder, or of what the user called it where that is no path."""
-    if Path(model.ref).exists():
+    if os.path.exists(model.ref):  # not where the folder that this would be in may not be looked into
         return _names_of(model.path) if model.path.is_file() else [model.path.name]
     return [model.ref.partition("/")[2] or model.ref]

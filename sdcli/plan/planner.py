@@ -92,11 +92,19 @@ def make_plan(subject: Subject, limit_bytes: int | None, baseline_bytes: int, me
 
     Raises WillNotFit naming the stage, its need, and the nearest ceiling and size that would do.
     """
-    planner = _Planner(subject, limit_bytes, baseline_bytes, means)
-    best = planner.fastest()
+    best = fastest_plan(subject, limit_bytes, baseline_bytes, means)
     if best is None:
-        raise WillNotFit("; ".join(filter(None, (planner.what_would_fit(), means.note))))
-    return best.because(means.note)
+        offer = _Planner(subject, limit_bytes, baseline_bytes, means).what_would_fit()
+        raise WillNotFit("; ".join(filter(None, (offer, means.note))))
+    return best
+
+
+def fastest_plan(
+    subject: Subject, limit_bytes: int | None, baseline_bytes: int, means: Means = Means()
+) -> Planned | None:
+    """The same; None where nothing fits, without a look at what would."""
+    best = _Planner(subject, limit_bytes, baseline_bytes, means).fastest()
+    return None if best is None else best.because(means.note)
 
 
 def smallest_limit_bytes(subject: Subject, baseline_bytes: int, means: Means = Means()) -> int:
@@ -207,7 +215,7 @@ class _Planner:
 
     def _quickest_ways(self) -> Plan | None:
         """The other stages' ways as a plan of nothing else: of each the quickest that fits, None if one has none."""
-        plan = _nothing()
+        plan = replace(_nothing(), attention_scratch_bytes=0 if self._means.fused else SCRATCHES[0])
         for stage in self._subject.stages:
             if stage.times != "steps":
                 fitting = (option for option in self._options(plan, stage) if self._fits(option, stage))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sdcli.domain import GiveBack, Plan
+from sdcli.domain import DTYPE_BYTES, GiveBack, Plan
 from sdcli.families.contract import Stage
 from sdcli.plan.bytes import Subject
 
@@ -59,6 +59,27 @@ def recompute_seconds(subject: Subject, stage: Stage, way: str, speed: Speed) ->
     ways = subject.counts[stage.name].ways
     times = 1 if stage.times == "once" else subject.request.count
     return times * (ways[way].flops - min(one.flops for one in ways.values())) / speed.flops
+
+
+def picture_seconds(
+    subject: Subject, plan: Plan, speed: Speed, step_s: float, first_step_s: float | None, disk_bytes: float | None
+) -> float:
+    """All pictures of a request, from the start of a worker: `disk_bytes` a second are read where that is to be waited
+    for. Steps are counted as one call of the denoiser each."""
+    seconds = NEW_WORKER_S * (2 if plan.fresh_decode else 1)
+    paces = (first_step_s, step_s) if first_step_s is not None else (step_s,)
+    pictures = subject.request.count
+    for part, pace in zip(subject.rounds, paces, strict=True):
+        seconds += pictures * part.request.steps_run * pace
+    for stage in subject.stages:
+        if stage.times == "steps":
+            continue
+        count = subject.counts[stage.name]
+        flops = count.ways[plan.ways.get(stage.name, next(iter(count.ways)))].flops
+        arithmetic_s = (1 if stage.times == "once" else pictures) * flops / speed.flops
+        stored_bytes = DTYPE_BYTES["fp16"] * sum(use.numel for use in count.weights if use.use != "table")
+        seconds += max(arithmetic_s, stored_bytes / disk_bytes if disk_bytes else 0.0)
+    return seconds
 
 
 def _work(subject: Subject, plan: Plan) -> float:

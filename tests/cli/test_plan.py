@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sdcli.settings import read_profile
 from sdcli.units import MIB
 from tests.cli.conftest import Command
 from tests.conftest import SDCLI
@@ -110,3 +111,61 @@ def test_it_does_not_import_torch(tiny: Path, options: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", *SDCLI[1:], "plan", "a fox", "-m", str(tiny), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "| torch" not in done.stderr and "| diffusers" not in done.stderr and "sdcli.plan.planner" in done.stderr
+
+
+def test_a_profile_is_planned_for_with_its_own_speed_type_disk_and_ceiling(
+    sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where this machine has less memory than that one; a run with it has the ceiling alone."""
+    monkeypatch.setattr("sdcli.machine.physical_memory_bytes", lambda: 1024 * MIB)
+    pi, phone = (
+        planned(sdcli, "a fox", "-m", tiny, "--profile", name) for name in ("raspberry-pi-5-4gb", "iphone-6gb")
+    )
+    assert (pi["dtype"], phone["dtype"]) == ("fp32", "fp16")
+    limits = [told["memory"]["limit_bytes"] for told in (pi, phone)]
+    assert limits == [read_profile(name).limit_bytes // 1024 * 1024 for name in ("raspberry-pi-5-4gb", "iphone-6gb")]
+    assert (
+        pi["profile"]["flops"] == 43e9 and pi["profile"]["disk_bytes"] == 90e6 and pi["memory"]["remainder"] == "wide"
+    )
+    assert pi["step_s"] / phone["step_s"] == pytest.approx(800 / 43, rel=0.05)
+    assert pi["seconds"]["bound"] == "arithmetic" and pi["seconds"]["picture_s"] > 20 * pi["seconds"]["step_s"]
+    assert pi["memory"]["baseline_measured"] is False and not pi["plan"]["prepared"]
+    assert "profile" not in planned(sdcli, "a fox", "-m", tiny)
+
+
+def test_what_was_said_goes_before_the_profile(sdcli: Command, tiny: Path) -> None:
+    job = ["a fox", "-m", tiny, "--profile", "iphone-4gb"]
+    told = planned(sdcli, *job, "--dtype", "fp32", "--mem-limit", "3GiB")
+    assert told["dtype"] == "fp32" and told["memory"]["limit_bytes"] == 3 * 1024 * MIB
+    assert planned(sdcli, *job, "--mem-limit", "none")["memory"]["limit_bytes"] is None
+    outcome = sdcli("plan", *job, "--device", "cpu")
+    assert outcome.code == 0
+    assert "warning: --device cpu has no effect: iphone-4gb computes with its GPU" in outcome.err
+
+
+def test_a_plan_for_another_machine_says_whose_figures_it_has(sdcli: Command, tiny: Path) -> None:
+    outcome = sdcli("plan", "a fox", "-m", tiny, "--profile", "raspberry-pi-5-4gb")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert " on raspberry-pi-5-4gb in fp32, 64x64" in outcome.out
+    for said in (
+        "bound by the arithmetic",
+        "what --mem-limit auto takes of 4 GiB",
+        "speed: 43 GFLOP/s",
+        "assumed: HPL's",
+    ):
+        assert said in outcome.out
+    refused = sdcli("plan", "a fox", "-m", tiny, "--profile", "cloud-1gb", "-W", "4096", "-H", "4096")
+    assert refused.code == 4 and "the ceiling is 512 MiB" in refused.err
+
+
+def test_what_a_run_of_the_same_kind_took_is_what_a_plan_tells(sdcli: Command, tiny: Path) -> None:
+    """Of small models no speed is learned: their steps go by in other things than arithmetic."""
+    job = ["a fox", "-m", str(tiny), "--device", "cpu", "-s", "3"]
+    before = planned(sdcli, *job)["seconds"]
+    drawn = run_for_real("txt2img", *job, "--seed", "1")
+    after = planned(sdcli, *job)
+    assert after["seconds"]["picture_s"] == pytest.approx(drawn["total_s"], rel=0.1) and before != after["seconds"]
+    three = planned(sdcli, *job, "-b", "3")["seconds"]["picture_s"]
+    assert 6 * after["step_s"] < three - after["seconds"]["picture_s"] < 2 * after["seconds"]["picture_s"]
+    longer = planned(sdcli, *job[:-1], "13")["seconds"]["picture_s"]
+    assert longer - after["seconds"]["picture_s"] == pytest.approx(10 * after["step_s"], rel=0.01)

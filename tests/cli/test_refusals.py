@@ -144,7 +144,7 @@ USAGE = {
     "M3 word": (["a", "--mem-limit", "abc"], "is not a size: write 2GiB"),
     "M3 empty": (["a", "--mem-limit", ""], "'' is not a size"),
     "M3 Auto": (["a", "--mem-limit", "AUTO"], "is not a size"),
-    "an unknown profile": (["a", "--profile", "iphone-99"], "no such profile: 'iphone-99'; there are iphone-4gb"),
+    "an unknown profile": (["a", "--profile", "iphone-99"], "no such profile: 'iphone-99'; nearest to it: iphone-"),
     "an unknown way": (["a", "--on-limit", "pray"], "'pray' is not one of 'degrade', 'kill'"),
     "E6 unknown": (["a", "--device", "gpu"], "'gpu' is not one of 'auto', 'mps', 'cuda', 'cpu'"),
     "E6 mps": (["a", "--device", "mps"], "'mps' is not available here: there is cpu"),

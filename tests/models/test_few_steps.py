@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,18 @@ def test_a_flow_model_knows_itself(model: Model) -> None:
     scheduler = replace(model.parts["scheduler"], class_name="FlowMatchEulerDiscreteScheduler")
     turbo = replace(model, ref="org/Image-Turbo", parts={**model.parts, "scheduler": scheduler})
     assert few_steps_of(turbo, False) is None
+
+
+def test_in_a_folder_that_may_not_be_looked_into_a_name_is_a_name(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+
+    def refuse(path: Any, **more: Any) -> os.stat_result:
+        if str(path) == "org/some-lcm":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    found = few_steps_of(replace(model, ref="org/some-lcm"), False)
+    assert found is not None and found.method == "LCM"

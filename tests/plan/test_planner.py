@@ -16,6 +16,7 @@ from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
+from sdcli.plan.counts import Counts
 from sdcli.plan.planner import MARGIN_BYTES, OFFER_BYTES, Means, Planned, make_plan, smallest_limit_bytes
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.ways import SCRATCHES
@@ -144,6 +145,22 @@ def test_where_weights_are_laid_out_for_one_sample_guidance_goes_one_pass_after_
         assert plan_for(REQUEST, "fp32", limit, means=Means(batches=False)).plan.guidance == "sequential"
     plan = plan_for(REQUESTS["without guidance"], "fp32", None, means=Means(batches=False)).plan
     assert "no guidance" in plan.reasons[1]
+
+
+@pytest.mark.parametrize("limit", [None, 2 * GIB], ids=["none", "2 GiB"])
+def test_where_no_fused_kernel_goes_without_scores_only_ways_with_a_scratch_are_counted(limit: int | None) -> None:
+    """As in FP16 on a CPU, in BF16 on one that has no matrix unit, and on MPS."""
+    whole = subject_of(REQUEST, "bf16")
+
+    def counts_of(request: Request) -> Counts:
+        counts = dict(whole.counts_of(request))
+        steps = counts["denoise"]
+        counts["denoise"] = replace(steps, ways={name: way for name, way in steps.ways.items() if "scratch" in name})
+        return counts
+
+    asked = replace(whole, counts_of=counts_of)
+    planned = make_plan(asked, limit, BASELINE)
+    assert planned.plan == make_plan(whole, limit, BASELINE).plan and planned.plan.attention_scratch_bytes
 
 
 def test_making_the_prepared_copy_takes_the_largest_weight_twice_and_a_little() -> None:
