@@ -121,6 +121,10 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """Does nothing."""
 
 
+def _class_named(name: str) -> type:
+    return type(name, (), {"__init__": _nothing, "__class_getitem__": classmethod(_nothing)})
+
+
 class _StandIn(types.ModuleType):
     """A module that has whatever is asked of it: a class for a capitalised name, else `_Anything`."""
 
@@ -128,8 +132,19 @@ class _StandIn(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         if name[0].isupper() or name[:2].lstrip("_")[:1].isupper():
-            return type(name, (), {"__init__": _nothing, "__class_getitem__": classmethod(_nothing)})
+            return _class_named(name)
         return _Anything()
+
+
+class _Unopened(types.ModuleType):
+    """A package of which only the modules are there, at the top its version and stand-ins for its classes besides."""
+
+    def __getattr__(self, name: str) -> Any:
+        if "." not in self.__name__ and name == "__version__":
+            return metadata.version(self.__name__)
+        if "." not in self.__name__ and name[0].isupper():  # modules have small letters
+            return _class_named(name)
+        raise AttributeError(name)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -149,12 +164,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return types.ModuleType(spec.name) if spec.name in UNOPENED else _StandIn(spec.name)
+        return _Unopened(spec.name) if spec.name in UNOPENED else _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run; transformers' modules ask for its version."""
-        if module.__name__ == "transformers":
-            vars(module)["__version__"] = metadata.version("transformers")
+        """Nothing to run."""
 
 
 def import_network(module: str, plainly: bool = False) -> Any:
