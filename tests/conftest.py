@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a program that is installed is compiled: so is what tests start
+sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: threads that wait for each other would wait for others'
     os.environ["OMP_NUM_THREADS"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell has put in the background
@@ -107,6 +110,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in write_model(TINY, folder):
         pass
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_to_search() -> None:
+    """No search for cycles in what the tests before have imported: every stage of a run ends in two, 0.1 s each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

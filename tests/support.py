@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,9 +28,6 @@ from sdcli.plan.counts import Counts
 from sdcli.plan.table import table_of
 from sdcli.uses import WeightRow
 
-gc.collect()
-gc.freeze()  # as the worker does: a collection over all that is imported takes 0.3 s, and every stage ends in two
-
 RESIDENT = Plan("resident", 2**40, "batched", 16 * 2**20, ())
 STREAMED = replace(RESIDENT, residency="streamed", resident_bytes=0)
 
@@ -40,12 +36,9 @@ ASTRONAUT = Request("a photograph of an astronaut riding a horse", "ugly", 64, 6
 
 @pytest.fixture(scope="package", autouse=True)
 def quick() -> Iterator[None]:
-    """For all tests of a folder whose conftest names it: one thread, as small models only wait for a second one, and
-    no search through what is imported, though every stage ends in two collections."""
+    """For all tests of a folder whose conftest names it: one thread, as small models only wait for a second one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
     yield
     torch.set_num_threads(threads)
 

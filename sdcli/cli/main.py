@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -35,6 +36,9 @@ USAGE_LIMIT = 200
 """Click echoes arguments whole; ours are cut where they are echoed."""
 
 BROKEN_PIPE_EXIT = 141
+
+COLLECT_EVERY = 100_000
+"""New objects until cycles are looked for: more than a command imports, which stay and need not be gone through."""
 
 COMPLETING = "_SDCLI_COMPLETE"
 """Set where a shell asks what a command line may go on with, instead of running it."""
@@ -75,6 +79,7 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    gc.set_threshold(COLLECT_EVERY, 10, 10)
     _take_utf_8()
     _open_standard_streams()
     interrupts.install()

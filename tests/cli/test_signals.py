@@ -150,7 +150,7 @@ def test_a_worker_that_stands_still_dies_with_its_host(tiny: Path, work: Path) -
 
 
 def test_pictures_that_are_denoised_outlive_ctrl_c(tiny: Path, work: Path) -> None:
-    options = ["-m", str(tiny), "-s", "400", "-b", "3", "--seed", "5", "-v", "-o", "fox.png", "--json"]
+    options = ["-m", str(tiny), "-s", "150", "-b", "3", "--seed", "5", "-v", "-o", "fox.png", "--json"]
     host = subprocess.Popen(
         [*PROGRAM, PLAINLY + "from sdcli.cli.main import main; main()", "txt2img", "a", *options],
         cwd=work, env=clean_environment(work), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

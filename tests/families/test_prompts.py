@@ -170,13 +170,15 @@ MARKS = [
 ]
 
 
-def test_no_prompt_is_an_error() -> None:
-    generator, began = random.Random(19), time.process_time()
-    for _ in range(100_000):
+@pytest.mark.every(5)
+@pytest.mark.parametrize("seed", [19, 20, 21, 22, 23])
+def test_no_prompt_is_an_error(seed: int) -> None:
+    generator, began = random.Random(seed), time.process_time()
+    for _ in range(20_000):
         prompt = "".join(generator.choices(MARKS, k=generator.randrange(12)))
         turns = turns_of(replace(REQUEST, prompt=prompt, steps=2))
         assert all(abs(phrase.weight) <= 100 for pair in turns.pairs for phrase in pair[1])
-    assert time.process_time() - began < 60
+    assert time.process_time() - began < 12
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.full
 def said(work: Path, *argv: str | Path) -> dict[str, Any]:
     environment = clean_environment(work) | {"PYTHONPATH": str(REPO)}
     done = shell(work, *argv, "--json", program=PROGRAM, env=environment)
@@ -49,6 +48,7 @@ def said(work: Path, *argv: str | Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.full
 def test_every_command_works_with_a_family_that_is_only_registered(folder: Path, own_home: None) -> None:
     work = Path.cwd()
     Image.new("RGB", (128, 96), (200, 30, 90)).save("init.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 from sdcli.families.byte_pairs import byte_alphabet, pairs
 
@@ -24,12 +25,11 @@ def tokenizer_files(vocab_size: int) -> tuple[dict[str, int], list[str]]:
     """
     alphabet = list(byte_alphabet())
     entries = alphabet + [letter + "</w>" for letter in alphabet]
-    room = vocab_size - len(entries) - 2
-    merges: list[str] = []
-    for left, right in pairs():
-        for end in ("", "</w>"):
-            if len(merges) < room:
-                merges.append(f"{left} {right}{end}")
-                entries.append(f"{left}{right}{end}")
+    room = max(0, vocab_size - len(entries) - 2)
+    joined = islice(((left, right + end) for left, right in pairs() for end in ("", "</w>")), room)
+    merges = []
+    for left, right in joined:
+        merges.append(f"{left} {right}")
+        entries.append(left + right)
     entries += ["<|startoftext|>", "<|endoftext|>"]
     return {entry: index for index, entry in enumerate(entries)}, merges
