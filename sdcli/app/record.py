@@ -13,6 +13,7 @@ from sdcli.host.watchdog import Peaks
 from sdcli.messages import LatentsDone, Message, Notice, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
+from sdcli.plan.series import Series
 
 if TYPE_CHECKING:
     from sdcli.images.masks import Canvas
@@ -106,6 +107,10 @@ class RunRecord:
     pictures: list[tuple[str | None, PictureDone]] = field(default_factory=list)
     events: list[tuple[int | None, str]] = field(default_factory=list)
     total_s: float = 0.0
+    began: float = 0.0
+    """By time.monotonic()."""
+    series: Series = field(default_factory=Series)
+    """The footprint over time, of all attempts and all workers."""
     traceback: str = ""
     worker_pid: int = 0
     wanted: Wanted | None = None
@@ -165,6 +170,7 @@ class RunRecord:
         """Note the footprint's peaks of the stages since, or on CUDA the device's beside the host's."""
         on_cuda = self.task.device == "cuda"
         self.samples += peaks.samples
+        self.series.extend(peaks.series)
         self.host_peak_bytes = max(self.host_peak_bytes, peaks.overall_bytes)
         if not on_cuda:
             for stage in self.stages[stages_before:]:

@@ -46,7 +46,7 @@ def run_task(
     Whatever that is, pictures that are denoised by then are decoded and saved first; without `save` nobody wants
     them. `resume` has checkpoints of pictures, by their numbers.
     """
-    started = time.monotonic()
+    record.began = time.monotonic()
     run = _Run(task, record, save, show)
     record.checkpoints.update(resume or {})
     over = not record.unsaved
@@ -66,7 +66,7 @@ def run_task(
         learn_from(record, run.prospect(task))
     finally:
         record.folder.close(over or save is None)
-        record.total_s = time.monotonic() - started
+        record.total_s = time.monotonic() - record.began
 
 
 class _Run:
