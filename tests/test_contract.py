@@ -58,6 +58,8 @@ DRAWING = {
     "--profile": (None, "TEXT", None),
     "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
+    "--report": (None, "FILE.html", None),
+    "--plot": (None, "FILE.png", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
@@ -67,7 +69,7 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+NOT_DRAWING = {"--count", "--output", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
     "--no-metadata",
     "--no-cache",
     "--ref",
@@ -94,7 +96,7 @@ EDITING = {
 OPTIONS = {
     "txt2img": DRAWING,
     "img2img": DRAWING | EDITING,
-    "plan": DRAWING | EDITING,
+    "plan": {name: row for name, row in (DRAWING | EDITING).items() if name not in {"--report", "--plot"}},
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
     | {
         "--model": ("-m", "TEXT", "synthetic:sd15"),
