@@ -8,6 +8,7 @@ worker may import the libraries that do the arithmetic.
 from __future__ import annotations
 
 import ast
+import configparser
 import graphlib
 import json
 import re
@@ -147,6 +148,22 @@ def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert folders - {"configs"} | files | {"networks"} == set(FLOORS)  # configs/ is data
+
+
+def test_every_package_is_installed_and_so_is_what_lies_in_it() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg", "utf-8")
+    packages = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(setup["options"]["packages"].split()) == packages | {"sdcli.configs"}
+    data = {
+        path
+        for package, patterns in setup["options.package_data"].items()
+        if package != "sdcli.configs"
+        for pattern in patterns.split()
+        for path in PACKAGE.parent.joinpath(*package.split(".")).glob(pattern)
+    }
+    kept = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert {path.relative_to(PACKAGE).as_posix() for path in kept - data} == set()
 
 
 def test_rooms_import_downwards_only() -> None:
