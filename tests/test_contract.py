@@ -60,6 +60,7 @@ DRAWING = {
     "--json": (None, "", None),
     "--report": (None, "FILE.html", None),
     "--plot": (None, "FILE.png", None),
+    "--receipt": (None, "", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
@@ -71,6 +72,7 @@ DRAWING = {
 
 NOT_DRAWING = {"--count", "--output", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
     "--no-metadata",
+    "--receipt",
     "--no-cache",
     "--ref",
     "--hires",
@@ -96,7 +98,7 @@ EDITING = {
 OPTIONS = {
     "txt2img": DRAWING,
     "img2img": DRAWING | EDITING,
-    "plan": {name: row for name, row in (DRAWING | EDITING).items() if name not in {"--report", "--plot"}},
+    "plan": {name: row for name, row in (DRAWING | EDITING).items() if name not in {"--report", "--plot", "--receipt"}},
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
     | {
         "--model": ("-m", "TEXT", "synthetic:sd15"),

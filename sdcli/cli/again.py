@@ -27,7 +27,7 @@ from sdcli.cli.options import (
     model_option,
     options,
 )
-from sdcli.cli.pages import PAGES, pages_of
+from sdcli.cli.pages import PAGES, RECEIPT, pages_of
 from sdcli.cli.parsed import WAYS, asked_of, product_of, voice_of
 from sdcli.errors import BadRequest
 from sdcli.families.registry import part_options
@@ -67,6 +67,7 @@ _PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
     LIMIT,
     REPORT,
     PAGES,
+    RECEIPT,
     TALK,
 )
 def command(picture: str, **params: Any) -> None:

@@ -40,7 +40,7 @@ def draw(
         asked = replace(asked, preview_every=0)
     task = prepare(asked, voice.tell, voice.debug)
     look(task)
-    wanted = Wanted(destination, not product.no_metadata, working_folder())
+    wanted = Wanted(destination, not product.no_metadata, working_folder(), product.receipt)
     carry_out(RunRecord(with_weights(task, making_lines(voice))), wanted, product.as_json, voice, pages, previews)
 
 
@@ -65,7 +65,7 @@ def carry_out(
     sweep(voice.warn)
     progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose, previews=previews)
     paths = _Paths(quiet=as_json)
-    save = saving(task, wanted.destination, keep_text=wanted.keep_text)
+    save = saving(task, wanted)
 
     def save_and_say(picture: PictureDone, record: RunRecord) -> str | None:
         path = save(picture, record)

@@ -11,7 +11,7 @@ from sdcli.cli.draw import draw
 from sdcli.cli.editing import init_options
 from sdcli.cli.lines import jobs
 from sdcli.cli.options import drawing_options
-from sdcli.cli.pages import PAGES, pages_of
+from sdcli.cli.pages import PAGES, RECEIPT, pages_of
 from sdcli.cli.parsed import asked_of, product_of, voice_of
 
 INIT = init_options(
@@ -23,7 +23,7 @@ INIT = init_options(
 
 
 @click.command(cls=Command)
-@drawing_options(INIT, PAGES)
+@drawing_options(INIT, PAGES + RECEIPT)
 def command(**params: Any) -> None:
     """Edit a picture with words.
 

@@ -46,6 +46,15 @@ PAGES = (
 )
 
 
+RECEIPT = (
+    click.option(
+        "--receipt",
+        is_flag=True,
+        help="Let the picture say what it took: ceiling, prediction, peak, seconds. Its bytes then differ each time.",
+    ),
+)
+
+
 class Pages:
     """What is to be shown of the runs of one command, and where it goes; nothing if neither is asked for."""
 

@@ -74,4 +74,4 @@ def _wanted(run: Unfinished, params: Params) -> Wanted:
     from sdcli.images.write import place_of  # here, because Pillow takes a third of the time that --help takes
 
     destination = place_of(params["output"], run.count, params["force"])
-    return Wanted(destination, before.keep_text, working_folder())
+    return replace(before, destination=destination, working_folder=working_folder())

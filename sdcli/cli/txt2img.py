@@ -10,12 +10,12 @@ from sdcli.cli.command import Command
 from sdcli.cli.draw import draw
 from sdcli.cli.lines import jobs
 from sdcli.cli.options import drawing_options
-from sdcli.cli.pages import PAGES, pages_of
+from sdcli.cli.pages import PAGES, RECEIPT, pages_of
 from sdcli.cli.parsed import asked_of, product_of, voice_of
 
 
 @click.command(cls=Command)
-@drawing_options(pages=PAGES)
+@drawing_options(pages=PAGES + RECEIPT)
 def command(**params: Any) -> None:
     """Draw a picture from words.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sdcli.pages.palette import by_role, light
 from sdcli.units import MIB
 
-WIDE, NARROW = 9.2, 3.75
+WIDE, NARROW = 9.2, 3.4
 """Inches across: of a desktop's page, and of a phone's."""
 
 LETTER = 0.066
@@ -39,7 +38,6 @@ _FACES = "'Segoe UI', system-ui, -apple-system, Roboto, Helvetica, Arial, sans-s
 @contextmanager
 def _hand(salt: str) -> Iterator[None]:
     """matplotlib's settings for as long as a figure is drawn and saved."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that a cache of fonts is made is no news
     sides = {f"axes.spines.{side}": False for side in ("left", "right", "top")}
     soft = {f"{axis}tick.color": light("soft") for axis in "xy"} | {"axes.labelcolor": light("soft")}
     words = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 8, "font.family": "sans-serif"}

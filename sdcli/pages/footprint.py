@@ -28,7 +28,7 @@ def footprint(run: Run) -> Draw:
 
     def draw(width: float) -> Figure:
         figure = Figure(figsize=(width, HEIGHT))
-        left, right = (0.62, 1.35) if width == WIDE else (0.45, 0.95)
+        left, right = (0.62, 1.35) if width == WIDE else (0.4, 0.85)
         across, up = width - left - right, HEIGHT - 0.45 - _ROWS * LINE
         axes = figure.add_axes((left / width, 0.45 / HEIGHT, across / width, up / HEIGHT))
         segments = list(_segments(run.points))

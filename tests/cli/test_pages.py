@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdcli.app.showing import outcome_of, without_home
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
+from sdcli.units import GIB
 from tests.cli.conftest import Command, shell
 
 FOX = ("txt2img", "a red fox <b>", "-W", "64", "-H", "64", "-s", "2", "--seed", "7", "--dtype", "fp32")
@@ -107,3 +108,29 @@ def test_the_home_folder_is_a_tilde_in_every_text(monkeypatch: pytest.MonkeyPatc
     }
     monkeypatch.setenv("HOME", os.sep)
     assert without_home(["/a/b"]) == ["/a/b"] or os.name == "nt"
+
+
+def test_a_picture_has_a_receipt_where_it_is_asked_for_and_the_same_pixels(work: Path, tiny: Path) -> None:
+    for name, more in (("with.png", ["--receipt", "--mem-limit", "2GiB"]), ("without.png", [])):
+        done = shell(work, *FOX, "--model", tiny, "--json", "-o", name, *more)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        told = json.loads(shell(work, "info", name, "--json").stdout)["said"]
+        if not more:
+            assert told["receipt"] is None
+            continue
+        memory, receipt = report["memory"], told["receipt"]
+        assert receipt["limit_bytes"] == 2 * GIB and receipt["plan"] == "resident, batched"
+        assert receipt["predicted_peak_bytes"] == memory["predicted_peak_bytes"]
+        assert memory["baseline_bytes"] < receipt["peak_bytes"] <= memory["peak_bytes"]
+        assert 0 < receipt["seconds"] <= report["total_s"]
+        assert b"\nreceipt: {" in shell(work, "info", name).stdout
+    with Image.open(work / "with.png") as one, Image.open(work / "without.png") as two:
+        assert one.tobytes() == two.tobytes()
+    done = shell(work, "again", "with.png", "-o", "again.png")
+    assert done.returncode == 0 and b"receipt" not in done.stderr
+    assert (work / "again.png").read_bytes() == (work / "without.png").read_bytes(), "and no receipt of its own"
+
+
+def test_a_receipt_and_no_metadata_exclude_each_other(sdcli: Command, work: Path, tiny: Path) -> None:
+    sdcli(*FOX, "--model", tiny, "--receipt", "--no-metadata").refused(2, "give one of them")
