@@ -64,6 +64,16 @@ def report(limit_mib: int | None = 600, *, peak_mib: int = 560, step_s: float = 
     return table | other
 
 
+def two_models() -> list[dict[str, Any]]:
+    """Of runs of two models under the same ceilings."""
+    models = {"synthetic:sd15": 1.6, "synthetic:sdxl": 4.2}
+    return [
+        report(limit, peak_mib=peak, step_s=step_s * slow, model={"ref": ref, "family": "SD", "sha256": None})
+        for ref, step_s in models.items()
+        for limit, peak, slow in ((2048, 1976, 1.0), (1024, 985, 1.1), (600, 560, 1.2))
+    ]
+
+
 def bench() -> list[dict[str, Any]]:
     """Of a run under each of several ceilings, of which one does not fit and one was crossed."""
     fitting = [

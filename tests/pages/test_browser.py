@@ -11,7 +11,7 @@ import pytest
 from sdcli.pages.page import page
 from sdcli.pages.palette import COLOURS
 from tests.pages.browser import Tab, chromium, installed
-from tests.pages.reports import ABOUT, bench, report
+from tests.pages.reports import ABOUT, bench, report, two_models
 
 pytestmark = [
     pytest.mark.skipif(installed() is None, reason="no Chromium on PATH"),
@@ -47,7 +47,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    runs = {"one": [report()], "far": [report(9999, device="cpu")], "bench": bench()}
+    runs = {"one": [report()], "far": [report(9999, device="cpu")], "bench": bench(), "models": two_models()}
     for name, reports in runs.items():
         (folder / f"{name}.html").write_text(page(reports, ABOUT), "utf-8")
     return {name: folder / f"{name}.html" for name in runs}
@@ -55,7 +55,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize(("name", "charts"), [("one", 2), ("far", 2), ("bench", 7)])
+@pytest.mark.parametrize(("name", "charts"), [("one", 2), ("far", 2), ("bench", 7), ("models", 8)])
 def test_a_page_is_drawn_whole(
     tab: Tab, pages: dict[str, Path], name: str, charts: int, width: int, scheme: str
 ) -> None:

@@ -19,7 +19,7 @@ from sdcli.pages.page import page, plot
 from sdcli.pages.palette import COLOURS, by_role, role_of
 from sdcli.pages.runs import format_mib, format_s, runs_of
 from sdcli.units import MIB
-from tests.pages.reports import ABOUT, bench, report
+from tests.pages.reports import ABOUT, bench, report, two_models
 
 HOSTILE = '<script>alert(1)</script> & "quotes" \' {{ 7 * 7 }} \u202e עברית \ud800 \0 $x$'
 
@@ -128,6 +128,12 @@ def test_a_run_that_measured_nothing_has_a_page_and_no_plot() -> None:
     read = Reader(page([unfit], ABOUT))
     assert "will not fit" in read.text and "svg" not in {tag for tag, _ in read.tags}
     assert plot([unfit]) is None
+
+
+def test_runs_of_several_models_are_named_by_them() -> None:
+    read = Reader(page(two_models(), ABOUT))
+    assert all(read.text.count(f"Ceiling 1 GiB, {ref} · 512") == 1 for ref in ("synthetic:sd15", "synthetic:sdxl"))
+    assert "Ceiling 600 MiB done" in " ".join(Reader(page(bench(), ABOUT)).text.split())
 
 
 def test_what_ended_a_run_is_on_its_page() -> None:
