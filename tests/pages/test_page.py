@@ -136,6 +136,14 @@ def test_runs_of_several_models_are_named_by_them() -> None:
     assert "Ceiling 600 MiB done" in " ".join(Reader(page(bench(), ABOUT)).text.split())
 
 
+def test_other_counts_of_memory_stand_beside_the_footprint_where_there_are_any() -> None:
+    table = report()
+    assert "resident 2" not in Reader(page([table], ABOUT)).text
+    table["memory"] |= {"peak_rss_bytes": 2048 * MIB, "cgroup_peak_bytes": None}
+    told = Reader(page([table], ABOUT)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "resident 2 048 MiB" in told and "control group" not in told
+
+
 def test_what_ended_a_run_is_on_its_page() -> None:
     told = Reader(page(bench(), ABOUT)).text
     assert "the ceiling of 450 MiB was crossed" in told and "crossed the ceiling" in told
