@@ -8,6 +8,7 @@ worker may import the libraries that do the arithmetic.
 from __future__ import annotations
 
 import ast
+import configparser
 import graphlib
 import json
 import re
@@ -31,6 +32,7 @@ FLOORS = {
     "networks": 6,
     "blocks": 5,
     "weights": 4,
+    "pages": 4,
     "devices": 3,
     "plan": 3,
     "models": 2,
@@ -76,7 +78,7 @@ with what lies on the floors between, and are a room of their own."""
 
 WORKER_ROOMS = {"engine", "networks", "blocks", "weights", "devices"}
 ARITHMETIC = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
-ONLY_IN = {"PIL": "images", "click": "cli"}
+ONLY_IN = {"PIL": "images", "click": "cli", "matplotlib": "pages", "jinja2": "pages"}
 
 LINES_LIMIT = 350
 
@@ -91,7 +93,7 @@ BOUNDARIES = {
 """Where everything may be caught and not raised again, and why."""
 
 NAMES_OF_MODELS = re.compile(
-    r"(?<![A-Za-z0-9])(?:UNet\w*|unets?|CLIP(?:[A-Z][a-z]\w*)?|clip(?![_-]s(?:ample|kip))|AutoencoderKL\w*|VAE|vae|attn[12]|text_encoder"
+    r"(?<![A-Za-z0-9])(?:UNet\w*|unets?|CLIP(?:[A-Z][a-z]\w*)?|clip(?![_-](?:s(?:ample|kip)|on))|AutoencoderKL\w*|VAE|vae|attn[12]|text_encoder"
     r"|block_out_channels)(?![A-Za-z0-9])|(?<![\w.])(?:77|0\.18215)(?![\w.])"
 )
 """Networks, layers and constants of one model, as whole words: parts of a name that has underscores are words."""
@@ -146,6 +148,22 @@ def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert folders - {"configs"} | files | {"networks"} == set(FLOORS)  # configs/ is data
+
+
+def test_every_package_is_installed_and_so_is_what_lies_in_it() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg", "utf-8")
+    packages = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(setup["options"]["packages"].split()) == packages | {"sdcli.configs"}
+    data = {
+        path
+        for package, patterns in setup["options.package_data"].items()
+        if package != "sdcli.configs"
+        for pattern in patterns.split()
+        for path in PACKAGE.parent.joinpath(*package.split(".")).glob(pattern)
+    }
+    kept = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert {path.relative_to(PACKAGE).as_posix() for path in kept - data} == set()
 
 
 def test_rooms_import_downwards_only() -> None:
@@ -263,7 +281,7 @@ def test_no_file_outside_families_names_a_network_a_layer_or_a_constant_of_one_m
         ("a UNet2DConditionModel of unet_config", ["UNet2DConditionModel", "unet"]),
         ("self.vae_tile = CLIPTextModel(text_encoder_2)", ["vae", "CLIPTextModel", "text_encoder"]),
         ("attn1.to_q, attn2 and 77 or 0.18215", ["attn1", "attn2", "77", "0.18215"]),
-        ("clip_skip clip_sample clips eclipse unetwork _CLIPPED 1977 0.77 77.5 attn12", []),
+        ("clip_skip clip_sample clip_on clips eclipse unetwork _CLIPPED 1977 0.77 77.5 attn12", []),
     ],
 )
 def test_the_rule_of_names_knows_them_as_whole_words(text: str, names: list[str]) -> None:

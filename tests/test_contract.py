@@ -58,6 +58,9 @@ DRAWING = {
     "--profile": (None, "TEXT", None),
     "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
+    "--report": (None, "FILE.html", None),
+    "--plot": (None, "FILE.png", None),
+    "--receipt": (None, "", None),
     "--no-metadata": (None, "", None),
     "--no-cache": (None, "", None),
     "--verbose": ("-v", "", None),
@@ -67,8 +70,9 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+NOT_DRAWING = {"--count", "--output", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
     "--no-metadata",
+    "--receipt",
     "--no-cache",
     "--ref",
     "--hires",
@@ -94,7 +98,7 @@ EDITING = {
 OPTIONS = {
     "txt2img": DRAWING,
     "img2img": DRAWING | EDITING,
-    "plan": DRAWING | EDITING,
+    "plan": {name: row for name, row in (DRAWING | EDITING).items() if name not in {"--report", "--plot", "--receipt"}},
     "doctor": {name: DRAWING[name] for name in ("--device", "--dtype", "--mem-limit", "--profile", "--json")}
     | {name: DRAWING[name] for name in ("--verbose", "--quiet", "--debug", "--help")}
     | {"--quick": (None, "", None), "--report": (None, "", None)},

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdcli import __version__
 from sdcli.app.hashes import FileHash
 from sdcli.app.keeping import Save
-from sdcli.app.record import RunRecord, Task
+from sdcli.app.record import RunRecord, Task, Wanted
 from sdcli.app.references import digests_of_references
+from sdcli.app.report import report
 from sdcli.domain import Lora
 from sdcli.families.tiny.parts import TINY
 from sdcli.images.metadata import Provenance
 from sdcli.messages import PictureDone
 from sdcli.models.header import data_sha256
 
-if TYPE_CHECKING:
-    from sdcli.images.write import Destination
 
-
-def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
-    """What saves the task's pictures there, each as it comes; with `keep_text` they say how they were made."""
+def saving(task: Task, wanted: Wanted) -> Save:
+    """What saves the task's pictures as they are wanted, each as it comes."""
     from sdcli.images.encode import encode_picture  # here, because Pillow takes a third of the time that --help takes
 
+    destination, keep_text = wanted.destination, wanted.keep_text
     sha256 = FileHash(task.model)
     init_sha256 = hashlib.sha256(task.pixels).hexdigest() if task.request.strength is not None else None
     loras = [_told(lora) for lora in task.model.loras] if keep_text else []
@@ -39,7 +40,10 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
             picture.width,
             picture.height,
             destination.suffix,
-            provenance(record, picture, init_sha256, sha256(), loras, embeddings),
+            replace(
+                provenance(record, picture, init_sha256, sha256(), loras, embeddings),
+                receipt=receipt(record) if wanted.receipt else None,
+            ),
             edited=task.request.strength is not None,
             keep_text=keep_text,
         )
@@ -47,6 +51,17 @@ def saving(task: Task, destination: Destination, keep_text: bool) -> Save:
         return destination.save(data, picture.image, picture.seed, task.request.prompt, again)
 
     return save
+
+
+def receipt(record: RunRecord) -> dict[str, Any]:
+    """What the run took until now: ceiling and peaks in bytes, its plan in short, seconds."""
+    memory = report(record)["memory"]
+    plan = record.planned.plan if record.planned else None
+    return {
+        **{name: value for name, value in memory.items() if name == "limit_bytes" or "peak" in name},
+        "plan": None if plan is None else f"{plan.residency}, {plan.guidance}",
+        "seconds": round(time.monotonic() - record.began, 2),
+    }
 
 
 def _told(lora: Lora) -> dict[str, Any]:

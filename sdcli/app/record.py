@@ -13,6 +13,7 @@ from sdcli.host.watchdog import Peaks
 from sdcli.messages import LatentsDone, Message, Notice, PictureDone, StageBegan, StageEnded, StageLoaded, StepDone
 from sdcli.plan.ceiling import Ceiling
 from sdcli.plan.planner import Planned
+from sdcli.plan.series import Series
 
 if TYPE_CHECKING:
     from sdcli.images.masks import Canvas
@@ -71,6 +72,8 @@ class Wanted:
     destination: Destination
     keep_text: bool
     working_folder: str
+    receipt: bool = False
+    """Whether those words say what the picture took as well."""
 
 
 @dataclass(slots=True)
@@ -106,6 +109,10 @@ class RunRecord:
     pictures: list[tuple[str | None, PictureDone]] = field(default_factory=list)
     events: list[tuple[int | None, str]] = field(default_factory=list)
     total_s: float = 0.0
+    began: float = 0.0
+    """By time.monotonic()."""
+    series: Series = field(default_factory=Series)
+    """The footprint over time, of all attempts and all workers."""
     traceback: str = ""
     worker_pid: int = 0
     wanted: Wanted | None = None
@@ -163,14 +170,18 @@ class RunRecord:
 
     def take_peaks(self, peaks: Peaks, stages_before: int) -> None:
         """Note the footprint's peaks of the stages since, or on CUDA the device's beside the host's."""
-        on_cuda = self.task.device == "cuda"
         self.samples += peaks.samples
-        self.host_peak_bytes = max(self.host_peak_bytes, peaks.overall_bytes)
-        if not on_cuda:
+        self.series.extend(peaks.series)
+        if self.task.device != "cuda":
             for stage in self.stages[stages_before:]:
                 stage.peak_bytes = max(stage.peak_bytes, peaks.by_stage.get(stage.name, 0))
+        self.take_peak(peaks.overall_bytes)
+
+    def take_peak(self, footprint_bytes: int) -> None:
+        """Note the footprint's peak so far, or on CUDA the device's beside the host's."""
+        self.host_peak_bytes = max(self.host_peak_bytes, footprint_bytes)
         on_device = max((stage.peak_bytes for stage in self.stages), default=0)
-        self.peak_bytes = on_device if on_cuda else self.host_peak_bytes
+        self.peak_bytes = on_device if self.task.device == "cuda" else self.host_peak_bytes
 
     def _denoised(self, image: int, payload: bytes, dtype: DtypeName) -> None:
         """A picture is only to be decoded."""

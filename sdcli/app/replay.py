@@ -56,6 +56,7 @@ _ABOUT = {
     "mask_padding",
     "outpaint",
     "hires",
+    "receipt",
 }
 _ABOUT |= {"device", "sdcli_version", "torch_version", *_PLAIN, *_PERHAPS}
 

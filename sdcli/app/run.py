@@ -46,7 +46,7 @@ def run_task(
     Whatever that is, pictures that are denoised by then are decoded and saved first; without `save` nobody wants
     them. `resume` has checkpoints of pictures, by their numbers.
     """
-    started = time.monotonic()
+    record.began = time.monotonic()
     run = _Run(task, record, save, show)
     record.checkpoints.update(resume or {})
     over = not record.unsaved
@@ -67,11 +67,11 @@ def run_task(
         over = True
         if run.keeper.trouble is not None:
             raise run.keeper.trouble
-        record.total_s = time.monotonic() - started
+        record.total_s = time.monotonic() - record.began
         learn_from(record, run.prospect(task))
     finally:
         record.folder.close(over or save is None)
-        record.total_s = time.monotonic() - started
+        record.total_s = time.monotonic() - record.began
 
 
 class _Run:

@@ -27,6 +27,7 @@ from sdcli.cli.options import (
     model_option,
     options,
 )
+from sdcli.cli.pages import PAGES, RECEIPT, pages_of
 from sdcli.cli.parsed import WAYS, asked_of, product_of, voice_of
 from sdcli.errors import BadRequest
 from sdcli.families.registry import part_options
@@ -65,6 +66,8 @@ _PICTURES |= {option[2:].replace("-", "_") for option in part_options()}
     MACHINE,
     LIMIT,
     REPORT,
+    PAGES,
+    RECEIPT,
     TALK,
 )
 def command(picture: str, **params: Any) -> None:
@@ -95,7 +98,8 @@ def command(picture: str, **params: Any) -> None:
         if param in params and param not in said:
             params[param] = _taken(param, value)
     require_given(told, params)
-    draw(asked_of(params), product_of(params), voice, lambda task: compare(told, task, voice.tell))
+    with pages_of(params, voice) as pages:
+        draw(asked_of(params), product_of(params), voice, pages, lambda task: compare(told, task, voice.tell))
 
 
 def _said(params: dict[str, Any]) -> set[str]:

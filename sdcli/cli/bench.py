@@ -23,7 +23,8 @@ from sdcli.app.run import run_task
 from sdcli.app.tasks import find_model, request_of, task_of
 from sdcli.cli import types
 from sdcli.cli.command import Command
-from sdcli.cli.options import ADDED, JOB, MACHINE, PROMPT, TALK, model_option, options
+from sdcli.cli.options import ADDED, FORCE, JOB, MACHINE, PROMPT, TALK, model_option, options
+from sdcli.cli.pages import PAGES, pages_of
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
@@ -78,7 +79,7 @@ class Limits(types.Limit):
     show_default=True,
     help="Run one step first, unmeasured: it fills the page cache.",
 )
-@options(TALK)
+@options(PAGES, FORCE, TALK)
 def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **params: Any) -> None:
     """Run one job under several memory ceilings and compare.
 
@@ -87,6 +88,7 @@ def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **
     result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
     """
     asked, voice = _asked(params), voice_of(params)
+    pages = click.get_current_context().with_resource(pages_of(params, voice))
     model = find_model(asked, voice.tell, voice.debug)
     click.get_current_context().with_resource(_alone(voice))
     request = request_of(asked, model, None, voice.tell)
@@ -102,6 +104,7 @@ def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **
     for task in tasks:
         record, outcome, error = _measure(task, voice)
         runs.append((record, outcome))
+        pages.take(record, error, outcome)
         failure = failure or error
         if isinstance(error, Interrupted):
             break
@@ -109,7 +112,7 @@ def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **
         about = {
             "schema": "sdcli.bench/1",
             "machine": _machine(),
-            "runs": [{**report(r), "outcome": o} for r, o in runs],
+            "runs": [{**report(r, with_series=True), "outcome": o} for r, o in runs],
         }
         hand_out(json.dumps(about))
     else:

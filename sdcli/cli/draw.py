@@ -15,6 +15,7 @@ from sdcli.app.report import report
 from sdcli.app.run import run_task
 from sdcli.app.tasks import prepare
 from sdcli.app.unfinished import sweep
+from sdcli.cli.pages import Pages
 from sdcli.cli.parsed import Product
 from sdcli.cli.preview import Previews, previews_of
 from sdcli.cli.progress import ProgressLines, making_lines
@@ -23,7 +24,13 @@ from sdcli.errors import Interrupted, SdcliError
 from sdcli.messages import PictureDone
 
 
-def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], None] | None = None) -> None:
+def draw(
+    asked: Asked,
+    product: Product,
+    voice: Voice,
+    pages: Pages,
+    look: Callable[[Task], None] = lambda _: None,
+) -> None:
     """Draw what is asked for. Where it goes is tried before anything else is looked at; `look` sees the task."""
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
@@ -32,10 +39,9 @@ def draw(asked: Asked, product: Product, voice: Voice, look: Callable[[Task], No
     if previews is None:
         asked = replace(asked, preview_every=0)
     task = prepare(asked, voice.tell, voice.debug)
-    if look is not None:
-        look(task)
-    wanted = Wanted(destination, not product.no_metadata, working_folder())
-    carry_out(RunRecord(with_weights(task, making_lines(voice))), wanted, product.as_json, voice, previews)
+    look(task)
+    wanted = Wanted(destination, not product.no_metadata, working_folder(), product.receipt)
+    carry_out(RunRecord(with_weights(task, making_lines(voice))), wanted, product.as_json, voice, pages, previews)
 
 
 def working_folder() -> str:
@@ -46,7 +52,9 @@ def working_folder() -> str:
         return os.sep
 
 
-def carry_out(record: RunRecord, wanted: Wanted, as_json: bool, voice: Voice, previews: Previews | None = None) -> None:
+def carry_out(
+    record: RunRecord, wanted: Wanted, as_json: bool, voice: Voice, pages: Pages, previews: Previews | None = None
+) -> None:
     """Do what is left of a run; every picture is on disk, and its path handed out, before the next one is decoded.
 
     What ends the run early is raised when the report of what was drawn by then is out.
@@ -57,7 +65,7 @@ def carry_out(record: RunRecord, wanted: Wanted, as_json: bool, voice: Voice, pr
     sweep(voice.warn)
     progress = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose, previews=previews)
     paths = _Paths(quiet=as_json)
-    save = saving(task, wanted.destination, keep_text=wanted.keep_text)
+    save = saving(task, wanted)
 
     def save_and_say(picture: PictureDone, record: RunRecord) -> str | None:
         path = save(picture, record)
@@ -72,6 +80,7 @@ def carry_out(record: RunRecord, wanted: Wanted, as_json: bool, voice: Voice, pr
         progress.clear()
         if voice.debug and record.traceback:
             say(record.traceback)
+        pages.take(record, error)
         if record.pictures and as_json:
             hand_out(json.dumps(report(record)))
         if record.pictures:
@@ -79,6 +88,7 @@ def carry_out(record: RunRecord, wanted: Wanted, as_json: bool, voice: Voice, pr
         if record.folder.left is not None:
             _name_the_way_on(error, f"sdcli resume {record.folder.left} goes on with it", voice)
         raise
+    pages.take(record)
     if as_json:
         hand_out(json.dumps(report(record)))
     voice.say(progress.summary())

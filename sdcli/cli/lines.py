@@ -34,7 +34,11 @@ def jobs(params: Params, voice: Voice) -> Iterator[Params]:
     if any(params[way] is not None for way in WAYS):
         raise BadRequest("two prompts: give PROMPT, --prompt, --prompt-file or --prompts, and only one of them")
     ctx = click.get_current_context()
-    _require_folders([_parsed(ctx, at, line)["output"] for at, line in lines])
+    parsed = [_parsed(ctx, at, line) for at, line in lines]
+    _require_folders([one["output"] for one in parsed])
+    for (at, _), one in zip(lines, parsed, strict=True):
+        if any(one.get(name) != params.get(name) for name in ("report", "plot")):
+            raise BadRequest(f"line {at} of --prompts: --report and --plot are of all lines: give them outside")
     for number, (at, line) in enumerate(lines, start=1):
         voice.say(f"prompt {number} of {len(lines)}: {echo(line)}")
         yield _parsed(ctx, at, line)

@@ -40,6 +40,9 @@ BROKEN_PIPE_EXIT = 141
 COLLECT_EVERY = 100_000
 """New objects until cycles are looked for: more than a command imports, which stay and need not be gone through."""
 
+COMMAND_LINE = "sdcli.command_line"
+"""What a context calls the whole command line, from the command's name on."""
+
 COMPLETING = "_SDCLI_COMPLETE"
 """Set where a shell asks what a command line may go on with, instead of running it."""
 
@@ -49,6 +52,12 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.meta[COMMAND_LINE] = list(args)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:

@@ -154,6 +154,8 @@ JOB = (
     option("--seed", type=types.Seed(), default="random", help="0 to 2^64-1, or random, also -1."),
 )
 
+FORCE = (option("--force", is_flag=True, help="Replace an existing file."),)
+
 OUTPUT = (
     *PREVIEW,
     option(
@@ -170,7 +172,7 @@ OUTPUT = (
         help="A file (.png .jpg .webp), a folder, or - for stdout.  [default: outputs/]",
         envvar="SDCLI_OUTPUT",
     ),
-    option("--force", is_flag=True, help="Replace an existing file."),
+    *FORCE,
 )
 
 COMPUTING = (
@@ -237,8 +239,7 @@ def options(*groups: tuple[Decorator, ...]) -> Decorator:
     return decorate
 
 
-def drawing_options(init: tuple[Decorator, ...] = ()) -> Decorator:
+def drawing_options(init: tuple[Decorator, ...] = (), pages: tuple[Decorator, ...] = ()) -> Decorator:
     """What every command that draws takes, or that foretells it; `init` are its options of an init image."""
-    return options(
-        PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, HIRES, OUTPUT, MACHINE, LIMIT, REPORT, TALK
-    )
+    job = (PROMPT, LINES, init, REFERENCES, model_option("demo"), ADDED, JOB, HIRES)
+    return options(*job, OUTPUT, MACHINE, LIMIT, REPORT, pages, TALK)

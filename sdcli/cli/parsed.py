@@ -28,6 +28,8 @@ class Product:
     no_metadata: bool
     preview: str | None = None
     """`terminal`, or a file for previews; None is none."""
+    receipt: bool = False
+    """Whether the picture says what it took."""
 
 
 WAYS = ("prompt", "prompt_option", "prompt_file")
@@ -48,9 +50,18 @@ def asked_of(params: Params) -> Asked:
 
 def product_of(params: Params) -> Product:
     """How it is wanted. Raises BadRequest for two products on stdout, the picture and the report."""
-    product = Product(params["output"], params["force"], params["as_json"], params["no_metadata"], params["preview"])
+    product = Product(
+        output=params["output"],
+        force=params["force"],
+        as_json=params["as_json"],
+        no_metadata=params["no_metadata"],
+        preview=params["preview"],
+        receipt=params["receipt"],
+    )
     if product.output == "-" and product.as_json:
         raise BadRequest("--output - and --json both want stdout: give one of them")
+    if product.receipt and product.no_metadata:
+        raise BadRequest("--receipt is metadata, and --no-metadata leaves all of that out: give one of them")
     return product
 
 

@@ -13,7 +13,8 @@ from sdcli.app.unfinished import Unfinished, find_run
 from sdcli.cli import types
 from sdcli.cli.draw import carry_out, working_folder
 from sdcli.cli.options import TALK, options
-from sdcli.cli.parsed import voice_of
+from sdcli.cli.pages import PAGES, Pages, pages_of
+from sdcli.cli.parsed import Params, voice_of
 from sdcli.errors import BadRequest
 
 GIVEN_ANEW = (
@@ -28,7 +29,7 @@ GIVEN_ANEW = (
 
 @click.command()
 @click.argument("run", required=False)
-@options(GIVEN_ANEW, TALK)
+@options(GIVEN_ANEW, PAGES, TALK)
 def command(run: str | None, **params: Any) -> None:
     """Go on with a run that was ended before it was done: the newest one, or RUN.
 
@@ -36,6 +37,11 @@ def command(run: str | None, **params: Any) -> None:
     have the bits that they would have had. RUN is its id, or the beginning of it: sdcli runs lists them. What is given
     here goes before what the run had.
     """
+    with pages_of(params, voice_of(params)) as pages:
+        _resume(run, params, pages)
+
+
+def _resume(run: str | None, params: Params, pages: Pages) -> None:
     voice, found = voice_of(params), find_run(run)
     with_others = {name: params[name] for name in ("mem_limit", "on_limit", "anyway")}
     record = reopen(found, voice.tell, debug=voice.debug, **with_others)
@@ -48,7 +54,7 @@ def command(run: str | None, **params: Any) -> None:
         record.folder.close(finished=False)
         raise
     voice.say(f"going on with {found.id}: {progress_of(found)}")
-    carry_out(record, wanted, params["as_json"], voice)
+    carry_out(record, wanted, params["as_json"], voice, pages)
 
 
 def progress_of(run: Unfinished) -> str:
@@ -59,7 +65,7 @@ def progress_of(run: Unfinished) -> str:
     return f"picture {run.picture} of {run.count}{step}"
 
 
-def _wanted(run: Unfinished, params: dict[str, Any]) -> Wanted:
+def _wanted(run: Unfinished, params: Params) -> Wanted:
     """How the pictures are wanted now."""
     before = run.job.wanted
     if params["output"] is None:
@@ -68,4 +74,4 @@ def _wanted(run: Unfinished, params: dict[str, Any]) -> Wanted:
     from sdcli.images.write import place_of  # here, because Pillow takes a third of the time that --help takes
 
     destination = place_of(params["output"], run.count, params["force"])
-    return Wanted(destination, before.keep_text, working_folder())
+    return replace(before, destination=destination, working_folder=working_folder())

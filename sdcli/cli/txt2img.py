@@ -10,11 +10,12 @@ from sdcli.cli.command import Command
 from sdcli.cli.draw import draw
 from sdcli.cli.lines import jobs
 from sdcli.cli.options import drawing_options
+from sdcli.cli.pages import PAGES, RECEIPT, pages_of
 from sdcli.cli.parsed import asked_of, product_of, voice_of
 
 
 @click.command(cls=Command)
-@drawing_options()
+@drawing_options(pages=PAGES + RECEIPT)
 def command(**params: Any) -> None:
     """Draw a picture from words.
 
@@ -23,5 +24,6 @@ def command(**params: Any) -> None:
     crossed, the run goes on with a smaller plan, and where there is none it is ended with one line that says
     where (137). An empty PROMPT draws an unconditional picture.
     """
-    for job in jobs(params, voice_of(params)):
-        draw(asked_of(job), product_of(job), voice_of(job))
+    with pages_of(params, voice_of(params)) as pages:
+        for job in jobs(params, voice_of(params)):
+            draw(asked_of(job), product_of(job), voice_of(job), pages)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from sdcli.plan.meter import TreeMeter
+from sdcli.plan.series import Series
 from sdcli.units import GIB
 
 PERIOD_S, NEAR_PERIOD_S = 0.010, 0.003
@@ -47,11 +48,15 @@ class Crossing:
 
 @dataclass(slots=True)
 class Peaks:
-    """What was measured: the highest footprint of all, and of each stage."""
+    """What was measured: the highest footprint of all and of each stage, and how it went over time.
+
+    Times are those of time.monotonic().
+    """
 
     overall_bytes: int = 0
     samples: int = 0
     by_stage: dict[str, int] = field(default_factory=dict)
+    series: Series = field(default_factory=Series)
 
 
 class Watchdog(threading.Thread):
@@ -140,6 +145,7 @@ class Watchdog(threading.Thread):
         self.peaks.samples += 1
         self.peaks.overall_bytes = max(self.peaks.overall_bytes, footprint)
         self.peaks.by_stage[stage] = max(self.peaks.by_stage.get(stage, 0), footprint)
+        self.peaks.series.add(time.monotonic(), footprint, stage)
 
 
 def kill_tree(process: psutil.Process) -> None:

@@ -100,6 +100,8 @@ class Provenance:
     """The second round of steps: `width` and `height`, `steps`, `strength` and `upscaler`."""
     decoder: str | None = None
     """`tiny`, where that and not the model's own made the picture; it is among the `parts`."""
+    receipt: dict[str, Any] | None = None
+    """What it took, if that is to be told: ceiling and peaks in bytes, `plan`, and `seconds` until it was drawn."""
 
 
 def parameters_text(p: Provenance) -> str:

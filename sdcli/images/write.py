@@ -18,6 +18,7 @@ from sdcli.errors import BadRequest, Interrupted, SdcliError, echo
 from sdcli.images.atomic import place, probe, sweep
 from sdcli.images.encode import LONGEST_SIDE, SUFFIXES, encode_picture
 from sdcli.images.naming import invented_names
+from sdcli.interrupts import deferred
 from sdcli.settings import cache_dir
 from sdcli.units import MIB, format_size
 
@@ -151,13 +152,38 @@ def place_of(output: str | None, count: int, force: bool) -> Destination:
     return Destination(folder, (name,) if count == 1 else numbered, kind, force)
 
 
+def require_file(path: str, force: bool, option: str) -> None:
+    """Check that a file of another kind, which `option` names, can be written there.
+
+    Raises BadRequest for what cannot be a file, SdcliError for a place that cannot be written to or is taken.
+    """
+    if "\0" in path or "://" in path or os.path.isdir(path):
+        raise BadRequest(f"{echo(path)} is not a file: give {option} a path on this machine")
+    _require_one_line(path)
+    _require_usable(os.path.dirname(path) or os.curdir, option)
+    _require_free(path, force)
+
+
+def save_file(path: str, data: bytes, force: bool) -> None:
+    """Write such a file, whole or not at all. Raises SdcliError if that fails, naming where it was kept instead."""
+    folder, name = os.path.split(path)
+    try:
+        with deferred():
+            place(folder, [name], data, replace=force)
+    except OSError as error:
+        stem, suffix = os.path.splitext(name)
+        kept = _rescue(invented_names(stem, 0, suffix), data)
+        outcome = f"it was kept as {echo(kept, limit=4096)}" if kept else "nor can the cache keep it"
+        raise SdcliError(f"cannot write {echo(path)}: {_reason(error)}; {outcome}") from error
+
+
 def _require_one_line(output: str) -> None:
     """Paths are handed out one a line, and may be shown on a terminal."""
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in output):
         raise BadRequest(f"{echo(output)} has a control character: choose another name")
 
 
-def _require_usable(folder: str) -> None:
+def _require_usable(folder: str, option: str = "--output") -> None:
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
             raise NotADirectoryError
@@ -165,10 +191,10 @@ def _require_usable(folder: str) -> None:
         probe(folder)
     except FileNotFoundError as error:
         if os.path.normpath(folder) == os.curdir:
-            raise SdcliError("the working folder has been deleted: change to another, or give --output one") from error
+            raise SdcliError(f"the working folder has been deleted: change to another, or give {option} one") from error
         if os.path.isdir(folder):  # as /proc, where nothing can be made
-            raise SdcliError(f"cannot write to the folder {echo(folder)}: give --output another") from error
-        raise SdcliError(f"the folder {echo(folder)} is missing: create it, or give --output another") from error
+            raise SdcliError(f"cannot write to the folder {echo(folder)}: give {option} another") from error
+        raise SdcliError(f"the folder {echo(folder)} is missing: create it, or give {option} another") from error
     except NotADirectoryError as error:
         raise SdcliError(f"{echo(folder)} is not a folder: give --output another") from error
     except OSError as error:

@@ -86,6 +86,16 @@ def test_a_run_is_recorded_as_it_goes(tiny: Path, script: Callable[[str], None])
     assert report(record)["images"] == [{"path": "fox.png", "seed": 11, "width": 64, "height": 64}]
 
 
+def test_the_footprint_over_time_is_reported_where_it_is_asked_for(tiny: Path, script: Callable[[str], None]) -> None:
+    script(IN_STEP_1.replace("say(StepDone", "time.sleep(0.1)\nsay(StepDone") + PICTURE)
+    record = run(task(tiny))
+    assert "series" not in report(record)["memory"]
+    memory = report(record, with_series=True)["memory"]
+    times, footprints, stages = zip(*memory["series"], strict=True)
+    assert times[0] >= 0 and list(times) == sorted(times) and times[-1] <= record.total_s
+    assert max(footprints) == memory["peak_bytes"] and set(stages) == {"start", "denoise"}
+
+
 def test_the_job_carries_init_image_and_checkpoints(tiny: Path, script: Callable[[str], None]) -> None:
     script(READY + 'say(Notice(f"{job.checkpoints} {job.payload} {job.request.strength}"))\nsay(Finished())\n')
     asked = task(tiny, request=replace(REQUEST, strength=0.5), pixels=b"pixels")

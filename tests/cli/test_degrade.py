@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -77,8 +78,9 @@ def test_a_worker_that_leaks_finishes_its_picture_in_attempts(
     command = ["txt2img", "a", "-m", str(tiny), *OPTIONS, "--mem-limit", limit]
     leaking = {"PYTHONPATH": str(tmp_path / "leaking")}
 
-    done = shell(work, *command, "-o", "fox.png", env=leaking)
+    done = shell(work, *command, "-o", "fox.png", "--report", "fox.html", env=leaking)
     report = report_of(done)
+    assert all(html.escape(event["what"]) in (work / "fox.html").read_text("utf-8") for event in report["events"])
     assert (work / "fox.png").read_bytes() == (work / "whole.png").read_bytes()
     crossed = [event for event in report["events"] if "was crossed" in event["what"]]
     assert 2 <= len(crossed) <= 3 and report["steps"]["count"] == 12, "no step is run twice"
@@ -98,8 +100,10 @@ def test_a_worker_that_leaks_and_is_killed_is_resumed_without_a_ceiling(
     limit = f"{baseline_bytes // MIB + 4 * 50 + 20}MiB"
     command = ["txt2img", "a", "-m", str(tiny), *OPTIONS, "--mem-limit", limit, "-o", "kill.png", "--on-limit", "kill"]
     leaking = {"PYTHONPATH": str(tmp_path / "leaking")}
-    killed = shell(work, *command, env=leaking)
+    killed = shell(work, *command, "--report", "kill.html", env=leaking)
     assert killed.returncode == 137 and not (work / "kill.png").exists()
+    page = (work / "kill.html").read_text("utf-8")
+    assert "crossed the ceiling</span>" in page and "was crossed in the stage denoise" in page and "<svg" in page
     last = killed.stderr.decode().splitlines()[-1]
     assert re.search(r"was crossed in the stage denoise after step [34].*; sdcli resume \S+ goes on with it$", last)
     resumed = shell(work, "resume", "-q", "--mem-limit", "none", env=leaking)

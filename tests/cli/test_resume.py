@@ -125,6 +125,14 @@ def test_where_all_is_denoised_nothing_is_denoised_again(
     assert Path("jobs").read_text().split()[0] == "pictures" and len(names(work)) == 4
 
 
+def test_what_goes_on_has_a_page_too(left: Callable[..., Path], work: Path, script: Callable[[str], None]) -> None:
+    path = left(latents_1=b"latents|1")
+    script(WORKER)
+    assert run(["resume", path.name, "-q", "--report", "fox.html", "--plot", "fox.png"]) == 0
+    page = (work / "fox.html").read_text("utf-8")
+    assert f"<pre>sdcli resume {path.name} -q --report fox.html" in page and page.count("data:image/jpeg") == 4
+
+
 def test_where_all_is_saved_nothing_is_done(left: Callable[..., Path], sdcli: Command) -> None:
     path = left(**{f"saved_{image}": b"null" for image in range(4)})
     outcome = sdcli("resume", path.name[:-3])
