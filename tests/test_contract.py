@@ -55,6 +55,7 @@ DRAWING = {
     "--no-prepare": (None, "", None),
     "--threads": (None, "INTEGER", "torch's choice"),
     "--mem-limit": (None, "SIZE", "auto"),
+    "--kernel-limit": (None, "SIZE", None),
     "--profile": (None, "TEXT", None),
     "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
@@ -67,7 +68,16 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--force", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+NOT_DRAWING = {
+    "--count",
+    "--output",
+    "--force",
+    "--mem-limit",
+    "--kernel-limit",
+    "--profile",
+    "--on-limit",
+    "--prompts",
+} | {
     "--no-metadata",
     "--no-cache",
     "--ref",

@@ -93,6 +93,10 @@ class RunRecord:
     baseline_bytes: int = 0
     peak_bytes: int = 0
     host_peak_bytes: int = 0
+    peak_rss_bytes: int = 0
+    """The most that was resident of the process tree, clean pages of files as well."""
+    cgroup_peak_bytes: int | None = None
+    """Of the control group that the run was counted in; None where it had none to itself."""
     samples: int = 0
     torch_version: str = ""
     device: str = ""
@@ -165,6 +169,7 @@ class RunRecord:
         """Note the footprint's peaks of the stages since, or on CUDA the device's beside the host's."""
         on_cuda = self.task.device == "cuda"
         self.samples += peaks.samples
+        self.peak_rss_bytes = max(self.peak_rss_bytes, peaks.rss_bytes)
         self.host_peak_bytes = max(self.host_peak_bytes, peaks.overall_bytes)
         if not on_cuda:
             for stage in self.stages[stages_before:]:

@@ -28,11 +28,15 @@ def report(record: RunRecord) -> dict[str, Any]:
         "baseline_bytes": record.baseline_bytes,
         "predicted_peak_bytes": planned.peak_bytes if planned else None,
         "peak_bytes": record.peak_bytes,
+        "peak_rss_bytes": record.peak_rss_bytes,
+        "cgroup_peak_bytes": record.cgroup_peak_bytes,
         "samples": record.samples,
         "period_ms": PERIOD_S * 1000,
     }
     if task.device == "cuda":
         memory["host_peak_bytes"] = record.host_peak_bytes
+    if task.ceiling.kernel_limit_bytes is not None:
+        memory["kernel_limit_bytes"] = task.ceiling.kernel_limit_bytes
     return {
         "schema": SCHEMA,
         "images": [

@@ -184,6 +184,14 @@ MACHINE = (
     ),
 )
 
+KERNEL_LIMIT = (
+    _option(
+        "--kernel-limit",
+        type=types.Bytes(),
+        help="Put the worker into a control group of this size, without swap, and tell the group's peak (Linux).",
+    ),
+)
+
 LIMIT = (
     _option(
         "--mem-limit",
@@ -191,6 +199,7 @@ LIMIT = (
         default="auto",
         help="The ceiling: 2GiB, 2800MiB, 2GB (10^9), auto (an app's share, as on iOS) or none.",
     ),
+    *KERNEL_LIMIT,
     _option("--profile", help="Pose as a device: its ceiling.  [iphone-6gb, iphone-4gb]"),
     _option(
         "--on-limit",

@@ -133,6 +133,14 @@ class Limit(click.ParamType):
         return text
 
 
+class Bytes(Limit):
+    """A size with its unit, and nothing else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        parse_size(str(value))
+        return str(value).strip()
+
+
 class Text(click.ParamType):
     """A prompt: at most 64 KiB, no NUL byte; a byte order mark before it is none of it."""
 
