@@ -106,8 +106,17 @@ OPTIONS = {
     "img2img": DRAWING | EDITING,
     "plan": DRAWING | EDITING,
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
+    | {name: EDITING[name] for name in ("--init", "--strength")}
     | {
         "--model": ("-m", "TEXT", "synthetic:sd15"),
+        "--kernel-limit": DRAWING["--kernel-limit"],
+        "--profile": (None, "TEXT[,TEXT…]", None),
+        "--sizes": (None, "WXH[,WXH…]", None),
+        "--repeat": (None, "INTEGER", "1"),
+        "--img2img": (None, "", None),
+        "--against": (None, "PATH", None),
+        "--max-slowdown": (None, "NUMBER", None),
+        "--max-growth": (None, "NUMBER", None),
         "--mem-limit": (None, "SIZE[,SIZE…]", "auto"),
         "--warmup": (None, "/ --no-warmup", "warmup"),
     },

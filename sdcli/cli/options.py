@@ -41,8 +41,8 @@ LINES = (
 )
 
 
-def model_option(default: str) -> tuple[Decorator, ...]:
-    """The option that names the model; `default` is for --help, the commands know theirs."""
+def model_option(default: str, several: bool = False) -> tuple[Decorator, ...]:
+    """The option that names the model, or `several`; `default` is for --help, the commands know theirs."""
     about = (
         "demo (built in), a .safetensors file, a folder in diffusers layout, ORG/NAME from the Hub, or synthetic:sd15."
     )
@@ -50,8 +50,9 @@ def model_option(default: str) -> tuple[Decorator, ...]:
         _option(option, type=types.WeightsFile(), help=f"A file or folder with another {option[2:].replace('-', ' ')}.")
         for option in part_options()
     )
+    more = " May be repeated." if several else ""
     return (
-        _option("-m", "--model", type=types.ModelRef(), help=f"{about}  [default: {default}]"),
+        _option("-m", "--model", type=types.ModelRef(), multiple=several, help=f"{about}{more}  [default: {default}]"),
         *parts,
         _option(
             "--prediction",

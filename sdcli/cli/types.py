@@ -247,6 +247,8 @@ class ScheduleName(click.ParamType):
 class ModelRef(FilePath):
     """What names a model; a shell completes those on this disk, and paths."""
 
+    envvar_list_splitter = ";"
+
     def __init__(self) -> None:
         super().__init__("text")
 
