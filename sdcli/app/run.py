@@ -51,13 +51,13 @@ def run_task(
     with group_of_run(task.ceiling.kernel_limit_bytes) as group:
         record.checkpoints.update(resume or {})
         try:
-            _do(task, _Run(task, record, save, show, group.joined), save)
+            _do(_Run(task, record, save, show, group.joined), task, record, save)
         finally:
             record.cgroup_peak_bytes = group.peak_bytes
 
 
-def _do(task: Task, run: _Run, save: Save | None) -> None:
-    started, record = time.monotonic(), run.record
+def _do(run: _Run, task: Task, record: RunRecord, save: Save | None) -> None:
+    started = time.monotonic()
     over = not record.unsaved
     try:
         if over:
@@ -84,12 +84,12 @@ class _Run:
     def __init__(
         self, task: Task, record: RunRecord, save: Save | None, show: Hear, group: ControlGroup | None
     ) -> None:
-        self.record, self._group = record, group
         self.keeper = Keeper(record, save, self._tell)
         self._task, self._record, self._show = task, record, show
         self._known_bytes = known_baseline(task)
         self._prospects: dict[DtypeName, Prospect] = {}
         self._watchdog: Watchdog | None = None
+        self._group = group
         self._done_before = 0
 
     def refuse_what_is_known_not_to_fit(self) -> None:

@@ -1,6 +1,6 @@
-"""A memory control group (Linux, versions 1 and 2): one made for workers, with a limit that the kernel keeps, or that
-which this program runs in, if it has it to itself. Its peak counts page cache as well, of files that a process in it
-was the first to read, and page tables.
+"""Memory control groups (Linux, versions 1 and 2): a new one for workers, with a limit that the kernel keeps, or the
+one around this program, if it has that to itself. A group's peak counts page tables as well, and the page cache of
+files that a process in it was the first to read.
 """
 
 from __future__ import annotations
