@@ -47,12 +47,13 @@ def container_limit_bytes() -> int | None:
     """The tightest memory limit of the control groups around this process (Linux), or None."""
     if not sys.platform.startswith("linux"):
         return None
-    limits = [limit for path in _limit_files() if (limit := _read_limit(path)) is not None]
+    files = (folder / name for folder in memory_groups() for name in ("memory.max", "memory.limit_in_bytes"))
+    limits = [limit for path in files if (limit := _read_limit(path)) is not None]
     return min((limit for limit in limits if limit < physical_memory_bytes()), default=None)
 
 
-def _limit_files() -> Iterator[Path]:
-    """memory.max (v2) and memory.limit_in_bytes (v1) of this process's groups and of all groups around them."""
+def memory_groups() -> Iterator[Path]:
+    """Folders of the memory control groups of this process, versions 1 and 2, and of all groups around them."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -62,14 +63,11 @@ def _limit_files() -> Iterator[Path]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root = Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup")
-        file = "memory.limit_in_bytes" if controllers else "memory.max"
         group = root / name.lstrip("/")
-        while True:
-            yield group / file
-            if group == root or root not in group.parents:
-                break
+        while group != root and root in group.parents:
+            yield group
             group = group.parent
-        yield root / file  # a container may see its own group as the root
+        yield root  # a container may see its own group as the root
 
 
 def _read_limit(path: Path) -> int | None:

@@ -55,6 +55,7 @@ DRAWING = {
     "--no-prepare": (None, "", None),
     "--threads": (None, "INTEGER", "torch's choice"),
     "--mem-limit": (None, "SIZE", "auto"),
+    "--kernel-limit": (None, "SIZE", None),
     "--profile": (None, "TEXT", None),
     "--on-limit": (None, "[degrade|kill]", "degrade"),
     "--json": (None, "", None),
@@ -70,7 +71,15 @@ DRAWING = {
 }
 """Long name: (short name, kind of value, default as --help shows it). Those of the contract that have arrived."""
 
-NOT_DRAWING = {"--count", "--output", "--mem-limit", "--profile", "--on-limit", "--prompts"} | {
+NOT_DRAWING = {
+    "--count",
+    "--output",
+    "--mem-limit",
+    "--kernel-limit",
+    "--profile",
+    "--on-limit",
+    "--prompts",
+} | {
     "--no-metadata",
     "--receipt",
     "--no-cache",
@@ -103,8 +112,17 @@ OPTIONS = {
     | {name: DRAWING[name] for name in ("--verbose", "--quiet", "--debug", "--help")}
     | {"--quick": (None, "", None), "--report": (None, "", None)},
     "bench": {name: row for name, row in DRAWING.items() if name not in NOT_DRAWING}
+    | {name: EDITING[name] for name in ("--init", "--strength")}
     | {
         "--model": ("-m", "TEXT", "synthetic:sd15"),
+        "--kernel-limit": DRAWING["--kernel-limit"],
+        "--profile": (None, "TEXT[,TEXT…]", None),
+        "--sizes": (None, "WXH[,WXH…]", None),
+        "--repeat": (None, "INTEGER", "1"),
+        "--img2img": (None, "", None),
+        "--against": (None, "PATH", None),
+        "--max-slowdown": (None, "NUMBER", None),
+        "--max-growth": (None, "NUMBER", None),
         "--mem-limit": (None, "SIZE[,SIZE…]", "auto"),
         "--warmup": (None, "/ --no-warmup", "warmup"),
     },

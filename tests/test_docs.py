@@ -19,7 +19,11 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in 
     for folder in ("docs", "benchmarks")
     for path in ROOT.joinpath(folder).glob("*.md")
 }
-OTHERS = {"--negative-prompt", "--cfg-scale", "--init-img", "--batch-count", "--no-warmup", "--mount-proc"} | {"--all"}
+OTHERS = {"--negative-prompt", "--cfg-scale", "--init-img", "--batch-count", "--no-warmup", "--mount-proc"} | {
+    "--all",
+    "--user",
+    "--scope",
+}
 """Other names of options of ours, and options of other commands."""
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")

@@ -77,6 +77,8 @@ class Asked:
     threads: int | None = None
     """Of the CPU; None is what the library takes."""
     mem_limit: str = "auto"
+    kernel_limit: str | None = None
+    """Size of a control group that the worker is to have for itself; None is none."""
     on_limit: OnLimit = "degrade"
     embeddings: tuple[str, ...] = ()
     """Files of textual inversion."""

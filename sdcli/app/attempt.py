@@ -9,6 +9,7 @@ from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Part, Plan
 from sdcli.errors import SdcliError
 from sdcli.families.registry import family_of
+from sdcli.host.control_group import ControlGroup
 from sdcli.host.watchdog import Watchdog
 from sdcli.host.watched import WatchedWorker, watched_worker
 from sdcli.messages import Count, Counted, Finished, Job, Message, Ready
@@ -21,14 +22,17 @@ Hear = Callable[[Message, Watchdog], None]
 """Told of every message, with the watchdog that knows the footprint."""
 
 
-def attempt(task: Task, record: RunRecord, answer: Answer, hear: Hear) -> None:
-    """Have a worker do one job. Raises SdcliError for whatever ends it early; no worker is left."""
+def attempt(task: Task, record: RunRecord, answer: Answer, hear: Hear, group: ControlGroup | None = None) -> None:
+    """Have a worker do one job, in the control group if there is one.
+
+    Raises SdcliError for whatever ends it early; no worker is left.
+    """
     watched: WatchedWorker | None = None
     stages_before = len(record.stages)
     measure = task.dtype if unknown_speed(task) else None
     try:
         network, limit_bytes = family_of(task.model).network, task.ceiling.limit_bytes
-        with watched_worker(network, task.device, limit_bytes, measure, task.debug, task.threads) as watched:
+        with watched_worker(network, task.device, limit_bytes, measure, task.debug, task.threads, group) as watched:
             record.worker_pid = watched.worker.pid
             for message in watched.messages():
                 record.take(message, task.dtype)

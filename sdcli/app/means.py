@@ -194,7 +194,7 @@ class Prospect:
             return self._means_elsewhere(self.posed.machine)
         heap_bytes = max(way.heap_bytes for way in self.subject.counts[self.subject.steps.name].ways.values())
         remainder, source = corrected(*_shipped(task), remembered_remainder(_key(task)), heap_bytes)
-        kernel_bytes = 0 if task.device == "cuda" else kernel_share_bytes(task.ceiling.limit_bytes)
+        kernel_bytes = 0 if task.device == "cuda" else kernel_share_bytes(task.ceiling)
         means = Means(
             speed=_speed_of(task),
             prepared=self.copy is not None,

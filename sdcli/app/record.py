@@ -96,6 +96,10 @@ class RunRecord:
     baseline_bytes: int = 0
     peak_bytes: int = 0
     host_peak_bytes: int = 0
+    peak_rss_bytes: int = 0
+    """The most that was resident of the process tree, clean pages of files as well."""
+    cgroup_peak_bytes: int | None = None
+    """Of the control group that the run was counted in; None where it had none to itself."""
     samples: int = 0
     torch_version: str = ""
     device: str = ""
@@ -172,6 +176,7 @@ class RunRecord:
         """Note the footprint's peaks of the stages since, or on CUDA the device's beside the host's."""
         self.samples += peaks.samples
         self.series.extend(peaks.series)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, peaks.rss_bytes)
         if self.task.device != "cuda":
             for stage in self.stages[stages_before:]:
                 stage.peak_bytes = max(stage.peak_bytes, peaks.by_stage.get(stage.name, 0))

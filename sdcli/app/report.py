@@ -28,6 +28,8 @@ def report(record: RunRecord, with_series: bool = False) -> dict[str, Any]:
         "baseline_bytes": record.baseline_bytes,
         "predicted_peak_bytes": planned.peak_bytes if planned else None,
         "peak_bytes": record.peak_bytes,
+        "peak_rss_bytes": record.peak_rss_bytes,
+        "cgroup_peak_bytes": record.cgroup_peak_bytes,
         "samples": record.samples,
         "period_ms": PERIOD_S * 1000,
     }
@@ -37,6 +39,8 @@ def report(record: RunRecord, with_series: bool = False) -> dict[str, Any]:
         memory["series"] = [
             [round(at_s - record.began, 3), footprint_bytes, stage] for at_s, footprint_bytes, stage in record.series
         ]
+    if task.ceiling.kernel_limit_bytes is not None:
+        memory["kernel_limit_bytes"] = task.ceiling.kernel_limit_bytes
     return {
         "schema": SCHEMA,
         "images": [

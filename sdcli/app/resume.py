@@ -60,7 +60,9 @@ def reopen(
 
 
 def _task(job: Job, mem_limit: str | None, on_limit: OnLimit | None, debug: bool, tell: Tell) -> Task:
-    task = replace(job.task(), debug=debug)
+    task = job.task()
+    ceiling = replace(task.ceiling, kernel_limit_bytes=None)  # that was for a measurement
+    task = replace(task, debug=debug, ceiling=ceiling)
     if on_limit is not None:
         task = replace(task, on_limit=on_limit)
     if mem_limit is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
@@ -27,6 +28,7 @@ from sdcli.app.means import (
 from sdcli.app.record import RunRecord, Task
 from sdcli.domain import DtypeName, Part, Plan
 from sdcli.errors import CeilingCrossed, NotFinite, NotFiniteInHalf, SdcliError, WillNotFit, echo
+from sdcli.host.control_group import ControlGroup, drop_cached, group_of_run
 from sdcli.host.watchdog import Watchdog
 from sdcli.messages import Count, Counted, Job, Message, Notice, PictureDone, Ready
 from sdcli.weights.copies import unfinished
@@ -47,8 +49,15 @@ def run_task(
     them. `resume` has checkpoints of pictures, by their numbers.
     """
     record.began = time.monotonic()
-    run = _Run(task, record, save, show)
-    record.checkpoints.update(resume or {})
+    with group_of_run(task.ceiling.kernel_limit_bytes) as group:
+        record.checkpoints.update(resume or {})
+        try:
+            _do(_Run(task, record, save, show, group.joined), task, record, save)
+        finally:
+            record.cgroup_peak_bytes = group.peak_bytes
+
+
+def _do(run: _Run, task: Task, record: RunRecord, save: Save | None) -> None:
     over = not record.unsaved
     try:
         if over:
@@ -77,12 +86,15 @@ def run_task(
 class _Run:
     """The attempts that a task takes, each a job for a worker of its own: mostly one."""
 
-    def __init__(self, task: Task, record: RunRecord, save: Save | None, show: Hear) -> None:
+    def __init__(
+        self, task: Task, record: RunRecord, save: Save | None, show: Hear, group: ControlGroup | None
+    ) -> None:
         self.keeper = Keeper(record, save, self._tell)
         self._task, self._record, self._show = task, record, show
         self._known_bytes = known_baseline(task)
         self._prospects: dict[DtypeName, Prospect] = {}
         self._watchdog: Watchdog | None = None
+        self._group = group
         self._done_before = 0
 
     def refuse_what_is_known_not_to_fit(self) -> None:
@@ -191,7 +203,7 @@ class _Run:
         """Have a worker do one job; without a part all of it, the pictures by another worker if the plan says so."""
         prospect, self._done_before = self.prospect(task), self._done
         try:
-            attempt(task, self._record, lambda message: self._answer(prospect, part, message), self._hear)
+            attempt(task, self._record, lambda message: self._answer(prospect, part, message), self._hear, self._group)
         finally:
             if self._record.worker_pid and prospect.known_copy is not None:
                 half = unfinished(prospect.known_copy, self._record.worker_pid)
@@ -238,6 +250,8 @@ class _Run:
         blobs: Mapping[int, bytes] = record.finished
         if part != "pictures":
             blobs = ChainMap(record.finished, record.checkpoints)
+        if self._group is not None:
+            drop_cached(_files_of(prospect))
         return job_of(prospect, record.planned.plan, blobs, part or "whole", tuple(record.folder.saved))
 
     def _hear(self, message: Message, watchdog: Watchdog) -> None:
@@ -257,6 +271,14 @@ class _Run:
         self._record.events.append((step, what))
         if self._watchdog is not None:
             self._show(Notice(what, step), self._watchdog)
+
+
+def _files_of(prospect: Prospect) -> Iterator[Path]:
+    """Of the model, and of its prepared copy."""
+    for part in prospect.task.model.parts.values():
+        yield from (file.path for file in part.files)
+    if prospect.copy is not None:
+        yield from prospect.copy.rglob("*")
 
 
 def _pictures(count: int) -> str:

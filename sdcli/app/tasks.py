@@ -297,7 +297,7 @@ def _decided(asked: Asked, model: Model, tell: Tell) -> tuple[DeviceName, DtypeN
     dtype, why = machine.choose_dtype(name, asked.dtype)
     if name == "cpu" and dtype == "fp16":
         tell(Note("fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32", "warning"))
-    ceiling = decide_ceiling(asked.mem_limit, name)
+    ceiling = decide_ceiling(asked.mem_limit, name, asked.kernel_limit)
     if ceiling.warning:
         tell(Note(ceiling.warning, "warning"))
     if model_in_memory(model):

@@ -2,76 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import platform
-import statistics
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from filelock import FileLock, Timeout
 
-from sdcli import machine, settings
+from sdcli import settings
 from sdcli.app.asked import Asked
-from sdcli.app.making import with_weights
-from sdcli.app.record import RunRecord, Task
-from sdcli.app.report import report
-from sdcli.app.run import run_task
-from sdcli.app.tasks import find_model, request_of, task_of
-from sdcli.cli import types
-from sdcli.cli.command import Command
-from sdcli.cli.options import ADDED, FORCE, JOB, MACHINE, PROMPT, TALK, model_option, options
+from sdcli.app.benching import Ran, bench_report, in_turn, made, run_case, warm_up
+from sdcli.app.comparison import Figures, read_bench
+from sdcli.app.disturbance import NOTABLE, Neighbours
+from sdcli.app.record import Task
+from sdcli.app.tasks import find_model, read_init_of, request_of, task_of
+from sdcli.cli.bench_options import AGAINST, CASES, EDIT
+from sdcli.cli.bench_table import ceiling_of, job_of, table
+from sdcli.cli.command import ARGUMENTS, PRECEDENCE, Command
+from sdcli.cli.compared import Bounds, compare
+from sdcli.cli.options import ADDED, FORCE, JOB, KERNEL_LIMIT, MACHINE, PROMPT, TALK, model_option, options
 from sdcli.cli.pages import PAGES, pages_of
 from sdcli.cli.parsed import Params, asked_of, voice_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
-from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
-from sdcli.models.samplers import scheduler_of
-from sdcli.models.schedulers import possible_steps
+from sdcli.domain import Model
+from sdcli.errors import BadRequest, Interrupted
+from sdcli.families.registry import family_of
+from sdcli.host.control_group import group_of_run
 from sdcli.models.synthetic import is_outline
-from sdcli.units import MIB, format_size
+
+if TYPE_CHECKING:
+    from sdcli.images.read import InitImage
 
 DEFAULT_MODEL = "synthetic:sd15"
 DEFAULT_PROMPT = "a photograph of an astronaut riding a horse"
 DEFAULT_STEPS = 4
 
-HEADER = (
-    "ceiling",
-    "outcome",
-    "predicted",
-    "peak",
-    "denoiser",
-    "load s",
-    "first step",
-    "s/step (spread)",
-    "decode s",
-    "total s",
-)
-
-
-class Limits(types.Limit):
-    """Sizes, separated by commas."""
-
-    name = "size[,size…]"
-    envvar_list_splitter = ","
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return tuple(super(Limits, self).convert(part, param, ctx) for part in str(value).split(","))
-
 
 @click.command(cls=Command)
-@click.option(
-    "--mem-limit",
-    "limits",
-    type=Limits(),
-    multiple=True,
-    envvar="SDCLI_MEM_LIMIT",
-    help="Ceilings, repeated or with commas.  [default: auto]",
-)
-@options(PROMPT, model_option(DEFAULT_MODEL), ADDED, JOB, MACHINE)
+@options(CASES, PROMPT, model_option(DEFAULT_MODEL, several=True), ADDED, JOB, EDIT, KERNEL_LIMIT, MACHINE, AGAINST)
 @click.option("--json", "as_json", is_flag=True, help="A JSON report on stdout instead of a table.")
 @click.option(
     "--warmup/--no-warmup",
@@ -80,46 +54,78 @@ class Limits(types.Limit):
     help="Run one step first, unmeasured: it fills the page cache.",
 )
 @options(PAGES, FORCE, TALK)
-def command(limits: tuple[tuple[str, ...], ...], as_json: bool, warmup: bool, **params: Any) -> None:
+def command(as_json: bool, warmup: bool, repeat: int, **params: Any) -> None:
     """Run one job under several memory ceilings and compare.
 
-    Each ceiling gets a fresh worker. The table says what was predicted, what was measured and what it cost in
-    time; the first step of a worker, which compiles kernels, is shown apart. A ceiling that is too small is a
-    result, not a failure. Pictures are drawn and thrown away. Defaults: synthetic:sd15, 4 steps, seed 0.
+    Each ceiling gets a fresh worker. The tables say what was predicted, what was measured, in three counts, and what it
+    cost in time; the first step of a worker, which compiles kernels, is shown apart. A ceiling that is too small is a
+    result, not a failure. Several models and sizes get a table each. Pictures are drawn and thrown away.
+    Defaults: synthetic:sd15, 4 steps, seed 0.
     """
-    asked, voice = _asked(params), voice_of(params)
+    voice, neighbours, bounds = voice_of(params), Neighbours(), Bounds.of(params)
     pages = click.get_current_context().with_resource(pages_of(params, voice))
-    model = find_model(asked, voice.tell, voice.debug)
+    old = read_bench(params["against"]) if params["against"] is not None else None
+    making = making_lines(voice)
     click.get_current_context().with_resource(_alone(voice))
-    request = request_of(asked, model, None, voice.tell)
-    ceilings = [limit for group in limits for limit in group] or ["auto"]
-    tasks = [
-        task_of(replace(asked, mem_limit=limit), model, request, voice.tell, debug=voice.debug) for limit in ceilings
-    ]
-    tasks = _with_weights(tasks, voice)
-    if warmup and not is_outline(tasks[0].model):
-        _warm_up(tasks[0], voice)
-    runs: list[tuple[RunRecord, str]] = []
-    failure: SdcliError | Interrupted | None = None
-    for task in tasks:
-        record, outcome, error = _measure(task, voice)
-        runs.append((record, outcome))
-        pages.take(record, error, outcome)
-        failure = failure or error
-        if isinstance(error, Interrupted):
+    cases: list[Task] = []
+    for of_one_model in list(_cases(params, voice)):
+        ready = made(of_one_model, making)
+        _require_group(ready[0])
+        if warmup and not is_outline(ready[0].model):
+            voice.say("warm-up: one step, not measured")
+            warm_up(ready[0])
+        cases += ready
+    before = neighbours.share()
+    _warn_of(before, "before the first run", voice)
+    runs: list[Ran] = []
+    several = len({job_of(case) for case in cases}) > 1
+    for number, case in in_turn(cases, repeat):
+        job = f"{job_of(case)}, " if several else ""
+        turn = f", run {number} of {repeat}" if repeat > 1 else ""
+        limit = "no ceiling" if case.ceiling.limit_bytes is None else ceiling_of(case)
+        voice.say(f"{job}under {limit}{turn}:")
+        runs.append(_measure(case, number, voice))
+        pages.take(runs[-1].record, runs[-1].error, runs[-1].outcome)
+        if isinstance(runs[-1].error, Interrupted):
             break
+    _hand_out(runs, as_json, before, old, bounds)
+
+
+def _hand_out(
+    runs: list[Ran], as_json: bool, before: float | None, old: dict[str, Figures] | None, bounds: Bounds
+) -> None:
+    """The product; then what failed is raised, or what became worse than it may."""
+    argv = shlex.join(["sdcli", "bench", *click.get_current_context().meta[ARGUMENTS]])
+    told = bench_report(runs, argv, before)
+    compared = None if old is None else compare(old, told, bounds)
     if as_json:
-        about = {
-            "schema": "sdcli.bench/1",
-            "machine": _machine(),
-            "runs": [{**report(r, with_series=True), "outcome": o} for r, o in runs],
-        }
-        hand_out(json.dumps(about))
+        hand_out(json.dumps(told if compared is None else told | {"against": compared.lines}))
     else:
-        for line in _table(runs):
+        for line in [*table(runs), *([] if compared is None else ["", *compared.lines])]:
             hand_out(line)
-    if failure is not None:
-        raise failure
+    for ran in runs:
+        if ran.outcome == "failed" and ran.error is not None:
+            raise ran.error
+    if compared is not None and compared.trouble is not None:
+        raise compared.trouble
+
+
+def _cases(params: Params, voice: Voice) -> Iterator[list[Task]]:
+    """What is to be measured, model by model: every size under every ceiling."""
+    asked, limits, sizes = _asked(params), _limits(params), _sizes(params)
+    for ref in dict.fromkeys(params["model"]) or (DEFAULT_MODEL,):
+        model = find_model(replace(asked, model=ref), voice.tell, voice.debug)
+        tasks = []
+        for size in sizes:
+            width, height = (asked.width, asked.height) if size is None else size
+            one = replace(asked, model=ref, width=width, height=height)
+            image = _init_image(one, model, voice) if params["img2img"] or one.init is not None else None
+            request = request_of(one, model, image, voice.tell)
+            tasks += [
+                task_of(replace(one, mem_limit=limit), model, request, voice.tell, image, voice.debug)
+                for limit in limits
+            ]
+        yield tasks
 
 
 def _asked(params: Params) -> Asked:
@@ -129,9 +135,49 @@ def _asked(params: Params) -> Asked:
     source = click.get_current_context().get_parameter_source
     defaults = {"steps": DEFAULT_STEPS, "seed": 0}
     unsaid = {name: value for name, value in defaults.items() if source(name) is click.core.ParameterSource.DEFAULT}
-    asked = asked_of({**params, **prompt, **unsaid})
-    model = DEFAULT_MODEL if asked.model is None else asked.model
-    return replace(asked, model=model, no_cache=True, on_limit="kill")  # what was kept, or degraded, is not measured
+    asked = asked_of({**params, **prompt, **unsaid, "model": None})
+    strength = params["strength"] if params["img2img"] or asked.init is not None else None
+    return replace(asked, strength=strength, no_cache=True, on_limit="kill")  # what was kept is not measured
+
+
+def _limits(params: Params) -> list[str]:
+    """Ceilings by themselves and by profiles, as far as both were said with the same weight; `auto` where none was."""
+    source = click.get_current_context().get_parameter_source
+    weight = {name: PRECEDENCE.index(source(name) or PRECEDENCE[-1]) for name in ("limits", "profiles")}
+    said = {name: list(_flat(params[name])) for name in weight if weight[name] == min(weight.values())}
+    of_profiles = [f"{settings.read_profile(name).limit_bytes // 1024}KiB" for name in said.get("profiles", ())]
+    return [*said.get("limits", ()), *of_profiles] or ["auto"]
+
+
+def _sizes(params: Params) -> list[tuple[int, int] | None]:
+    sizes = list(dict.fromkeys(_flat(params["sizes"])))
+    if sizes and (params["width"] is not None or params["height"] is not None):
+        raise BadRequest("two sizes: give --sizes or --size, not both")
+    return [*sizes] or [None]
+
+
+def _flat(groups: Iterable[Iterable[Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(groups)
+
+
+def _init_image(asked: Asked, model: Model, voice: Voice) -> InitImage:
+    """The picture to edit, at the size asked for or the model's own: a file's, else one of all colours."""
+    from sdcli.images.read import InitImage  # here, because Pillow takes a third of the time that --help takes
+
+    native = family_of(model).geometry(model).native_size
+    width, height = asked.width or native[0], asked.height or native[1]
+    image = read_init_of(replace(asked, width=width, height=height), voice.tell)
+    if image is not None:
+        return image
+    rows = (bytes((x * 255 // width, y * 255 // height, 128)) for y in range(height) for x in range(width))
+    return InitImage(width, height, b"".join(rows))
+
+
+def _require_group(task: Task) -> None:
+    """Raise SdcliError before anything is drawn where the kernel can keep no limit."""
+    if task.ceiling.kernel_limit_bytes is not None:
+        with group_of_run(task.ceiling.kernel_limit_bytes):
+            pass
 
 
 @contextmanager
@@ -164,78 +210,23 @@ def _alone(voice: Voice) -> Iterator[None]:
         lock.release()
 
 
-def _with_weights(tasks: list[Task], voice: Voice) -> list[Task]:
-    """The same with a model that is made now if it is not there, and if any of them fits."""
-    for task in tasks:
-        with suppress(WillNotFit):
-            model = with_weights(task, making_lines(voice)).model
-            return [replace(task, model=model) for task in tasks]
-    return tasks
+def _measure(case: Task, number: int, voice: Voice) -> Ran:
+    """One run, shown while it goes on; how it ended is said, unless it is raised when all are over."""
+    shown: list[ProgressLines] = []
+
+    def show(record: Any) -> ProgressLines:
+        shown.append(ProgressLines(record, case.ceiling, quiet=voice.quiet, verbose=voice.verbose))
+        return shown[0]
+
+    ran = run_case(case, number, show, making_lines(voice))
+    for lines in shown if ran.error is not None else ():
+        lines.clear()
+    if ran.outcome in ("will_not_fit", "killed"):
+        say(str(ran.error))
+    _warn_of(ran.disturbed, "meanwhile", voice)
+    return ran
 
 
-def _warm_up(task: Task, voice: Voice) -> None:
-    """One step without a ceiling, so that every measured run finds the files in the page cache."""
-    voice.say("warm-up: one step, not measured")
-    scheduler = scheduler_of(task.model, task.request)
-    fewest = possible_steps(scheduler.class_name, scheduler.config).start
-    short = replace(task, request=replace(task.request, steps=fewest), ceiling=replace(task.ceiling, limit_bytes=None))
-    run_task(short, RunRecord(short), None, lambda *_: None)
-
-
-def _measure(task: Task, voice: Voice) -> tuple[RunRecord, str, SdcliError | Interrupted | None]:
-    """One run, its outcome, and what made it fail: the rows that are there are not lost to that."""
-    limit, record = task.ceiling.limit_bytes, RunRecord(task)
-    voice.say(f"under {format_size(limit) if limit is not None else 'no ceiling'}:")
-    show = ProgressLines(record, task.ceiling, quiet=voice.quiet, verbose=voice.verbose)
-    try:
-        run_task(with_weights(task, making_lines(voice)), record, None, show)
-    except WillNotFit as error:
-        say(str(error))
-        return record, "will_not_fit", None
-    except CeilingCrossed as error:
-        show.clear()
-        say(str(error))
-        return record, "killed", None
-    except (SdcliError, Interrupted) as error:
-        show.clear()
-        return record, "failed", error
-    return record, "ok", None
-
-
-def _machine() -> dict[str, Any]:
-    """What a reader needs to compare the figures with others'."""
-    return {
-        "cpu": machine.cpu_name(),
-        "cores": os.cpu_count(),
-        "physical_memory_bytes": machine.physical_memory_bytes(),
-        "container_limit_bytes": machine.container_limit_bytes(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def _table(runs: list[tuple[RunRecord, str]]) -> list[str]:
-    rows = [HEADER, *(_row(record, outcome) for record, outcome in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _row(record: RunRecord, outcome: str) -> tuple[str, ...]:
-    limit, planned = record.task.ceiling.limit_bytes, record.planned
-    times = [step.seconds for step in record.steps]
-    rest = times[1:] or times
-    spread = f"{statistics.median(rest):.2f} ({min(rest):.2f}-{max(rest):.2f})" if rest else "-"
-    stages = {stage.name: stage for stage in record.stages}
-    decode = stages.get("decode")
-    return (
-        format_size(limit) if limit is not None else "none",
-        outcome,
-        f"{planned.peak_bytes / MIB:.0f} MiB" if planned else "-",
-        f"{record.peak_bytes / MIB:.0f} MiB" if record.peak_bytes else "-",
-        planned.plan.residency if planned else "-",
-        f"{sum(stage.load_s for stage in record.stages):.1f}",
-        f"{times[0]:.2f}" if times else "-",
-        spread,
-        f"{decode.run_s:.1f}" if decode and outcome == "ok" else "-",
-        f"{record.total_s:.1f}",
-    )
+def _warn_of(share: float | None, when: str, voice: Voice) -> None:
+    if share is not None and share > NOTABLE:
+        voice.warn(f"other programs took {share:.0%} of the cores {when}: the figures are disturbed")

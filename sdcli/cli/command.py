@@ -141,6 +141,7 @@ CONFIGURABLE = frozenset(
         "dtype",
         "threads",
         "mem_limit",
+        "kernel_limit",
         "profile",
         "on_limit",
         "json",

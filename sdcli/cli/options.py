@@ -41,8 +41,8 @@ LINES = (
 )
 
 
-def model_option(default: str) -> tuple[Decorator, ...]:
-    """The option that names the model; `default` is for --help, the commands know theirs."""
+def model_option(default: str, several: bool = False) -> tuple[Decorator, ...]:
+    """The option that names the model, or `several`; `default` is for --help, the commands know theirs."""
     about = (
         "demo (built in), a .safetensors file, a folder in diffusers layout, ORG/NAME from the Hub, or synthetic:sd15."
     )
@@ -50,8 +50,9 @@ def model_option(default: str) -> tuple[Decorator, ...]:
         option(name, type=types.WeightsFile(), help=f"A file or folder with another {name[2:].replace('-', ' ')}.")
         for name in part_options()
     )
+    more = " May be repeated." if several else ""
     return (
-        option("-m", "--model", type=types.ModelRef(), help=f"{about}  [default: {default}]"),
+        option("-m", "--model", type=types.ModelRef(), multiple=several, help=f"{about}{more}  [default: {default}]"),
         *parts,
         option(
             "--prediction",
@@ -190,6 +191,14 @@ MACHINE = (
     ),
 )
 
+KERNEL_LIMIT = (
+    option(
+        "--kernel-limit",
+        type=types.Bytes(),
+        help="Put the worker into a control group of this size, without swap, and tell the group's peak (Linux).",
+    ),
+)
+
 CEILING = (
     option(
         "--mem-limit",
@@ -201,6 +210,7 @@ CEILING = (
 
 LIMIT = (
     *CEILING,
+    *KERNEL_LIMIT,
     option(
         "--profile",
         type=types.ProfileName(),

@@ -133,6 +133,14 @@ class Limit(click.ParamType):
         return text
 
 
+class Bytes(Limit):
+    """A size with its unit, and nothing else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        parse_size(str(value))
+        return str(value).strip()
+
+
 class Text(click.ParamType):
     """A prompt: at most 64 KiB, no NUL byte; a byte order mark before it is none of it."""
 
@@ -250,6 +258,8 @@ class ProfileName(click.ParamType):
 
 class ModelRef(FilePath):
     """What names a model; a shell completes those on this disk, and paths."""
+
+    envvar_list_splitter = ";"
 
     def __init__(self) -> None:
         super().__init__("text")

@@ -48,12 +48,14 @@ class Crossing:
 
 @dataclass(slots=True)
 class Peaks:
-    """What was measured: the highest footprint of all and of each stage, and how it went over time.
+    """What was measured: the highest footprint of all and of each stage, beside it the highest resident set, and how it
+    went over time.
 
     Times are those of time.monotonic().
     """
 
     overall_bytes: int = 0
+    rss_bytes: int = 0
     samples: int = 0
     by_stage: dict[str, int] = field(default_factory=dict)
     series: Series = field(default_factory=Series)
@@ -113,10 +115,10 @@ class Watchdog(threading.Thread):
 
     def _look(self) -> float:
         """Measure once and act on it; returns the seconds until the next look."""
-        footprint = self._meter.footprint_bytes()
+        footprint, rss = self._meter.read()
         if self._limit_bytes is not None and footprint > self._limit_bytes:
-            footprint = self._meter.footprint_bytes()  # a child just forked shares its parent's pages for a moment
-        self._record(footprint)
+            footprint, rss = self._meter.read()  # a child just forked shares its parent's pages for a moment
+        self._record(footprint, rss)
         self._keep_going()
         if self._limit_bytes is None:
             return PERIOD_S
@@ -139,11 +141,12 @@ class Watchdog(threading.Thread):
             if self._worker.status() == psutil.STATUS_STOPPED:
                 self._worker.resume()
 
-    def _record(self, footprint: int) -> None:
+    def _record(self, footprint: int, rss: int) -> None:
         stage = self.stage
         self.footprint_bytes = footprint
         self.peaks.samples += 1
         self.peaks.overall_bytes = max(self.peaks.overall_bytes, footprint)
+        self.peaks.rss_bytes = max(self.peaks.rss_bytes, rss)
         self.peaks.by_stage[stage] = max(self.peaks.by_stage.get(stage, 0), footprint)
         self.peaks.series.add(time.monotonic(), footprint, stage)
 

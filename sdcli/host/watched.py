@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sdcli.domain import DeviceName, DtypeName
 from sdcli.errors import CeilingCrossed, SdcliError, WillNotFit
+from sdcli.host.control_group import ControlGroup
 from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.messages import Message, Relieve, StageBegan, StageEnded, Start, StepDone, Watched
@@ -45,14 +46,16 @@ def watched_worker(
     measure: DtypeName | None,
     debug: bool = False,
     threads: int | None = None,
+    group: ControlGroup | None = None,
 ) -> Iterator[WatchedWorker]:
     """A started worker under a started watchdog. A crossing, or a failed watch, ends in its own error.
 
     On CUDA the ceiling is the device's own, and the footprint is only measured. With `measure` the worker finds out how
-    fast it computes in that type, by as many `threads` of the CPU.
+    fast it computes in that type, by as many `threads` of the CPU. In a control `group` the kernel may kill it.
     """
     footprint_limit_bytes = None if device == "cuda" else limit_bytes
-    with Worker(network, debug) as worker:
+    kills_before = 0 if group is None else group.kills
+    with Worker(network, debug, group) as worker:
         watchdog = Watchdog(
             os.getpid(),
             worker.pid,
@@ -66,6 +69,8 @@ def watched_worker(
             yield WatchedWorker(worker, watchdog)
         except SdcliError:
             _raise_if_ended_by(watchdog, device, limit_bytes)
+            if group is not None and group.kills > kills_before:
+                raise _killed(watchdog, group) from None
             raise
         finally:
             watchdog.stop()
@@ -86,11 +91,24 @@ def _raise_if_ended_by(watchdog: Watchdog, device: DeviceName, limit_bytes: int 
         )
 
 
+def _killed(watchdog: Watchdog, group: ControlGroup) -> CeilingCrossed:
+    """The kernel's kill at the group's limit, told as a ceiling that was crossed."""
+    limit_bytes = group.limit_bytes or 0
+    where = f"the kernel killed the worker at its limit of {format_size(limit_bytes)} {_place(watchdog)}"
+    more = format_limit(limit_bytes * 5 // 4)
+    return CeilingCrossed(
+        f"{where}; give --kernel-limit {more}, or a lower --mem-limit", where, watchdog.stage, watchdog.step
+    )
+
+
+def _place(at: Watchdog | Crossing) -> str:
+    return f"in the stage {at.stage}" + ("" if at.step is None else f" after step {at.step}")
+
+
 def _crossed(crossing: Crossing, limit_bytes: int) -> CeilingCrossed:
     """One line: stage, step, footprint, ceiling, what to do."""
-    step = "" if crossing.step is None else f" after step {crossing.step}"
     more = format_limit(crossing.footprint_bytes + 128 * MIB)
-    where = f"the ceiling of {format_size(limit_bytes)} was crossed in the stage {crossing.stage}{step}"
+    where = f"the ceiling of {format_size(limit_bytes)} was crossed {_place(crossing)}"
     footprint = f"footprint {format_size(crossing.footprint_bytes)}, the worker was killed"
     message = f"{where}: {footprint}; give --mem-limit {more} or a smaller picture"
     return CeilingCrossed(message, where, crossing.stage, crossing.step, crossing.footprint_bytes)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO, cast
 
 from sdcli.errors import BY_NAME, SdcliError, echo, shortage
+from sdcli.host.control_group import ControlGroup
 from sdcli.messages import Failed, Message, read_message, write_message
 
 COMPACT_HEAP = "glibc.malloc.tcache_count=0"
@@ -55,11 +56,12 @@ class Worker:
     A context manager: whatever happens inside, no worker is left behind.
     """
 
-    def __init__(self, network: str, debug: bool = False) -> None:
-        """It imports the module of the network that it will run."""
+    def __init__(self, network: str, debug: bool = False, group: ControlGroup | None = None) -> None:
+        """It imports the module of the network that it will run, and is in the control group if there is one."""
+        command = [sys.executable, "-P", "-m", "sdcli.engine", network]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__; a pipe would have to be drained
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sdcli.engine", network],
+            command if group is None else group.entered(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if debug else self._stderr,

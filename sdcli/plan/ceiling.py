@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdcli import machine
 from sdcli.units import MIB, format_size, parse_size
@@ -15,38 +15,55 @@ class Ceiling:
     limit_bytes: int | None
     reason: str
     warning: str | None = None
+    kernel_limit_bytes: int | None = None
+    """Of the control group that the worker is to have for itself, if it is to have one."""
 
 
 KERNEL_BYTES = 32 * MIB
 """A container's limit covers what a footprint has not: page tables, stacks, the pages of files that are in use."""
 
 
-def kernel_share_bytes(limit_bytes: int | None) -> int:
-    """What must stay free under this ceiling, because the container's limit is not far above it."""
-    container = machine.container_limit_bytes()
+def kernel_share_bytes(ceiling: Ceiling) -> int:
+    """What must stay free under this ceiling, because the kernel's own limit is not far above it."""
+    limit_bytes, (container, _) = ceiling.limit_bytes, _container(ceiling.kernel_limit_bytes)
     return 0 if container is None or limit_bytes is None else max(0, KERNEL_BYTES - max(0, container - limit_bytes))
 
 
-def decide_ceiling(text: str, device: str) -> Ceiling:
+def _container(kernel_limit_bytes: int | None) -> tuple[int | None, str]:
+    """The tighter one of the limits that the kernel keeps, and whose it is."""
+    container = machine.container_limit_bytes()
+    if kernel_limit_bytes is None or (container is not None and container <= kernel_limit_bytes):
+        return container, "the container"
+    return kernel_limit_bytes, "the control group"
+
+
+def decide_ceiling(text: str, device: str, kernel_limit: str | None = None) -> Ceiling:
     """The ceiling for `auto`, `none` or a size. Raises BadRequest for anything else.
 
-    On CUDA it covers the GPU's memory, elsewhere the footprint of the process tree.
+    On CUDA it covers the GPU's memory, elsewhere the footprint of the process tree. `kernel_limit` is the size of a
+    control group that the worker is to have for itself: the ceiling is no more than that, unless it is `none`.
     """
+    kernel_limit_bytes = None if kernel_limit is None else parse_size(kernel_limit)
+    return replace(_decide(text, device, kernel_limit_bytes), kernel_limit_bytes=kernel_limit_bytes)
+
+
+def _decide(text: str, device: str, kernel_limit_bytes: int | None) -> Ceiling:
     if text == "none":
         return Ceiling(None, "none asked for: footprint is measured, not limited")
     if device == "cuda":
-        has, container, owner = machine.gpu_memory_bytes() or 0, None, "the GPU"
+        has, owner, container, holder = machine.gpu_memory_bytes() or 0, "the GPU", None, ""
     else:
-        has, container, owner = machine.physical_memory_bytes(), machine.container_limit_bytes(), "this machine"
+        has, owner = machine.physical_memory_bytes(), "this machine"
+        container, holder = _container(kernel_limit_bytes)
     if text == "auto":
         share = machine.iphone_share_bytes(has)
         if container is not None and container < share:
-            return Ceiling(container, f"the container's limit of {format_size(container)}")
+            return Ceiling(container, f"{holder}'s limit of {format_size(container)}")
         return Ceiling(share, f"an app's share, as on iOS, of the {format_size(has)} of {owner}")
     asked = parse_size(text)
     least = min(has, container) if container is not None else has
     if asked > least:
-        whose = owner if least == has else "the container"
+        whose = owner if least == has else holder
         warning = f"the ceiling of {format_size(asked)} is more than {whose} has: {format_size(least)} is used"
         return Ceiling(least, f"all that {whose} has", warning)
     return Ceiling(asked, f"asked for: {asked} bytes")

@@ -1,8 +1,9 @@
 """The footprint of a process tree: dirty, compressed and device-owned pages, not clean file-backed ones.
 
 Linux: RssAnon + RssShmem + VmSwap of /proc/PID/status. macOS: ri_phys_footprint of proc_pid_rusage.
-Windows: private bytes. psutil's own full report walks all mappings: 6 to 23 ms with mapped weights, too slow
-to poll; a read of /proc/PID/status takes 0.03 ms.
+Windows: private bytes. Beside it, from the same reading, the resident set (RSS), in which clean pages of files count:
+it decides nothing, and most other tools tell it. psutil's own full report walks all mappings: 6 to 23 ms with mapped
+weights, too slow to poll; a read of /proc/PID/status takes 0.03 ms.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import psutil
 
@@ -29,7 +31,17 @@ _PF_FORKNOEXEC = 0x40
 
 _RUSAGE_INFO_V4 = 4
 _RUSAGE_BYTES = 296
-_PHYS_FOOTPRINT_AT = 72
+_RESIDENT_SIZE_AT, _PHYS_FOOTPRINT_AT = 64, 72
+
+
+class Memory(NamedTuple):
+    """What a process or a tree has: its footprint, and its resident set."""
+
+    footprint_bytes: int
+    rss_bytes: int
+
+
+NOTHING = Memory(0, 0)
 
 
 class TreeMeter:
@@ -37,13 +49,17 @@ class TreeMeter:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._read = footprint_reader()
+        self._read = memory_reader()
         self._parents = {root: 0}
         self._forked: dict[int, float] = {}  # when each was seen first
         self._listed_at, self._last_pid = 0.0, ""
 
     def footprint_bytes(self) -> int:
         """The tree's footprint now. Processes that are gone count nothing."""
+        return self.read().footprint_bytes
+
+    def read(self) -> Memory:
+        """The tree's footprint and resident set now."""
         now, last_pid = time.monotonic(), _last_pid()
         if last_pid != self._last_pid or now - self._listed_at > _TREE_AGE_S:
             self._parents = _tree(self._root)
@@ -51,21 +67,22 @@ class TreeMeter:
                 pid: self._forked.get(pid, now) for pid in self._parents if pid != self._root and _is_only_forked(pid)
             }
             self._listed_at, self._last_pid = now, last_pid
-        sizes = {pid: self._read(pid) for pid in self._parents}
-        return sum(sizes.values()) - sum(
-            min(sizes[pid], sizes[self._parents[pid]])
-            for pid, seen_at in self._forked.items()
-            if now - seen_at < _FORKED_S and _is_only_forked(pid)
-        )
+        seen = {pid: self._read(pid) for pid in self._parents}
+        footprint, rss = map(sum, zip(*seen.values(), strict=True))
+        for pid, seen_at in self._forked.items():
+            if now - seen_at < _FORKED_S and _is_only_forked(pid):
+                shared = map(min, seen[pid], seen[self._parents[pid]])
+                footprint, rss = footprint - next(shared), rss - next(shared)
+        return Memory(footprint, rss)
 
 
-def footprint_reader() -> Callable[[int], int]:
-    """How this system tells the footprint of one process id, in bytes; 0 for one that is gone."""
+def memory_reader() -> Callable[[int], Memory]:
+    """How this system tells what one process id has; nothing for one that is gone."""
     if sys.platform.startswith("linux"):
         _require_own_proc()
-        return linux_footprint
+        return linux_memory
     if sys.platform == "darwin":
-        return darwin_footprint(ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True))
+        return darwin_memory(ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True))
     return _private_bytes
 
 
@@ -79,43 +96,49 @@ def _require_own_proc() -> None:
         raise SdcliError("/proc is of another process namespace, so memory cannot be measured: unshare --mount-proc")
 
 
-def linux_footprint(pid: int) -> int:
+def linux_memory(pid: int) -> Memory:
     """From /proc/PID/status."""
     try:
         with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            return status_footprint(file.read(8192))
+            return status_memory(file.read(8192))
     except OSError:
-        return 0
+        return NOTHING
 
 
-def status_footprint(status: bytes) -> int:
-    """RssAnon + RssShmem + VmSwap of the text of a status file, in bytes."""
-    total = 0
-    for field in (b"\nRssAnon:", b"\nRssShmem:", b"\nVmSwap:"):
-        at = status.find(field)
-        if at >= 0:
-            total += int(status[at + len(field) : status.index(b"kB", at)])
-    return total * KIB
+def status_memory(status: bytes) -> Memory:
+    """Of the text of a status file: RssAnon + RssShmem + VmSwap, and RssAnon + RssShmem + RssFile."""
+    anonymous, shared, files, swap = (
+        _kilobytes(status, field) for field in (b"\nRssAnon:", b"\nRssShmem:", b"\nRssFile:", b"\nVmSwap:")
+    )
+    return Memory((anonymous + shared + swap) * KIB, (anonymous + shared + files) * KIB)
 
 
-def darwin_footprint(libproc: ctypes.CDLL) -> Callable[[int], int]:
+def _kilobytes(status: bytes, field: bytes) -> int:
+    at = status.find(field)
+    return int(status[at + len(field) : status.index(b"kB", at)]) if at >= 0 else 0
+
+
+def darwin_memory(libproc: ctypes.CDLL) -> Callable[[int], Memory]:
     """From proc_pid_rusage, flavour RUSAGE_INFO_V4."""
 
-    def read(pid: int) -> int:
+    def read(pid: int) -> Memory:
         info = (ctypes.c_uint8 * _RUSAGE_BYTES)()
         if libproc.proc_pid_rusage(pid, _RUSAGE_INFO_V4, ctypes.byref(info)) != 0:
-            return 0
-        return int.from_bytes(bytes(info[_PHYS_FOOTPRINT_AT : _PHYS_FOOTPRINT_AT + 8]), sys.byteorder)
+            return NOTHING
+        resident, footprint = (
+            int.from_bytes(bytes(info[at : at + 8]), sys.byteorder) for at in (_RESIDENT_SIZE_AT, _PHYS_FOOTPRINT_AT)
+        )
+        return Memory(footprint, resident)
 
     return read
 
 
-def _private_bytes(pid: int) -> int:
+def _private_bytes(pid: int) -> Memory:
     try:
         info = psutil.Process(pid).memory_info()
     except psutil.Error:
-        return 0
-    return int(getattr(info, "private", info.rss))
+        return NOTHING
+    return Memory(int(getattr(info, "private", info.rss)), int(info.rss))
 
 
 def _last_pid() -> str:

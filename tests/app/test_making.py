@@ -105,7 +105,7 @@ def test_bench_makes_a_model_if_one_of_its_ceilings_is_enough(
             raise WillNotFit("will not fit")
         drawn.append(task)
 
-    monkeypatch.setattr("sdcli.cli.bench.run_task", draw)
+    monkeypatch.setattr("sdcli.app.benching.run_task", draw)
     assert run(["bench", "-m", "synthetic:sd15", "--mem-limit", limits, "--json", "-q"]) == 0
     assert [one["outcome"] for one in json.loads(capfd.readouterr().out)["runs"]] == outcomes
     fits = "ok" in outcomes

@@ -21,7 +21,7 @@ from sdcli.host.making import make_synthetic
 from sdcli.host.watchdog import WARN_BYTES, Watchdog
 from sdcli.messages import Message, PictureDone, StepDone
 from sdcli.plan.baselines import remember_baseline, remembered_baseline
-from sdcli.plan.meter import TreeMeter
+from sdcli.plan.meter import Memory, TreeMeter
 from sdcli.plan.planner import Planned, make_plan
 from sdcli.units import MIB
 from tests.host.conftest import REQUEST, standing, task
@@ -201,12 +201,12 @@ def test_near_the_ceiling_the_worker_is_told_to_free_what_it_can(tiny: Path, scr
 def test_m10_a_watchdog_that_fails_stops_the_run_and_says_so(
     tiny: Path, script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: TreeMeter) -> int:
+    def fail(self: TreeMeter) -> Memory:
         raise OSError(24, "Too many open files")
 
     def show(message: Message) -> None:
         if isinstance(message, StepDone):
-            monkeypatch.setattr(TreeMeter, "footprint_bytes", fail)
+            monkeypatch.setattr(TreeMeter, "read", fail)
 
     script(IN_STEP_1 + "time.sleep(600)\n")
     with pytest.raises(SdcliError, match=r"the watchdog failed .*Too many open files.*: the ceiling could not be kept"):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,8 @@ def test_the_report_has_the_keys_of_the_contract(report: dict[str, Any]) -> None
     }  # fmt: skip
     assert set(report["model"]) == {"ref", "family", "sha256"}
     assert set(report["memory"]) == {
-        "limit_bytes", "metric", "baseline_bytes", "predicted_peak_bytes", "peak_bytes", "samples", "period_ms",
+        "limit_bytes", "metric", "baseline_bytes", "predicted_peak_bytes", "peak_bytes", "peak_rss_bytes",
+        "cgroup_peak_bytes", "samples", "period_ms",
     }  # fmt: skip
     assert set(report["plan"]) == {
         "residency", "resident_bytes", "guidance", "attention_scratch_bytes", "ways", "reasons",
@@ -84,6 +86,7 @@ def test_the_report_says_what_was_done(report: dict[str, Any], tiny: Path) -> No
 def test_the_reported_memory_is_measured_and_below_the_prediction(report: dict[str, Any]) -> None:
     memory = report["memory"]
     assert memory["metric"] == "footprint" and memory["period_ms"] == 10
+    assert memory["peak_rss_bytes"] > memory["peak_bytes"], "torch's own libraries are resident"
     assert 50 * MIB < memory["baseline_bytes"] < memory["peak_bytes"] < memory["predicted_peak_bytes"]
     assert memory["predicted_peak_bytes"] < memory["limit_bytes"] and memory["samples"] > 10
     assert memory["peak_bytes"] >= max(stage["peak_bytes"] for stage in report["stages"])
@@ -239,3 +242,30 @@ def test_m9_crossing_the_ceiling_is_exit_code_137_and_no_picture(
         done.stderr.decode(),
     )
     assert files(work) == set()
+
+
+def kernel_limited(tiny: Path, work: Path, kernel_limit: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """A run in a control group of its own; the test is skipped where none can be had."""
+    done = shell(work, "txt2img", "a", "-m", tiny, "-s", "1", "--kernel-limit", kernel_limit, *options)
+    if b"this user may make no memory control group here" in done.stderr:
+        pytest.skip("needs a memory control group")
+    return done
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="control groups")
+def test_the_kernel_s_kill_at_its_limit_is_told_as_what_it_is(tiny: Path, work: Path) -> None:
+    done = kernel_limited(tiny, work, "60MiB", "--mem-limit", "none", "-q")
+    assert (done.returncode, done.stdout) == (137, b""), done.stderr
+    said = "Error: the kernel killed the worker at its limit of 60 MiB in the stage start; give --kernel-limit 75MiB"
+    assert done.stderr.decode() == f"{said}, or a lower --mem-limit\n"
+    assert files(work) == set()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="control groups")
+def test_the_group_of_a_run_is_counted_beside_its_footprint(tiny: Path, work: Path) -> None:
+    done = kernel_limited(tiny, work, "1GiB", "--mem-limit", "2GiB", "--json", "-o", "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "more than the control group has: 1.00 GiB is used" in done.stderr.decode()
+    memory = json.loads(done.stdout)["memory"]
+    assert memory["kernel_limit_bytes"] == memory["limit_bytes"] == 1024 * MIB
+    assert 100 * MIB < memory["cgroup_peak_bytes"] < 1024 * MIB

@@ -136,23 +136,23 @@ def test_c4_two_benches_at_once_are_each_told_of_the_other(
     ran: list[str] = []
 
     def meanwhile(*_: object) -> None:
-        monkeypatch.setattr("sdcli.cli.bench.run_task", lambda *_: None)
+        monkeypatch.setattr("sdcli.app.benching.run_task", lambda *_: None)
         capfd.readouterr()
         assert run(["bench", "-m", str(tiny), "--dtype", "fp32", "--no-warmup"]) == 0
         ran.append(capfd.readouterr().err)
 
-    monkeypatch.setattr("sdcli.cli.bench.run_task", meanwhile)
+    monkeypatch.setattr("sdcli.app.benching.run_task", meanwhile)
     assert bench(sdcli, tiny) == [
         "warning: another sdcli bench ran at the same time: the figures of both are disturbed"
     ]
     assert ran[0].splitlines()[0] == "warning: another sdcli bench is running: the figures of both are disturbed"
     assert bench(sdcli, tiny) == []  # one after the other
-    monkeypatch.setattr("sdcli.cli.bench.run_task", meanwhile)
+    monkeypatch.setattr("sdcli.app.benching.run_task", meanwhile)
     assert bench(sdcli, tiny, "-q") == []
 
 
 def test_a_bench_without_a_cache_goes_on(sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdcli.cli.bench.run_task", lambda *_: None)
+    monkeypatch.setattr("sdcli.app.benching.run_task", lambda *_: None)
     settings.cache_dir().parent.mkdir(exist_ok=True)
     settings.cache_dir().write_bytes(b"a file in its place")
     assert bench(sdcli, tiny) == []

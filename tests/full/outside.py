@@ -23,21 +23,23 @@ class Seen:
     out: str
     err: str
     peak_bytes: int
+    rss_bytes: int = 0
 
 
 def watch(command: list[str], environment: dict[str, str]) -> Seen:
-    """Run a command and sample RssAnon + RssShmem + VmSwap of its whole tree (Linux)."""
+    """Run a command and sample RssAnon + RssShmem + VmSwap of its whole tree, and its resident set (Linux)."""
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
     )
-    peak, pids, listed_at = 0, [process.pid], 0.0
+    peak, rss, pids, listed_at = 0, 0, [process.pid], 0.0
     while process.poll() is None:
         if time.monotonic() - listed_at > 0.05:
             pids, listed_at = _tree(process.pid), time.monotonic()
-        peak = max(peak, sum(map(_footprint, pids)))
+        seen = list(map(_memory, pids))
+        peak, rss = max(peak, sum(one for one, _ in seen)), max(rss, sum(one for _, one in seen))
         time.sleep(PERIOD_S)
     out, err = process.communicate()
-    return Seen(process.returncode, out, err, peak)
+    return Seen(process.returncode, out, err, peak, rss)
 
 
 def _tree(root: int) -> list[int]:
@@ -50,12 +52,14 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _footprint(pid: int) -> int:
+def _memory(pid: int) -> tuple[int, int]:
+    """Footprint and resident set."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")))
+        return 0, 0
+    told = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
+    return sum(told.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap")), told.get("VmRSS", 0)
 
 
 class KernelLimit:

@@ -53,6 +53,7 @@ def test_the_peak_is_under_the_ceiling_with_the_denoiser_resident_or_nearly(
     assert seen.peak_bytes < CEILINGS[limit]
     assert report["plan"]["resident_bytes"] > 0.9 * DENOISER_BYTES
     assert memory["peak_bytes"] == pytest.approx(seen.peak_bytes, rel=0.03)
+    assert memory["peak_rss_bytes"] == pytest.approx(seen.rss_bytes, rel=0.03)
     assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= memory["limit_bytes"]
     with Image.open("out.png") as picture:
         assert picture.size == (512, 512)

@@ -16,7 +16,7 @@ import pytest
 
 from sdcli.host import watchdog as module
 from sdcli.host.watchdog import START, WARN_BYTES, Watchdog, kill_tree
-from sdcli.plan.meter import TreeMeter
+from sdcli.plan.meter import Memory, TreeMeter
 from sdcli.units import MIB
 
 ROOM_BYTES = 150 * MIB
@@ -169,6 +169,7 @@ total = sum(area[at] for at in range(0, len(area), 4096))
             go(child)
             assert hear(child) == b"done\n"
             mapped = psutil.Process(child.pid).memory_info().shared
+            _wait_for(lambda: dog.peaks.rss_bytes >= mapped)  # resident they are all the same
         assert dog.crossing is None and dog.failure is None
         assert mapped > 2 * ROOM_BYTES and dog.peaks.overall_bytes < before + 20 * MIB
 
@@ -218,7 +219,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 def test_it_looks_the_more_often_the_nearer_the_ceiling_is(
     monkeypatch: pytest.MonkeyPatch, room: int, period: float
 ) -> None:
-    monkeypatch.setattr(TreeMeter, "footprint_bytes", lambda self: 1000 * MIB)
+    monkeypatch.setattr(TreeMeter, "read", lambda self: Memory(1000 * MIB, 1000 * MIB))
     dog = Watchdog(os.getpid(), os.getpid(), (1000 + room) * MIB, lambda _: None)
     assert dog._look() * 1000 == pytest.approx(period, abs=0.2)
     assert dog.crossing is None
@@ -228,13 +229,13 @@ def test_it_looks_the_more_often_the_nearer_the_ceiling_is(
 def test_a_failing_meter_kills_the_worker_and_is_recorded(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], limit_bytes: int | None
 ) -> None:
-    def fail(self: TreeMeter) -> int:
+    def fail(self: TreeMeter) -> Memory:
         raise OSError(24, "Too many open files")
 
     with process("#go\n") as child:
         with watched(child, limit_bytes) as dog:
             _wait_for(lambda: dog.peaks.samples > 2)
-            monkeypatch.setattr(TreeMeter, "footprint_bytes", fail)
+            monkeypatch.setattr(TreeMeter, "read", fail)
             assert child.wait(WAIT_S) == -9
         assert isinstance(dog.failure, OSError) and dog.crossing is None
     assert capfd.readouterr().err == ""

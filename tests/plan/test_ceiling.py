@@ -103,4 +103,16 @@ def test_near_a_container_s_limit_room_is_left_for_what_a_footprint_has_not(
     computer: pytest.MonkeyPatch, container: int | None, limit: int | None, share: int
 ) -> None:
     have(computer, 6 * GIB, container)
-    assert kernel_share_bytes(limit) == share
+    assert kernel_share_bytes(Ceiling(limit, "")) == share
+
+
+def test_the_limit_of_a_control_group_is_as_a_container_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "physical_memory_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr(machine, "container_limit_bytes", lambda: 2 * GIB)
+    auto = decide_ceiling("auto", "cpu", "1GiB")
+    assert auto == Ceiling(GIB, "the control group's limit of 1.00 GiB", kernel_limit_bytes=GIB)
+    assert kernel_share_bytes(auto) == KERNEL_BYTES
+    assert "more than the control group has: 1.00 GiB is used" in (decide_ceiling("3GiB", "cpu", "1GiB").warning or "")
+    assert decide_ceiling("auto", "cpu", "3GiB").reason == "the container's limit of 2.00 GiB"
+    none = decide_ceiling("none", "cpu", "1GiB")
+    assert (none.limit_bytes, none.kernel_limit_bytes, kernel_share_bytes(none)) == (None, GIB, 0)

@@ -17,7 +17,7 @@ import pytest
 
 from sdcli.errors import SdcliError
 from sdcli.plan import meter
-from sdcli.plan.meter import TreeMeter, darwin_footprint, footprint_reader, linux_footprint, status_footprint
+from sdcli.plan.meter import NOTHING, Memory, TreeMeter, darwin_memory, linux_memory, memory_reader, status_memory
 from sdcli.units import KIB, MIB
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
@@ -58,22 +58,26 @@ def go_on(process: subprocess.Popen[bytes]) -> None:
 
 @linux
 @pytest.mark.parametrize(
-    ("script", "counts"),
+    ("script", "counts", "touches"),
     [
-        pytest.param("kept = b'x' * SIZE", True, id="its own memory"),
-        pytest.param("kept = mmap.mmap(-1, SIZE); kept.write(b'x' * 2**20 * 64)", True, id="shared anonymous memory"),
+        pytest.param("kept = b'x' * SIZE", True, True, id="its own memory"),
+        pytest.param("kept = mmap.mmap(-1, SIZE); kept.write(b'x' * 2**20 * 64)",
+                     True, True, id="shared anonymous memory"),
         pytest.param("file = os.memfd_create('a'); os.write(file, b'x' * SIZE)\n"
-                     "kept = mmap.mmap(file, SIZE); sum(kept[::4096])", True, id="a mapped memory file"),
-        pytest.param("kept = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE)", False, id="memory that is never touched"),
+                     "kept = mmap.mmap(file, SIZE); sum(kept[::4096])", True, True, id="a mapped memory file"),
+        pytest.param("kept = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE)",
+                     False, False, id="memory that is never touched"),
         pytest.param("file = open(PATH, 'rb'); kept = mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ)\n"
-                     "sum(kept[::4096])", False, id="clean pages of a file"),
+                     "sum(kept[::4096])", False, True, id="clean pages of a file"),
         pytest.param("file = open(PATH, 'r+b'); kept = mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_COPY)\n"
-                     "for at in range(0, SIZE, 4096): kept[at] = 1", True, id="changed copies of a file's pages"),
-        pytest.param("open(PATH, 'rb').read(1)", False, id="next to nothing"),
+                     "for at in range(0, SIZE, 4096): kept[at] = 1", True, True, id="changed copies of a file's pages"),
+        pytest.param("open(PATH, 'rb').read(1)", False, False, id="next to nothing"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_dirty_pages_count_and_clean_pages_of_files_do_not(tmp_path: Path, script: str, counts: bool) -> None:
+def test_dirty_pages_count_and_clean_pages_of_files_are_resident_alone(
+    tmp_path: Path, script: str, counts: bool, touches: bool
+) -> None:
     file = tmp_path / "file"
     with file.open("wb") as stream:
         stream.truncate(SIZE)
@@ -82,19 +86,22 @@ def test_dirty_pages_count_and_clean_pages_of_files_do_not(tmp_path: Path, scrip
     ):  # fmt: skip
         pytest.skip("the temporary folder itself is memory")
     with child(script.replace("SIZE", str(SIZE)).replace("PATH", repr(str(file)))) as process:
-        before = linux_footprint(process.pid)
+        before = linux_memory(process.pid)
         go_on(process)
-        grown = linux_footprint(process.pid) - before
+        after = linux_memory(process.pid)
+    grown = after.footprint_bytes - before.footprint_bytes
     # a temporary copy of what is written is given back to the system, but for the heap's slack
     assert abs(grown - (SIZE if counts else 0)) < SLACK, f"{grown / MIB:.1f} MiB"
+    resident = after.rss_bytes - before.rss_bytes
+    assert abs(resident - (SIZE if touches else 0)) < SLACK, f"{resident / MIB:.1f} MiB"
 
 
 @linux
 def test_a_process_that_is_gone_counts_nothing() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert linux_footprint(process.pid) == 0 and TreeMeter(process.pid).footprint_bytes() == 0
-    assert linux_footprint(2**22 + 1) == 0
+    assert linux_memory(process.pid) == NOTHING == TreeMeter(process.pid).read()
+    assert linux_memory(2**22 + 1) == NOTHING
 
 
 STATUS = b"""Name:\tpython\nUmask:\t0022\nState:\tS (sleeping)\nVmPeak:\t  999999 kB\nVmRSS:\t   99999 kB
@@ -102,25 +109,30 @@ RssAnon:\t    1024 kB\nRssFile:\t   77777 kB\nRssShmem:\t      16 kB\nVmData:\t 
 """
 
 
-def test_a_status_file_is_summed_from_its_three_fields() -> None:
-    assert status_footprint(STATUS) == (1024 + 16 + 3) * KIB
-    assert status_footprint(STATUS.replace(b"VmSwap:\t       3 kB\n", b"")) == (1024 + 16) * KIB
-    assert status_footprint(b"Name:\tkthreadd\nState:\tS (sleeping)\n") == 0
-    assert status_footprint(b"") == 0
+RSS_BYTES = (1024 + 77777 + 16) * KIB
+
+
+def test_a_status_file_is_summed_from_its_fields() -> None:
+    assert status_memory(STATUS) == Memory((1024 + 16 + 3) * KIB, RSS_BYTES)
+    assert status_memory(STATUS.replace(b"VmSwap:\t       3 kB\n", b"")) == Memory((1024 + 16) * KIB, RSS_BYTES)
+    assert status_memory(b"Name:\tkthreadd\nState:\tS (sleeping)\n") == NOTHING
+    assert status_memory(b"") == NOTHING
 
 
 def test_a_process_cannot_pose_with_its_name() -> None:
-    assert status_footprint(STATUS.replace(b"python", b"RssAnon: 1 kB")) == (1024 + 16 + 3) * KIB
+    assert status_memory(STATUS.replace(b"python", b"RssAnon: 1 kB")) == status_memory(STATUS)
 
 
 @linux
 def test_the_reader_of_this_system_agrees_with_proc() -> None:
-    read = footprint_reader()
-    assert read is linux_footprint and 5 * MIB < read(os.getpid()) < psutil.virtual_memory().total
+    read, told = memory_reader(), psutil.Process().memory_info()
+    footprint, rss = read(os.getpid())
+    assert read is linux_memory and 5 * MIB < footprint < rss < psutil.virtual_memory().total
+    assert rss == pytest.approx(told.rss, abs=SLACK) and footprint == pytest.approx(told.rss - told.shared, abs=SLACK)
 
 
 class FakeLibproc:
-    """proc_pid_rusage of macOS: fills the structure, 8 bytes of footprint at offset 72."""
+    """proc_pid_rusage of macOS: fills the structure, 8 bytes of RSS at offset 64, and of footprint at 72."""
 
     def __init__(self, footprint: int) -> None:
         self.footprint = footprint
@@ -131,6 +143,7 @@ class FakeLibproc:
         if pid == 404:
             return -1
         filled = bytearray(b"\xff" * 296)
+        filled[64:72] = (98765).to_bytes(8, sys.byteorder)
         filled[72:80] = self.footprint.to_bytes(8, sys.byteorder)
         ctypes.memmove(structure, bytes(filled), len(filled))
         return 0
@@ -139,17 +152,17 @@ class FakeLibproc:
 @pytest.mark.parametrize("footprint", [0, 12345, 2**33 + 1, 2**63])
 def test_on_macos_phys_footprint_is_read_from_its_offset(footprint: int) -> None:
     library = FakeLibproc(footprint)
-    read = darwin_footprint(cast(ctypes.CDLL, library))
-    assert read(7) == footprint and library.asked == [(7, 4)]
-    assert read(404) == 0
+    read = darwin_memory(cast(ctypes.CDLL, library))
+    assert read(7) == Memory(footprint, 98765) and library.asked == [(7, 4)]
+    assert read(404) == NOTHING
 
 
 def test_elsewhere_private_bytes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    read = footprint_reader()
-    assert read is meter._private_bytes and read(os.getpid()) > 5 * MIB
+    read = memory_reader()
+    assert read is meter._private_bytes and read(os.getpid()).footprint_bytes > 5 * MIB
     monkeypatch.setattr(psutil, "Process", lambda pid: (_ for _ in ()).throw(psutil.NoSuchProcess(pid)))
-    assert read(404) == 0
+    assert read(404) == NOTHING
 
 
 # Trees
@@ -167,7 +180,7 @@ if os.fork() == 0:
     with child(script) as process:
         tree = TreeMeter(process.pid)
         before = tree.footprint_bytes()
-        assert before == linux_footprint(process.pid)
+        assert before == linux_memory(process.pid).footprint_bytes
         go_on(process)
         hear(process)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -206,6 +219,7 @@ def test_a_child_that_has_only_been_forked_counts_what_it_has_beyond_its_parent(
         assert before > SIZE
         go_on(process)
         assert abs(tree.footprint_bytes() - before) < SLACK, "it shares every page"
+        assert tree.read().rss_bytes < before + SIZE // 2
         go_on(process)
         assert SIZE - SLACK < tree.footprint_bytes() - before < SIZE + SLACK
         monkeypatch.setattr(meter, "_FORKED_S", 0.0)
@@ -221,7 +235,7 @@ def test_a_child_with_a_program_of_its_own_counts_in_full() -> None:
         go_on(process)
         hear(process)
         (one,) = psutil.Process(process.pid).children()
-        its_own = linux_footprint(one.pid)
+        its_own = linux_memory(one.pid).footprint_bytes
         assert its_own > SLACK and tree.footprint_bytes() - before == pytest.approx(its_own, abs=SLACK)
 
 
