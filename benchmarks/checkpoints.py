@@ -3,7 +3,8 @@
 python benchmarks/checkpoints.py [--model synthetic:sd15] [--size 512x512] [--steps 6] [--rounds 200]
 
 The steps' seconds are those of a run of the program. The rest is measured alone, with tensors of the same size: what
-the worker does, what goes through a pipe, and what the host does, which writes a file every quarter of a second at most.
+the worker does, what goes through a pipe, and what the host does, which writes a file every quarter of a second at
+most.
 """
 
 from __future__ import annotations
