@@ -90,6 +90,8 @@ def figures(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     )
     bad = [one for one in kept if not one.startswith("slow-")]
     told["ended"] = f"{bad[0]} in {found}" if bad else "whole" if code == 0 else f"exit code {code}, see {found}/log"
+    if not told["inputs"] and told["ended"] == "whole":
+        told["ended"] = f"nothing was fed, see {found}/log"
     if told["growth_mib"] > 50 and told["ended"] == "whole":
         told["ended"] = "growth"
     return told
@@ -109,7 +111,7 @@ class Fed:
         self.count += 1
         if self.count == WARM:
             self.warm_bytes = psutil.Process().memory_info().rss
-        if self.count % 100 == 0:
+        if self.count % 100 == 1:
             self.tell()
         try:
             fed(self.run, data, self.place)
