@@ -107,7 +107,10 @@ def at_home(path: str) -> str:
     """
     if path == "~" or path.startswith(("~/", "~" + os.sep)):
         return str(_home()) + path[1:]
-    return os.path.expanduser(path)
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a NUL byte, which no user's name has
+        return path
 
 
 def _base(unix_variable: str, windows_variable: str, home_folder: str) -> Path:

@@ -242,6 +242,10 @@ def test_a_leading_tilde_is_a_home_folder(
     assert settings.at_home(path) == place.replace("HOME", str(tmp_path))
 
 
+def test_a_home_of_nobody_that_a_user_can_be_is_a_name_as_it_is() -> None:
+    assert settings.at_home("~\0x/y") == "~\0x/y"
+
+
 def test_config_and_cache_may_be_named_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {"HOME": str(tmp_path), "SDCLI_CONFIG": "~/c.toml", "SDCLI_CACHE": "~/cache"}.items():
         monkeypatch.setenv(name, value)

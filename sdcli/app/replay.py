@@ -86,10 +86,11 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
     found.options["prompt"] = without_tags(found.options["prompt"])
     # before there was a choice, brackets were words
     found.options["emphasis"] = str(record.get("emphasis", "none"))
-    if record.get("sampler") in {**SCHEDULERS, **FLOW_SCHEDULERS}:
+    sampler = str(record.get("sampler"))
+    if sampler in {**SCHEDULERS, **FLOW_SCHEDULERS}:
         found.options["sampler"] = OWN
     else:
-        _take_sampler(found, str(record.get("sampler")))
+        _take_sampler(found, sampler)
     parts, loras = record.get("parts"), record.get("loras")
     if isinstance(parts, dict):
         found.options |= {f"part {name}": str(path) for name, path in parts.items()}
@@ -250,7 +251,9 @@ def compare(told: Told, task: Task, tell: Tell) -> None:
         was = f"{record.get('device')} in {record.get('dtype')}"
         tell(Note(f"the picture was drawn on {printable(was)[:40]}: the same is drawn up to rounding", "warning"))
     for lora in task.model.loras:
-        told_of = [one for one in record.get("loras") or [] if isinstance(one, dict) and one.get("name") == lora.name]
+        loras = record.get("loras")
+        loras = loras if isinstance(loras, list) else []
+        told_of = [one for one in loras if isinstance(one, dict) and one.get("name") == lora.name]
         if told_of and told_of[0].get("sha256") not in (None, data_sha256(lora.file)):
             tell(Note(f"the LoRA {echo(lora.name)} is not the one that the picture was drawn with", "warning"))
 

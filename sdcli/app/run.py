@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
+from sdcli.app.growth import Growth
 from sdcli.app.job import job_of as job_file_of
 from sdcli.app.keeping import Keeper, Save
 from sdcli.app.means import (
@@ -30,7 +31,8 @@ from sdcli.domain import DtypeName, Part, Plan
 from sdcli.errors import CeilingCrossed, NotFinite, NotFiniteInHalf, SdcliError, WillNotFit, echo
 from sdcli.host.control_group import ControlGroup, drop_cached, group_of_run
 from sdcli.host.watchdog import Watchdog
-from sdcli.messages import Count, Counted, Job, Message, Notice, PictureDone, Ready
+from sdcli.messages import Count, Counted, Job, Message, Notice, PictureDone, Ready, StepDone
+from sdcli.units import format_size
 from sdcli.weights.copies import unfinished
 
 DEGRADED_MOST = 3
@@ -96,6 +98,7 @@ class _Run:
         self._watchdog: Watchdog | None = None
         self._group = group
         self._done_before = 0
+        self._growth = Growth()
 
     def refuse_what_is_known_not_to_fit(self) -> None:
         """Raise WillNotFit before a worker starts, if that can be known."""
@@ -146,8 +149,7 @@ class _Run:
         Raises the crossing where that is no use.
         """
         record, planned = self._record, self._record.planned
-        hopeless = planned is None or task.ceiling.limit_bytes is None or record.degraded == DEGRADED_MOST
-        if planned is None or hopeless or task.on_limit == "kill":
+        if planned is None or not self._may_shrink:
             raise crossed
         prospect, stage = self.prospect(task), crossed.stage or record.stages[-1].name
         if record.undone:
@@ -165,6 +167,29 @@ class _Run:
         record.degraded += 1
         self._tell(f"{crossed.where}: going on from there {how}", crossed.step)
         return self._undone_part(smaller.plan) if task.dtype == self._task.dtype or not record.undone else "latents"
+
+    @property
+    def _may_shrink(self) -> bool:
+        """Whether another attempt may follow one that takes too much."""
+        task = self._task
+        return (
+            task.on_limit != "kill" and task.ceiling.limit_bytes is not None and self._record.degraded < DEGRADED_MOST
+        )
+
+    def _leave_before_it_crosses(self, step: StepDone, watchdog: Watchdog) -> None:
+        """Raise CeilingCrossed after a step whose like the ceiling has no room for, as it seems: its checkpoint is
+        there, and the next attempt goes on from it."""
+        planned, limit_bytes, peak_bytes = self._record.planned, self._task.ceiling.limit_bytes, watchdog.lap()
+        last = step.step == step.count and step.image + 1 >= self._task.request.count
+        if planned is None or limit_bytes is None or not peak_bytes or self._task.device == "cuda":
+            return
+        predicted_bytes = next((need.peak_bytes for need in planned.needs if need.name == watchdog.stage), limit_bytes)
+        next_bytes = self._growth.forecast(peak_bytes, predicted_bytes)
+        if next_bytes is not None and next_bytes > limit_bytes and self._may_shrink and not last:
+            where = f"the ceiling of {format_size(limit_bytes)} would be crossed in the stage {watchdog.stage}"
+            where += f" after step {step.step}"
+            message = f"{where}: footprint {format_size(peak_bytes)}, and more at each step"
+            raise CeilingCrossed(message, where, watchdog.stage, step.step, peak_bytes)
 
     @property
     def _done(self) -> int:
@@ -201,7 +226,7 @@ class _Run:
 
     def _attempt(self, task: Task, part: Part | None) -> None:
         """Have a worker do one job; without a part all of it, the pictures by another worker if the plan says so."""
-        prospect, self._done_before = self.prospect(task), self._done
+        prospect, self._done_before, self._growth = self.prospect(task), self._done, Growth()
         try:
             attempt(task, self._record, lambda message: self._answer(prospect, part, message), self._hear, self._group)
         finally:
@@ -259,6 +284,8 @@ class _Run:
         if isinstance(message, PictureDone):
             self.keeper.keep(message)
         self._show(message, watchdog)
+        if isinstance(message, StepDone):
+            self._leave_before_it_crosses(message, watchdog)
 
     def _baseline_bytes(self) -> int:
         return settled_baseline(self._task, self._known_bytes, self._record.baseline_bytes)

@@ -123,6 +123,8 @@ def _default(key: str, value: Any, option: click.Option) -> Any:
     values = value if option.multiple and isinstance(value, list) else [value]
     if not all(isinstance(one, (str, int, float)) for one in values):
         raise BadRequest(f"the setting {key} of the config file is {echo(value)}: give a plain value")
+    if option.is_flag and not isinstance(value, str) and value not in (0, 1):
+        raise BadRequest(f"the setting {key} of the config file is {echo(value)}: give true or false")
     return values if option.multiple else value
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sdcli.engine.schedulers import restore_scheduler, scheduler_state
 from sdcli.errors import SdcliError
+
+DAMAGED = "a checkpoint of this run is damaged: sdcli runs remove takes the run away; draw it anew"
 
 LENGTH_MOST = 10_000
 """Of a scheduler's lists: more than it has steps."""
@@ -48,9 +51,13 @@ class Checkpoint:
         return cls(image, step, latents, generator.get_state(), *history, round=number)
 
     def restore(self, generator: torch.Generator, scheduler: Any) -> torch.Tensor:
-        """Bring generator and scheduler to where they were; returns the latents."""
-        generator.set_state(self.generator)
-        restore_scheduler(scheduler, self.scheduler_tensors, self.scheduler_plain)
+        """Bring generator and scheduler to where they were; returns the latents. Raises SdcliError for one that is of
+        others."""
+        try:
+            generator.set_state(self.generator)
+            restore_scheduler(scheduler, self.scheduler_tensors, self.scheduler_plain)
+        except (RuntimeError, TypeError, LookupError) as error:
+            raise SdcliError(DAMAGED) from error
         return self.latents
 
     def require_sound(self, shape: torch.Size, count: int) -> None:
@@ -58,7 +65,7 @@ class Checkpoint:
 
         A scheduler's own numbers may be infinite: logarithms of a noise level of 0.
         """
-        lengths = [value["length"] for value in self.scheduler_plain.values() if isinstance(value, dict)]
+        lengths = [value.get("length") for value in self.scheduler_plain.values() if isinstance(value, dict)]
         sound = (
             self.latents.shape == shape
             and self.latents.dtype is torch.float32
@@ -67,7 +74,7 @@ class Checkpoint:
             and all(isinstance(length, int) and 0 <= length <= LENGTH_MOST for length in lengths)
         )
         if not sound:
-            raise SdcliError("a checkpoint of this run is damaged: sdcli runs remove takes the run away; draw it anew")
+            raise SdcliError(DAMAGED)
 
     def to_bytes(self) -> bytes:
         """As one blob."""
@@ -81,9 +88,14 @@ class Checkpoint:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Checkpoint:
-        """Undo `to_bytes`."""
-        tensors = load(blob)
-        image, step, number, plain = json.loads(bytes(tensors.pop("plain").tolist()))
-        latents, generator = tensors.pop("latents"), tensors.pop("generator")
+        """Undo `to_bytes`. Raises SdcliError for what is no checkpoint."""
+        try:
+            tensors = load(blob)
+            image, step, number, plain = json.loads(bytes(tensors.pop("plain").tolist()))
+            latents, generator = tensors.pop("latents"), tensors.pop("generator")
+        except (SafetensorError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            raise SdcliError(DAMAGED) from error
+        if not all(type(one) is int for one in (image, step, number)) or not isinstance(plain, dict):
+            raise SdcliError(DAMAGED)
         scheduler = {name.removeprefix("scheduler."): tensor for name, tensor in tensors.items()}
         return cls(image, step, latents, generator, scheduler, plain, number)

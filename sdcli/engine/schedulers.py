@@ -196,7 +196,11 @@ def scheduler_state(scheduler: Any) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def restore_scheduler(scheduler: Any, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
-    """Undo `scheduler_state`, on a scheduler with the same config and number of steps."""
+    """Undo `scheduler_state`, on a scheduler with the same config and number of steps. Raises LookupError for a name
+    of the class's own, which no step changes."""
+    for name in (*plain, *tensors):
+        if name.startswith("__") or name == "_internal_dict" or hasattr(type(scheduler), name):
+            raise LookupError(f"{echo(name)} is no state of a scheduler")
     for name, value in plain.items():
         is_list = isinstance(value, dict)
         setattr(scheduler, name, [tensors.get(f"{name}.{i}") for i in range(value["length"])] if is_list else value)

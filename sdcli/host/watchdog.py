@@ -89,6 +89,7 @@ class Watchdog(threading.Thread):
         self._limit_bytes, self._warn, self._beat = limit_bytes, warn, beat
         self._warned_at = self._beat_at = float("-inf")
         self._stopping = threading.Event()
+        self._lap_bytes = 0
 
     def run(self) -> None:
         """Measure until told to stop, or until the ceiling is crossed."""
@@ -106,6 +107,11 @@ class Watchdog(threading.Thread):
     def leave(self) -> None:
         """The stage ends: one too short for a look of its own has the last look's footprint as its peak."""
         self.peaks.by_stage.setdefault(self.stage, self.footprint_bytes)
+
+    def lap(self) -> int:
+        """The highest footprint since it was asked for last; 0 if nobody looked meanwhile."""
+        peak, self._lap_bytes = self._lap_bytes, 0
+        return peak
 
     def stop(self) -> None:
         """End the watch and wait for it."""
@@ -145,6 +151,7 @@ class Watchdog(threading.Thread):
         stage = self.stage
         self.footprint_bytes = footprint
         self.peaks.samples += 1
+        self._lap_bytes = max(self._lap_bytes, footprint)
         self.peaks.overall_bytes = max(self.peaks.overall_bytes, footprint)
         self.peaks.rss_bytes = max(self.peaks.rss_bytes, rss)
         self.peaks.by_stage[stage] = max(self.peaks.by_stage.get(stage, 0), footprint)

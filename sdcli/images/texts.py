@@ -54,7 +54,7 @@ def texts_in(path: Path) -> Texts:
         raise
     except OSError as error:
         raise SdcliError(f"cannot read {echo(path)}: {error.strerror or echo(error)}") from error
-    except DAMAGE as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise SdcliError(f"{echo(path)} is a damaged picture ({echo(error)}): export or download it again") from error
 
 

@@ -34,6 +34,9 @@ class StageCount:
     ways: Mapping[str, WayCount]
 
 
+MOST = 1e30
+"""Of anything that is counted: far above what a computer can do."""
+
 Counts = Mapping[str, StageCount]
 """By the name of the stage."""
 
@@ -56,13 +59,30 @@ def counts_from_json(text: str | bytes) -> Counts:
     return {
         stage: StageCount(
             tuple(
-                WeightUse(str(part), str(name), tuple(map(int, shape)), use, (int(sees[0]), int(sees[1])), int(places))
+                WeightUse(
+                    str(part),
+                    str(name),
+                    tuple(map(_whole, shape)),
+                    use,
+                    (_whole(sees[0]), _whole(sees[1])),
+                    _whole(places),
+                )
                 for part, name, shape, use, sees, places in count["weights"]
             ),
             {
-                way: WayCount(int(live), int(heap), float(flops), int(kernels))
+                way: WayCount(_whole(live), _whole(heap), _counted(flops), _whole(kernels))
                 for way, (live, heap, flops, kernels) in count["ways"].items()
             },
         )
         for stage, count in plain.items()
     }
+
+
+def _counted(plain: object) -> float:
+    if isinstance(plain, (int, float)) and not isinstance(plain, bool) and 0 <= plain < MOST:
+        return plain
+    raise ValueError("not what is counted")
+
+
+def _whole(plain: object) -> int:
+    return int(_counted(plain))

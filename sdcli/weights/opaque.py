@@ -20,10 +20,14 @@ def description(packed: torch.Tensor) -> bytes:
     return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
 
 
+def size_of(packed: torch.Tensor) -> int:
+    """Bytes of a packed weight, by its description."""
+    return int(torch.ops.mkldnn._nbytes(packed))
+
+
 def raw_bytes(packed: torch.Tensor) -> memoryview:
     """The bytes of a packed weight, as long as it lives."""
-    size = torch.ops.mkldnn._nbytes(packed)
-    return memoryview((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(packed)))
+    return memoryview((ctypes.c_uint8 * size_of(packed)).from_address(torch.ops.mkldnn.data_ptr(packed)))
 
 
 def opaque(
@@ -63,7 +67,7 @@ def opaque(
 
 def moved(packed: torch.Tensor, arena: Arena) -> torch.Tensor:
     """A packed weight, copied into the arena."""
-    room = arena.take(torch.ops.mkldnn._nbytes(packed))
+    room = arena.take(size_of(packed))
     ctypes.memmove(room.data_ptr(), torch.ops.mkldnn.data_ptr(packed), len(room))
     return opaque(room.data_ptr(), tuple(packed.shape), packed.dtype, description(packed), room)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -30,7 +31,7 @@ from sdcli.models.header import sampled_sha256
 from sdcli.units import MIB
 from sdcli.weights.arena import Arena
 from sdcli.weights.copies import INDEX, WEIGHTS, making, remove, sweep, unfinished
-from sdcli.weights.opaque import description, opaque, raw_bytes
+from sdcli.weights.opaque import description, opaque, raw_bytes, size_of
 
 INDEX_LIMIT_BYTES = 64 * MIB
 """Stable Diffusion 1.5's index has 1.5 MiB."""
@@ -49,8 +50,8 @@ class PreparedCopy:
         self._file = _open_regular(self._path)
         weakref.finalize(self, self._file.close)
         size_bytes = os.fstat(self._file.fileno()).st_size
-        ends = [entry["begin"] + entry["nbytes"] for some in self._entries.values() for entry in some]
-        if index["digest"] != _digest(self._file, self._entries) or max(ends, default=0) > size_bytes:
+        sound = all(_is_sound(entry, size_bytes) for some in self._entries.values() for entry in some)
+        if not sound or index["digest"] != _digest(self._file, self._entries):
             raise ValueError("damaged")
         self._mapping = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
         self._mapping.madvise(mmap.MADV_SEQUENTIAL)  # used in turn: what was used longest ago is to go first
@@ -86,7 +87,18 @@ class PreparedCopy:
 
 def _weight(address: int, entry: dict[str, Any], owner: object) -> torch.Tensor:
     described = bytes.fromhex(entry["description"])
-    return opaque(address, tuple(entry["shape"]), _DTYPES[entry["dtype"]], described, owner)
+    weight = opaque(address, tuple(entry["shape"]), _DTYPES[entry["dtype"]], described, owner)
+    if size_of(weight) != entry["nbytes"]:
+        raise SdcliError("a prepared copy is damaged: sdcli models gc takes it away; run again")
+    return weight
+
+
+def _is_sound(entry: dict[str, Any], size_bytes: int) -> bool:
+    """Whether a weight as the index tells of it lies within the file."""
+    begin, nbytes, shape = entry["begin"], entry["nbytes"], entry["shape"]
+    whole = all(type(one) is int and one >= 0 for one in (begin, nbytes, *shape)) and begin + nbytes <= size_bytes
+    bytes.fromhex(entry["description"])
+    return whole and math.prod(shape) * _DTYPES[entry["dtype"]].itemsize <= nbytes
 
 
 def open_copy(folder: Path) -> PreparedCopy | None:
@@ -182,11 +194,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _open_regular(path: Path) -> BinaryIO:
-    """A file to read. Raises OSError for a pipe, which would be waited for, and for all else that is none."""
+    """A file of this user's, or the system's, to read. Raises OSError for a pipe, which would be waited for, for all
+    else that is none, and for another user's: the library believes what a description says."""
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(opened).st_mode):
+    status = os.fstat(opened)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
         os.close(opened)
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file of this user's")
     return os.fdopen(opened, "rb")
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -112,6 +113,44 @@ def test_where_all_is_denoised_pictures_alone_are_drawn_in_the_least_memory(
     assert kept == [0, 1] and record.degraded == 1
     first, second = jobs()
     assert first[0] == "whole" and second == ["pictures", "latents 0;latents 1;", "recomputed", True]
+
+
+GROWING = """
+say(Ready("a script", "2.0"))
+job = hear()
+kept, done = [], 0 if not job.payload else int(job.payload)
+open("jobs", "a").write(f"{done}\\n")
+say(StageBegan("denoise"))
+for step in range(done + 1, 9):
+    kept.append(b"x" * (GROWS << 20))
+    time.sleep(0.1)
+    say(StepDone(0, step, 8, 0.1, 0, b"%d" % step))
+say(LatentsDone(0, b"latents"))
+say(StageEnded("denoise", 1.0))
+say(PictureDone(0, 11, 256, 256, b"picture"))
+say(Finished())
+time.sleep(600)
+"""
+
+
+def test_a_worker_that_grows_is_left_before_it_crosses(tiny: Path, script: Callable[[str], None]) -> None:
+    script(GROWING.replace("GROWS", "240"))
+    record, kept = run(task_of(tiny, standing() + 900 * MIB, request=replace(TWO, count=1)))
+    assert kept == [0] and record.degraded == 2 and record.peak_bytes < standing() + 900 * MIB
+    begun = [int(line) for line in Path("jobs").read_text().splitlines()]
+    assert begun == sorted(set(begun)) and [step for step, _ in record.events] == begun[1:]
+    for _, what in record.events:
+        assert "would be crossed in the stage denoise after step" in what and ": going on from there " in what
+
+
+@pytest.mark.parametrize(("grows", "on_limit"), [(2, "degrade"), (100, "kill")])
+def test_a_worker_that_grows_little_or_is_to_be_killed_is_let_alone(
+    tiny: Path, script: Callable[[str], None], grows: int, on_limit: Literal["degrade", "kill"]
+) -> None:
+    script(GROWING.replace("GROWS", str(grows)))
+    asked = task_of(tiny, standing() + 1300 * MIB, request=replace(TWO, count=1), on_limit=on_limit)
+    record, kept = run(asked)
+    assert kept == [0] and record.degraded == 0 and record.events == []
 
 
 def test_no_more_than_three_times(asked: Task, script: Callable[[str], None]) -> None:

@@ -196,6 +196,14 @@ def test_a_record_that_was_changed_is_refused_in_one_line(
     outcome.refused(3 if "model" in change else 2, said)
 
 
+@pytest.mark.parametrize("sampler", [{"a": [1]}, [1], 7, None])
+def test_a_sampler_that_is_no_name_is_told(sdcli: Command, record: dict[str, Any], sampler: object) -> None:
+    change = {"sampler": sampler, "loras": 5, "width": 513}
+    outcome = sdcli("again", png("a.png", sdcli=json.dumps({**record, **change})))
+    first, last = outcome.err.splitlines()
+    assert outcome.code == 2 and "is not known: the model's own is taken" in first and "513 is not a multiple" in last
+
+
 def test_what_is_another_is_told(asked: Ask, record: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (64, 72)).save("init.png")
     other = {"model_digest": "0" * 64, "device": "cuda", "init_sha256": "0" * 64, "strength": 0.3, "odd": 1}

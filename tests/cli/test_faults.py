@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,6 +111,36 @@ def try_out(fault: Fault, whole: dict[str, bytes], command: list[str], capfd: py
     go_on(whole, command)
     shutil.rmtree(rescued, ignore_errors=True)
     return fault.came
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of Unix")
+@pytest.mark.parametrize("lock", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def test_on_a_disk_without_links_locks_and_modes_all_is_drawn(
+    whole: dict[str, bytes], command: list[str], capfd: pytest.CaptureFixture[str], lock: str
+) -> None:
+    """exFAT and SMB have none of them, and no sync of a folder."""
+    real = os.fsync
+
+    def fail(name: str) -> Callable[..., None]:
+        def failing(*_: object, **__: object) -> None:
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+        return failing
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            fail("EINVAL")()
+        real(descriptor)
+
+    anew()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("link", "chmod"):
+            patch.setattr(os, name, fail("EPERM"))
+        patch.setattr(os, "fsync", sync)
+        patch.setattr("fcntl.flock", fail(lock))
+        assert run(command) == 0
+    assert outputs() == whole and capfd.readouterr().err == ""
+    assert list((cache_dir() / "runs").glob("*/job.json")) == []
 
 
 @pytest.mark.parametrize("lasts", [False, True], ids=["once", "from then on"])

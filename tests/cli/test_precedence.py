@@ -224,6 +224,8 @@ def test_the_other_frames_of_an_animation_are_said_to_be_left_out(
         ("steps = true", 2, "'True' is not a whole number"),
         ("guidance = nan", 2, "'nan' is not a number"),
         ("guidance = true", 2, "'True' is not a number"),
+        ("no-cache = 1.5", 2, "the setting no_cache of the config file is '1.5': give true or false"),
+        ("no-cache = inf", 2, "the setting no_cache of the config file is 'inf': give true or false"),
         ('negative = ["a", "b"]', 2, "the setting negative of the config file is '['a', 'b']': give a plain value"),
         ("output = {folder = 1}", 2, "the setting output of the config file"),
         ("model = 2024-01-01", 2, "the setting model of the config file"),

@@ -140,6 +140,48 @@ def test_g5_the_worker_stands_still_while_its_host_does(tiny: Path, work: Path) 
         assert gone(workers)
 
 
+@pytest.mark.every(2)
+@pytest.mark.parametrize("stopped", ["host", "host first", "worker", "worker first"])
+def test_a_run_that_stood_still_for_longer_than_any_timeout_goes_on(tiny: Path, work: Path, stopped: str) -> None:
+    """As a suspended machine, or a job in the background: the same bytes come of it, and nobody misfires."""
+    options = ["-m", str(tiny), "-s", "300", "--seed", "5", "--mem-limit", "2GiB", "-v", "-o", "fox.png"]
+    host = subprocess.Popen(
+        [*SDCLI, "txt2img", "a", *options], cwd=work, env=clean_environment(work), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert host.stderr is not None
+    assert any(b" step 1/300 " in line for line in host.stderr)
+    processes = [psutil.Process(host.pid), *psutil.Process(host.pid).children()]
+    order = processes if stopped.startswith("host") else processes[::-1]
+    for process in order if stopped.endswith("first") else order[:1]:
+        process.suspend()
+    time.sleep(1.5)
+    for process in order if stopped.endswith("first") else order[:1]:
+        process.resume()
+    _, err = host.communicate(timeout=60)
+    assert host.returncode == 0, err
+    assert shell(work, "txt2img", "a", *options[:-1], "again.png").returncode == 0
+    assert (work / "fox.png").read_bytes() == (work / "again.png").read_bytes()
+
+
+def test_a_terminal_that_is_closed_ends_the_run_and_leaves_it_to_be_resumed(tiny: Path, work: Path) -> None:
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(work)
+        options = ["txt2img", "a", "-m", str(tiny), "-s", "999", "-W", "256", "-H", "256", "-o", "fox.png"]
+        os.execve(sys.executable, [*SDCLI, *options], clean_environment(work))
+    seen = b""
+    while b"denoise" not in seen and b"step" not in seen:
+        seen += os.read(terminal, 4096)
+    workers = psutil.Process(child).children(recursive=True)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (129, -signal.SIGHUP)
+    assert gone(workers) and list(work.iterdir()) == []
+
+
 def test_a_worker_that_stands_still_dies_with_its_host(tiny: Path, work: Path) -> None:
     with long_run(tiny, work) as (host, workers):
         host.send_signal(signal.SIGSTOP)

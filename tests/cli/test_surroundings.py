@@ -156,3 +156,28 @@ def test_a_bench_without_a_cache_goes_on(sdcli: Command, tiny: Path, monkeypatch
     settings.cache_dir().parent.mkdir(exist_ok=True)
     settings.cache_dir().write_bytes(b"a file in its place")
     assert bench(sdcli, tiny) == []
+
+
+WIRED = """
+import sys
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        open({told!r}, "a").write(event + repr(arguments[1:]) + "\\n")
+sys.addaudithook(hook)
+"""
+"""A sitecustomize that tells of whatever goes out, of the host and of its worker (PEP 578)."""
+
+
+def test_e2_drawing_opens_no_connection(tiny: Path, work: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "wired").mkdir()
+    (tmp_path / "wired" / "sitecustomize.py").write_text(WIRED.format(told=str(told)))
+    proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://user:secret@127.0.0.1:9/junk")
+    wired = proxies | {"PYTHONPATH": str(tmp_path / "wired"), "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path)}
+    for argv in (["txt2img", "a", *QUICK, "-o", "a.png"], ["img2img", "a", "-i", "a.png", *QUICK, "-o", "b.png"]):
+        done = shell(work, *argv, "-m", tiny, env=wired)
+        assert done.returncode == 0 and b"secret" not in done.stderr, done.stderr
+    assert shell(work, "txt2img", "a", "-m", "org/not-there", env=wired).returncode == 3
+    assert not told.exists(), told.read_text()
+    pulled = shell(work, "models", "pull", "org/not-there", env=wired)
+    assert pulled.returncode != 0 and "socket." in told.read_text(), "what goes out is seen"

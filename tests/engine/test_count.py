@@ -150,6 +150,12 @@ def test_counts_come_back_equal_down_to_their_types(tiny: Path) -> None:
     back = counts_from_json(counts_to_json(counts))
     assert back == counts and repr(back) == repr({**counts})
     assert counts_from_json(counts_to_json(counts).encode()) == counts
+    for number in ("Infinity", "NaN", "-1", "1e999", "true", '"1"', "1" + "0" * 400):
+        way = '{"denoise": {"weights": [], "ways": {"": [NUMBER, 1, 1.0, 1]}}}'
+        weight = '{"denoise": {"weights": [["a", "b", [1, NUMBER], "matrix", [1, 1], 1]], "ways": {}}}'
+        for table in (way, weight):
+            with pytest.raises((ValueError, TypeError)):
+                counts_from_json(table.replace("NUMBER", number))
     hash(back["denoise"].weights)
 
 

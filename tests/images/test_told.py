@@ -184,6 +184,24 @@ def test_compressed_texts_are_read_and_bombs_are_not(tmp_path: Path) -> None:
     assert texts_in(tmp_path / "a.png").by_name == {"parameters": A1111}
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_picture_that_claims_to_be_huge_is_one_line(tmp_path: Path, kind: str) -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(written, kind, exif=_described("{}"))
+    raw = bytearray(written.getvalue())
+    at = raw.index(b"VP8X") + 12 if kind == "WEBP" else raw.index(b"\xff\xc0") + 5
+    raw[at : at + (6 if kind == "WEBP" else 4)] = b"\xff" * (6 if kind == "WEBP" else 4)
+    (tmp_path / "a").write_bytes(raw)
+    with pytest.raises(SdcliError, match="is a damaged picture"):
+        texts_in(tmp_path / "a")
+
+
+def _described(text: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = text
+    return exif.tobytes()
+
+
 @pytest.mark.parametrize(
     "line", ["Steps: 20, " + "a:" * 300_000, "Steps: 20" + ', a: "' * 150_000, "Steps: 2 " * 100_000]
 )

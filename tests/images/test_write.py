@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -585,6 +586,49 @@ def test_when_there_is_no_place_to_rescue_to(elsewhere: Path, monkeypatch: pytes
     Path("cat.png").write_bytes(b"theirs")
     with pytest.raises(SdcliError, match=r"cannot write 'cat\.png': .*; nor can the cache keep it"):
         destination.save(b"data", 0, 9, "")
+
+
+@pytest.mark.parametrize("code", ["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACCES"])
+def test_a_file_system_without_links_and_syncs_of_folders_keeps_every_file(
+    code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT, SMB, and what FUSE makes of others."""
+    real = os.fsync
+
+    def sync_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "link", fail_with(getattr(errno, code)))
+    monkeypatch.setattr(os, "fsync", sync_files_alone)
+    monkeypatch.setattr(os, "chmod", fail_with(errno.EPERM))
+    monkeypatch.delattr(os, "O_DIRECTORY", raising=False)
+    Path("cat.png").write_bytes(b"theirs")
+    with pytest.raises(FileExistsError):
+        atomic.place(".", ["cat.png"], b"ours")
+    assert atomic.place(".", ["cat.png", "dog.png"], b"ours") == os.path.join(".", "dog.png")
+    assert atomic.place(".", ["cow.png"], b"first") and atomic.place(".", ["cow.png"], b"second", replace=True)
+    found = {name: Path(name).read_bytes() for name in os.listdir(".")}
+    assert found == {"cat.png": b"theirs", "dog.png": b"ours", "cow.png": b"second"}
+
+
+def test_a_rename_that_crosses_devices_loses_nothing(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an overlay or a bind mount may say of a name in the very same folder."""
+    Path("cat.png").write_bytes(b"theirs")
+    destination = plan("cat.png", force=True)
+    real, folder = os.replace, os.getcwd()
+
+    def not_here(source: str, target: str) -> None:
+        if os.path.dirname(os.path.abspath(target)) == folder:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", not_here)
+    with pytest.raises(SdcliError, match="the picture was kept as"):
+        destination.save(b"ours", 0, 42, "red cat")
+    assert Path("cat.png").read_bytes() == b"theirs" and os.listdir(".") == ["cat.png"]
+    assert [path.read_bytes() for path in elsewhere.iterdir()] == [b"ours"]
 
 
 def test_a_failed_claim_without_links_leaves_no_reservation(monkeypatch: pytest.MonkeyPatch) -> None:

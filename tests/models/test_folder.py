@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -447,3 +450,24 @@ def test_a_model_without_permission_is_refused(
     with unprivileged(), refused(1, "'m'", "Permission denied"):
         open_model("m", folder)
     folder.chmod(0o755)
+
+
+FILES = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_fails_while_it_is_read_is_one_line(
+    model_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., AbstractContextManager[None]]
+) -> None:
+    class Failing(io.FileIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    real = Path.open
+
+    def fail_there(path: Path, *arguments: Any, **options: Any) -> Any:
+        return Failing(path) if path == model_folder / name else real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail_there)
+    with refused(1, "cannot read", Path(name).name, "Input/output error"):
+        open_model("m", model_folder)

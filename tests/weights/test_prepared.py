@@ -124,12 +124,21 @@ def edit_index(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({**index, "digest": "0" * 64}))
 
 
-def claim_too_much(folder: Path) -> None:
-    index = json.loads((folder / INDEX).read_text())
-    index["weights"]["linear"][0]["nbytes"] += 2**40
-    with (folder / WEIGHTS).open("rb") as file:
-        whole = sampled_sha256(file) + json.dumps(index["weights"])
-    (folder / INDEX).write_text(json.dumps({**index, "digest": hashlib.sha256(whole.encode()).hexdigest()}))
+def claim(**what: Any) -> Callable[[Path], None]:
+    """An index that tells something else of a weight, with a digest that is right."""
+
+    def edited(folder: Path) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        index["weights"]["linear"][0].update(what)
+        with (folder / WEIGHTS).open("rb") as file:
+            whole = sampled_sha256(file) + json.dumps(index["weights"])
+        (folder / INDEX).write_text(json.dumps({**index, "digest": hashlib.sha256(whole.encode()).hexdigest()}))
+
+    return edited
+
+
+def another_owner(folder: Path) -> None:
+    os.chown(folder / WEIGHTS, 65534, -1)
 
 
 def replace_by(make: Callable[[Path], object], path: Path) -> None:
@@ -149,7 +158,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "an index that is no text": lambda folder: (folder / INDEX).write_bytes(b"\xff\xfe{"),
     "no folder": shutil.rmtree,
     "a deep index": lambda folder: (folder / INDEX).write_text("[" * 10**5),
-    "an index that claims too much": claim_too_much,
+    "an index that claims too much": claim(nbytes=2**40),
+    "a weight before the file": claim(begin=-mmap.PAGESIZE),
+    "a weight of no whole place": claim(begin=0.5),
+    "a weight of negative length": claim(nbytes=-1),
+    "a shape larger than its bytes": claim(shape=[2**40, 32]),
+    "a shape of words": claim(shape=["a"]),
+    "a type that is none": claim(dtype="torch.uint1"),
+    "a description that is none": claim(description="x"),
+    **({"another user's": another_owner} if os.geteuid() == 0 else {}),
     "a pipe for an index": lambda folder: replace_by(os.mkfifo, folder / INDEX),
     "a pipe for weights": lambda folder: replace_by(os.mkfifo, folder / WEIGHTS),
     "a folder for weights": lambda folder: replace_by(os.mkdir, folder / WEIGHTS),

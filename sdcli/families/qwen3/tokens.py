@@ -5,6 +5,8 @@ A tokenizer's own chat template is a program out of somebody's file, so the fram
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,21 +49,29 @@ def tokenize(component: Component, prompts: list[str], thinking: bool, padded: b
     pad, made = tokenizer.token_to_id(PAD), []
     for prompt in prompts:
         text = f"{BEFORE}{prompt}{AFTER}{'' if thinking else NO_THOUGHTS}"
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        with _told(component):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
         kept = ids[:TOKENS_LIMIT]
         filled = kept + [pad] * (TOKENS_LIMIT - len(kept)) if padded else kept
         made.append(Tokens(torch.tensor(filled, dtype=torch.long), len(kept), len(ids) - len(kept)))
     return made
 
 
-def _open(component: Component) -> Any:
-    paths = check_tokenizer(component.folder, VOCABULARY_LIMITS)
+@contextmanager
+def _told(component: Component) -> Iterator[None]:
+    """Whatever the library trips over within, as one line."""
     try:
-        tokenizer = _whole(paths["tokenizer_file"]) if "tokenizer_file" in paths else _of_pairs(component, paths)
+        yield
     except Exception as error:  # the library raises bare exceptions for a damaged file
         raise SdcliError(
             f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again"
         ) from error
+
+
+def _open(component: Component) -> Any:
+    paths = check_tokenizer(component.folder, VOCABULARY_LIMITS)
+    with _told(component):
+        tokenizer = _whole(paths["tokenizer_file"]) if "tokenizer_file" in paths else _of_pairs(component, paths)
     for mark in (PAD, "<|im_start|>", "<|im_end|>"):
         if tokenizer.token_to_id(mark) is None:
             raise SdcliError(f"the tokenizer in {echo(component.folder)} lacks the mark {mark}: it is not Qwen's")

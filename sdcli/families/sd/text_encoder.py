@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,10 +101,16 @@ def _pieces(tokenizer: Any, prompt: Wording, own: Mapping[str, range]) -> Iterat
     for phrase in prompt:
         breaks = phrase.breaks
         for text, name in split_at(phrase.text, own):
-            numbers = [[number] for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            numbers = [[number] for number in _numbers(tokenizer, text)]
             for piece in numbers if name is None else [*numbers, [*own[name]]]:
                 yield piece, phrase.weight, breaks
                 breaks = 0
+
+
+def _numbers(tokenizer: Any, text: str) -> list[int]:
+    with _told(tokenizer.name_or_path):
+        numbers: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return numbers
 
 
 def _chunks(pieces: Iterable[Piece], room: int) -> list[list[tuple[int, float]]]:
@@ -120,15 +127,20 @@ def _open_tokenizer(component: Component) -> Any:
     """As CLIPTokenizer.from_pretrained opens it, from the files and settings that have been checked."""
     files = {part: str(path) for part, path in check_tokenizer(component.folder, VOCABULARY_LIMITS).items()}
     settings = {key: _marked(value) for key, value in component.config.items()}
-    try:
+    with _told(component.folder):
         tokenizer = CLIPTokenizer._from_pretrained(files, str(component.folder), settings, _is_local=True)
         if None in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
             raise ValueError("it lacks a mark")
-    except Exception as error:  # the library raises bare exceptions of many kinds for a damaged file
-        raise SdcliError(
-            f"the tokenizer in {echo(component.folder)} is damaged ({echo(error)}): fetch it again"
-        ) from error
     return tokenizer
+
+
+@contextmanager
+def _told(folder: Path | str) -> Iterator[None]:
+    """Whatever the library trips over within, as one line."""
+    try:
+        yield
+    except Exception as error:  # the library raises bare exceptions of many kinds for a damaged file
+        raise SdcliError(f"the tokenizer in {echo(folder)} is damaged ({echo(error)}): fetch it again") from error
 
 
 def _marked(token: object) -> object:

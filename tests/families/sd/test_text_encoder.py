@@ -207,6 +207,18 @@ def test_a_damaged_tokenizer_is_one_line(tiny: Path, tmp_path: Path, file: str, 
     assert message.isprintable() and len(message) < 400
 
 
+def test_a_tokenizer_that_trips_over_a_word_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(tiny, copy)
+    table = {"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|end|>": 3}
+    (copy / "tokenizer" / "vocab.json").write_text(json.dumps(table))
+    (copy / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = open_model("tiny", copy).parts["tokenizer"]
+    assert tokenize(tokenizer, LENGTH, ["a"]).ids.shape == (1, 1, LENGTH)
+    with pytest.raises(SdcliError, match=r"is damaged .*not found in the vocabulary.*fetch it again"):
+        tokenize(tokenizer, LENGTH, ["a fox"])
+
+
 @torch.no_grad()
 def test_tokens_that_the_encoder_does_not_know_are_refused(tiny: Path) -> None:
     ids = torch.full((1, 1, LENGTH), 2000)
