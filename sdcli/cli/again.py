@@ -29,6 +29,7 @@ from sdcli.cli.options import (
 )
 from sdcli.cli.pages import PAGES, RECEIPT, pages_of
 from sdcli.cli.parsed import WAYS, asked_of, product_of, voice_of
+from sdcli.cli.prompt_types import Text
 from sdcli.errors import BadRequest
 from sdcli.families.registry import part_options
 
@@ -113,7 +114,7 @@ def _taken(name: str, value: Any) -> Any:
     """A value of the picture as its option takes it. Raises BadRequest for one that it does not take."""
     ctx = click.get_current_context()
     option = next((param for param in ctx.command.params if param.name == name), None)
-    kind = types.Text() if option is None or name == "prompt" else option.type
+    kind = Text() if option is None or name == "prompt" else option.type
     try:
         if isinstance(value, list):
             return tuple(kind.convert(one, None, ctx) for one in value)

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from sdcli import settings
-from sdcli.cli import types
+from sdcli.cli.prompt_types import LINE
 from sdcli.errors import BadRequest, echo
 from sdcli.families.registry import part_options
 
@@ -47,7 +47,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
-        if ctx.obj is not types.LINE:
+        if ctx.obj is not LINE:
             ctx.meta[ARGUMENTS] = given
         try:
             rest = super().parse_args(ctx, args)

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from sdcli.cli import types
 from sdcli.cli.command import ARGUMENTS, settle
 from sdcli.cli.parsed import WAYS, Params, require_prompt
+from sdcli.cli.prompt_types import LINE
 from sdcli.cli.say import Voice
 from sdcli.errors import BadRequest, echo, printable
 
@@ -56,7 +57,7 @@ def _parsed(ctx: click.Context, at: int, line: str) -> dict[str, Any]:
         raise BadRequest(f"line {at} of --prompts: -- is no option; write the prompt first")
     given = [*ctx.meta[ARGUMENTS], *_sides(ctx, own), *(["--", prompt] if prompt else [])]
     try:
-        with ctx.command.make_context(ctx.info_name, given, ctx.parent, obj=types.LINE) as of_line:
+        with ctx.command.make_context(ctx.info_name, given, ctx.parent, obj=LINE) as of_line:
             settle(of_line)
             ways = [of_line.params[way] for way in WAYS]
             if all(way is None for way in ways):

@@ -12,6 +12,7 @@ from sdcli.cli import types
 from sdcli.cli.enlarging import HIRES
 from sdcli.cli.pairs import CORNER, PIXEL_SIZE
 from sdcli.cli.preview import PREVIEW
+from sdcli.cli.prompt_types import PromptFile, PromptLines, Text
 from sdcli.families.registry import part_options
 
 COUNT_MOST = 1000
@@ -28,15 +29,15 @@ def option(*names: str, **attributes: Any) -> Decorator:
 
 
 PROMPT = (
-    click.argument("prompt", type=types.Text(), required=False),
-    click.option("-p", "--prompt", "prompt_option", type=types.Text(), help="The prompt, as an option."),
-    option("--prompt-file", type=types.PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
+    click.argument("prompt", type=Text(), required=False),
+    click.option("-p", "--prompt", "prompt_option", type=Text(), help="The prompt, as an option."),
+    option("--prompt-file", type=PromptFile(), help="Read the prompt from a file, - for stdin.", envvar=None),
 )
 
 
 LINES = (
     click.option(
-        "--prompts", type=types.PromptLines(), help="A file with a prompt a line, as in: a red fox --seed 7 --steps 9."
+        "--prompts", type=PromptLines(), help="A file with a prompt a line, as in: a red fox --seed 7 --steps 9."
     ),
 )
 
@@ -100,7 +101,7 @@ JOB = (
     option(
         "-n",
         "--negative",
-        type=types.Text(),
+        type=Text(),
         default="",
         help="What the picture should not show. Also --negative-prompt.",
         show_default=False,

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
-from unittest.mock import patch
 
+from accelerate import init_empty_weights
 from torch import nn
 from transformers.initialization import no_init_weights
 
@@ -21,21 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def without_memory() -> Iterator[None]:
     """Modules built inside have parameters on the meta device and are not initialised; buffers are real."""
     transformers = "transformers.modeling_utils" in sys.modules  # which its own way would import: 10 MiB for nothing
-    with _on_meta(), no_init_weights() if transformers else nullcontext():
-        yield
-
-
-@contextmanager
-def _on_meta() -> Iterator[None]:
-    """Parameters are moved to the meta device as soon as a module has them: before they are initialised."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    with patch.object(nn.Module, "register_parameter", register_on_meta):
+    with init_empty_weights(), no_init_weights() if transformers else nullcontext():
         yield
 
 

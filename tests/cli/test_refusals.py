@@ -254,7 +254,7 @@ def test_p3_a_prompt_file_of_100_mb_is_not_read_to_its_end(
 def test_a_pipe_that_nobody_writes_to_is_wrong_usage(
     sdcli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdcli.cli.types.WRITER_PATIENCE_S", 0.2)
+    monkeypatch.setattr("sdcli.cli.prompt_types.WRITER_PATIENCE_S", 0.2)
     os.mkfifo("pipe")
     outcome = sdcli("txt2img", "--prompt-file", "pipe", "-m", tiny)
     os.unlink("pipe")

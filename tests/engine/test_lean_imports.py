@@ -17,7 +17,7 @@ from sdcli.domain import Request
 from sdcli.engine.lean_imports import LEFT_OUT, UNOPENED, _Unopened
 from tests.support import largest_difference, pictures, run_engine
 
-SAVED_MIB_FLOOR = 110
+SAVED_MIB_FLOOR = 105
 
 HEAVY = (
     "sympy",
@@ -26,10 +26,8 @@ HEAVY = (
     "torch._inductor",
     "torch.optim.adam",
     "torch.export.exported_program",
-    "accelerate",
     "httpx2",
     "requests",
-    "yaml",
     "torch.distributed.rpc",
     "transformers.processing_utils",
 )

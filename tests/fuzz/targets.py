@@ -167,7 +167,7 @@ def write_tokenizer(data: bytes, place: Path) -> None:
 def _prompt(text: str) -> object:
     from sdcli.app.asked import Asked
     from sdcli.app.loras import loras_of, without_tags
-    from sdcli.cli.types import Text
+    from sdcli.cli.prompt_types import Text
     from sdcli.families.prompts import is_marked, turns_of
 
     text = Text().convert(text, None, None)
@@ -178,6 +178,7 @@ def _prompt(text: str) -> object:
 
 def _options(text: str) -> object:
     from sdcli.cli import pairs, types
+    from sdcli.cli.prompt_types import Text
     from sdcli.models.hub_ids import parse_hub_ref
     from sdcli.settings import read_profile
     from sdcli.units import parse_size
@@ -190,7 +191,7 @@ def _options(text: str) -> object:
         types.Margins(),
         types.Seed(),
     ]
-    kinds += [types.Limit(), types.Text(), types.LoraFile(), types.SamplerName(), types.ScheduleName()]
+    kinds += [types.Limit(), Text(), types.LoraFile(), types.SamplerName(), types.ScheduleName()]
     for convert in (
         *(lambda text, kind=kind: kind.convert(text, None, None) for kind in (*kinds, pairs.PIXEL_SIZE, pairs.CORNER)),
         read_profile,
@@ -213,8 +214,8 @@ _HELP: Any = {"help_option_names": ["-h", "--help"]}
 def _lines(place: Path) -> Run:
     """--prompts FILE."""
     from sdcli.cli.lines import _parsed
+    from sdcli.cli.prompt_types import PromptFile
     from sdcli.cli.txt2img import command
-    from sdcli.cli.types import PromptFile
 
     def run(data: bytes, place: Path) -> object:
         path = place / "prompts.txt"
