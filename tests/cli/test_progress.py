@@ -27,7 +27,7 @@ class FakeWatchdog:
     """One that has measured 300 MiB."""
 
     footprint_bytes = 300 * MIB
-    peaks = Peaks(300 * MIB, 5, {"denoise": 300 * MIB})
+    peaks = Peaks(300 * MIB, samples=5, by_stage={"denoise": 300 * MIB})
 
 
 def show_run(limit_bytes: int | None, *, quiet: bool = False, verbose: bool = False, tripped: str = "") -> str:

@@ -281,7 +281,7 @@ def test_s5_a_wide_picture_is_refused_before_any_work(sdcli: Command, tiny: Path
     outcome.refused(4, "needs", "at 8192x512", "the ceiling is 400 MiB", "-W ")
 
 
-@pytest.mark.parametrize("limit", ["1KiB", "100MiB", "0.14GiB"])
+@pytest.mark.parametrize("limit", ["1KiB", "100MiB", "0.12GiB"])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "first run"])
 def test_m5_a_ceiling_below_the_interpreter_and_torch_names_them(
     sdcli: Command, tiny: Path, limit: str, known: bool
