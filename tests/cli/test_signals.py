@@ -158,7 +158,7 @@ def test_a_run_that_stood_still_for_longer_than_any_timeout_goes_on(tiny: Path, 
     time.sleep(1.5)
     for process in order if stopped.endswith("first") else order[:1]:
         process.resume()
-    _, err = host.communicate(timeout=60)
+    _, err = host.communicate(timeout=200)
     assert host.returncode == 0, err
     assert shell(work, "txt2img", "a", *options[:-1], "again.png").returncode == 0
     assert (work / "fox.png").read_bytes() == (work / "again.png").read_bytes()
@@ -203,7 +203,7 @@ def test_pictures_that_are_denoised_outlive_ctrl_c(tiny: Path, work: Path) -> No
         if b"picture 3 of 3  step 1/" in line:
             break
     os.killpg(host.pid, signal.SIGINT)
-    out, err = host.communicate(timeout=60)
+    out, err = host.communicate(timeout=200)
     assert host.returncode == 130 and err.splitlines()[-2] == b"saved before that: 2 of 3"
     assert err.splitlines()[-1].startswith(b"Error: interrupted; sdcli resume ")
     assert sorted(path.name for path in work.iterdir()) == ["fox-1.png", "fox-2.png"]
