@@ -13,7 +13,6 @@ from pathlib import Path
 from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
 from sdcli.app.growth import Growth
-from sdcli.app.job import job_of as job_file_of
 from sdcli.app.keeping import Keeper, Save
 from sdcli.app.means import (
     Prospect,
@@ -27,6 +26,7 @@ from sdcli.app.means import (
     typical_baseline,
 )
 from sdcli.app.record import RunRecord, Task
+from sdcli.app.run_file import run_file_of
 from sdcli.domain import DtypeName, Part, Plan
 from sdcli.errors import CeilingCrossed, NotFinite, NotFiniteInHalf, SdcliError, WillNotFit, echo
 from sdcli.host.control_group import ControlGroup, drop_cached, group_of_run
@@ -261,7 +261,7 @@ class _Run:
         record, task = self._record, prospect.task
         if record.planned is None:
             record.planned = prospect.plan(self._baseline_bytes())
-            record.folder.describe(*job_file_of(record))
+            record.folder.describe(*run_file_of(record))
             part = part or self._undone_part(record.planned.plan)
             if lack := prospect.lack_of_copy(record.planned.plan):
                 self._tell(lack)
