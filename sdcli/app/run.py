@@ -42,17 +42,14 @@ NO_WORKER = (SdcliError, OSError, RuntimeError, MemoryError)
 """What a worker ends in, and what a system without room for another process or thread raises."""
 
 
-def run_task(
-    task: Task, record: RunRecord, save: Save | None, show: Hear, resume: Mapping[int, bytes] | None = None
-) -> None:
-    """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left.
+def run_task(task: Task, record: RunRecord, save: Save | None, show: Hear) -> None:
+    """Do the task, filling in `record`, from its checkpoints on if it has any.
 
-    Whatever that is, pictures that are denoised by then are decoded and saved first; without `save` nobody wants
-    them. `resume` has checkpoints of pictures, by their numbers.
+    Raises SdcliError for whatever ends it early; no worker is left. Whatever that is, pictures that are denoised by
+    then are decoded and saved first; without `save` nobody wants them.
     """
     record.began = time.monotonic()
     with group_of_run(task.ceiling.kernel_limit_bytes) as group:
-        record.checkpoints.update(resume or {})
         try:
             _do(_Run(task, record, save, show, group.joined), task, record, save)
         finally:
