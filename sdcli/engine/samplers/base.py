@@ -62,6 +62,17 @@ class Stepping(ABC):
         """From the sample at the level of this number to the next level, by the picture seen or the model's output."""
 
 
+class LooksBack(Stepping):
+    """A step goes by a picture of the step before as well: `seen_before`, None where there was none."""
+
+    seen_before: torch.Tensor | None
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        """As for Euler, with nothing to look back at."""
+        super().set_timesteps(*args, **options)  # type: ignore[misc]  # of the scheduler that comes after
+        self.seen_before = None
+
+
 class KSampler(Stepping, EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
     """The noise levels are EulerDiscreteScheduler's; a step goes by the picture that the model sees.
 

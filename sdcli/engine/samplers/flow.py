@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from sdcli.engine.samplers.base import Stepping, noise_like
+from sdcli.engine.samplers.base import LooksBack, Stepping, noise_like
 
 
 class FlowSampler(Stepping, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
@@ -51,18 +51,8 @@ class FlowMatchHeun(FlowSampler):
         return sample + (self.sigmas[index + 1] - self.sigmas[index]) * slope
 
 
-class FlowMatchSolver(FlowSampler):
-    """DPM-Solver++ of order 2 with the midpoint (Lu et al. 2022, https://arxiv.org/abs/2211.01095).
-
-    `seen_before` is the picture that the model saw a step before.
-    """
-
-    seen_before: torch.Tensor | None
-
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
-        """As for Euler, with nothing to look back at."""
-        super().set_timesteps(*args, **options)
-        self.seen_before = None
+class FlowMatchSolver(LooksBack, FlowSampler):
+    """DPM-Solver++ of order 2 with the midpoint (Lu et al. 2022, https://arxiv.org/abs/2211.01095)."""
 
     def advance(self, index: int, sample: torch.Tensor, slope: torch.Tensor, generator: Any) -> torch.Tensor:
         """In times of log((1 - level) / level); the first step and the last one are of order 1."""
