@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sdcli import machine
 from sdcli.app.attempt import Hear
 from sdcli.app.disturbance import Neighbours
 from sdcli.app.making import ShowMaking, with_weights
 from sdcli.app.record import RunRecord, Task
-from sdcli.app.report import report
+from sdcli.app.report import machine_table, report
 from sdcli.app.run import run_task
 from sdcli.errors import CeilingCrossed, Interrupted, SdcliError, WillNotFit
 from sdcli.models.samplers import scheduler_of
@@ -120,20 +117,7 @@ def bench_report(runs: Iterable[Ran], command: str, disturbed_before: float | No
         }
         for ran in runs
     ]
-    return {"schema": SCHEMA, "machine": _machine(disturbed_before), "runs": told}
-
-
-def _machine(disturbed_before: float | None) -> dict[str, Any]:
-    """What a reader needs to compare the figures with others'."""
-    return {
-        "cpu": machine.cpu_name(),
-        "cores": os.cpu_count(),
-        "physical_memory_bytes": machine.physical_memory_bytes(),
-        "container_limit_bytes": machine.container_limit_bytes(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "disturbed_before": disturbed_before,
-    }
+    return {"schema": SCHEMA, "machine": {**machine_table(), "disturbed_before": disturbed_before}, "runs": told}
 
 
 def by_case(runs: Iterable[Ran]) -> list[list[Ran]]:

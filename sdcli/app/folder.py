@@ -1,7 +1,7 @@
-"""What one run must not lose, in a folder of its own: the job, checkpoints, latents that wait to be decoded.
+"""What one run must not lose, in a folder of its own: the run file, checkpoints, latents that wait to be decoded.
 
-Each file is whole or not there. The job, latents and marks of pictures that are saved outlive a loss of power; for a
-checkpoint no step waits for a disk: one that is damaged then is told by its digest. Where nothing can be written all
+Each file is whole or not there. The run file, latents and marks of pictures that are saved outlive a loss of power; for
+a checkpoint no step waits for a disk: one that is damaged then is told by its digest. Where nothing can be written all
 stays in memory, and no run fails for that.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.app.own_files import read_own, sealed, unsealed, write_own
-from sdcli.app.runs import JOB, new_folder, outlasts, sign, take_lock
+from sdcli.app.runs import RUN_FILE, new_folder, outlasts, sign, take_lock
 from sdcli.domain import DtypeName
 from sdcli.errors import SdcliError, echo
 from sdcli.units import GIB, KIB
@@ -87,10 +87,10 @@ class RunFolder:
             return path if isinstance(path, str) else None
         return None
 
-    def describe(self, job: dict[str, Any], blobs: Mapping[str, bytes]) -> None:
+    def describe(self, table: dict[str, Any], blobs: Mapping[str, bytes]) -> None:
         """Put down what is to be done, and the pictures that it is done from, as they are used, by file names."""
         if all(self.write(name, data, lasting=True) for name, data in blobs.items()):
-            self.write(JOB, json.dumps(job, indent=2).encode() + b"\n", lasting=True)
+            self.write(RUN_FILE, json.dumps(table, indent=2).encode() + b"\n", lasting=True)
 
     def goes_on_in(self, dtype: DtypeName, denoised_in: Mapping[int, DtypeName]) -> None:
         """From the last step on another type is used; until then each picture was denoised in one of these."""
@@ -124,10 +124,10 @@ class RunFolder:
             self.checkpoints.put_away()
         if self._lock is not None:
             os.close(self._lock)
-        if self.path is not None and left and outlasts(self.path) and (self.path / JOB).is_file():
+        if self.path is not None and left and outlasts(self.path) and (self.path / RUN_FILE).is_file():
             self.left = self.path.name
         elif self.path is not None and not (left and outlasts(self.path)):
-            self.remove(JOB)  # first: what is left of a folder without it is nobody's
+            self.remove(RUN_FILE)  # first: what is left of a folder without it is nobody's
             shutil.rmtree(self.path, ignore_errors=True)
         self.path = self._lock = None
         self._refused = True

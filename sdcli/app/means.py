@@ -206,6 +206,7 @@ class Prospect:
             note=build_note(task.device),
             in_memory=model_in_memory(task.model),
             margin_bytes=MARGIN_BYTES + kernel_bytes + self._lacking_bytes,
+            kernel_limit_bytes=None if task.device == "cuda" else task.ceiling.kernel_limit_bytes,
         )
         return means, source
 

@@ -1,12 +1,14 @@
-"""JSON of a run: its report, the plan as report and forecast tell it, and the job in its folder."""
+"""JSON of a run: its report, the plan as report and forecast tell it, and the run file."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 import statistics
 from typing import Any
 
-from sdcli import __version__
+from sdcli import __version__, machine
 from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Model, Plan
 from sdcli.families.contract import Stage
@@ -97,4 +99,16 @@ def _steps(record: RunRecord) -> dict[str, Any]:
         "count": len(record.steps),
         "median_s": statistics.median(step.seconds for step in record.steps),
         "bytes_read_median": int(statistics.median(step.bytes_read for step in record.steps)),
+    }
+
+
+def machine_table() -> dict[str, Any]:
+    """What a reader needs to compare figures with those of another machine."""
+    return {
+        "cpu": machine.cpu_name(),
+        "cores": os.cpu_count(),
+        "physical_memory_bytes": machine.physical_memory_bytes(),
+        "container_limit_bytes": machine.container_limit_bytes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
     }

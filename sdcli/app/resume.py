@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, get_args
 
 from sdcli.app.asked import Note, OnLimit, Tell
 from sdcli.app.folder import MARK_BYTES, RETRY, RunFolder
-from sdcli.app.job import Job, Maker
 from sdcli.app.own_files import read_own
 from sdcli.app.record import RunRecord, Task
+from sdcli.app.run_file import Maker, RunFile
 from sdcli.app.runs import hold
 from sdcli.app.unfinished import Unfinished, clean_after
 from sdcli.domain import DtypeName
@@ -42,25 +42,25 @@ def reopen(
     if lock is None:
         raise SdcliError(f"the run {run.id} goes on in another process: wait for it, or end it")
     try:
-        task = _task(run.job, mem_limit, on_limit, debug, tell)
-        difference = run.job.maker.difference(Maker.here()) or run.job.model_changed(task)
+        task = _task(run.file, mem_limit, on_limit, debug, tell)
+        difference = run.file.maker.difference(Maker.here()) or run.file.model_changed(task)
         if difference is not None and not anyway:
             raise SdcliError(f"other bits may come of it: {difference}; --anyway goes on all the same")
         if difference is not None:
             tell(Note(f"other bits may come of it: {difference}", "warning"))
-        clean_after(run.job, lock)
+        clean_after(run.file, lock)
         folder = RunFolder.reopened(run.folder, lock, run.count)
     except BaseException:
         os.close(lock)
         raise
     record = RunRecord(task, folder=folder)
-    record.drawn_on = None if anyway else run.job.device
+    record.drawn_on = None if anyway else run.file.device
     _take_up(record)
     return record
 
 
-def _task(job: Job, mem_limit: str | None, on_limit: OnLimit | None, debug: bool, tell: Tell) -> Task:
-    task = job.task()
+def _task(file: RunFile, mem_limit: str | None, on_limit: OnLimit | None, debug: bool, tell: Tell) -> Task:
+    task = file.task()
     ceiling = replace(task.ceiling, kernel_limit_bytes=None)  # that was for a measurement
     task = replace(task, debug=debug, ceiling=ceiling)
     if on_limit is not None:

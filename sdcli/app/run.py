@@ -13,7 +13,6 @@ from pathlib import Path
 from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
 from sdcli.app.growth import Growth
-from sdcli.app.job import job_of as job_file_of
 from sdcli.app.keeping import Keeper, Save
 from sdcli.app.means import (
     Prospect,
@@ -27,6 +26,7 @@ from sdcli.app.means import (
     typical_baseline,
 )
 from sdcli.app.record import RunRecord, Task
+from sdcli.app.run_file import run_file_of
 from sdcli.domain import DtypeName, Part, Plan
 from sdcli.errors import CeilingCrossed, NotFinite, NotFiniteInHalf, SdcliError, WillNotFit, echo
 from sdcli.host.control_group import ControlGroup, drop_cached, group_of_run
@@ -42,17 +42,14 @@ NO_WORKER = (SdcliError, OSError, RuntimeError, MemoryError)
 """What a worker ends in, and what a system without room for another process or thread raises."""
 
 
-def run_task(
-    task: Task, record: RunRecord, save: Save | None, show: Hear, resume: Mapping[int, bytes] | None = None
-) -> None:
-    """Do the task, filling in `record`. Raises SdcliError for whatever ends it early; no worker is left.
+def run_task(task: Task, record: RunRecord, save: Save | None, show: Hear) -> None:
+    """Do the task, filling in `record`, from its checkpoints on if it has any.
 
-    Whatever that is, pictures that are denoised by then are decoded and saved first; without `save` nobody wants
-    them. `resume` has checkpoints of pictures, by their numbers.
+    Raises SdcliError for whatever ends it early; no worker is left. Whatever that is, pictures that are denoised by
+    then are decoded and saved first; without `save` nobody wants them.
     """
     record.began = time.monotonic()
     with group_of_run(task.ceiling.kernel_limit_bytes) as group:
-        record.checkpoints.update(resume or {})
         try:
             _do(_Run(task, record, save, show, group.joined), task, record, save)
         finally:
@@ -261,7 +258,7 @@ class _Run:
         record, task = self._record, prospect.task
         if record.planned is None:
             record.planned = prospect.plan(self._baseline_bytes())
-            record.folder.describe(*job_file_of(record))
+            record.folder.describe(*run_file_of(record))
             part = part or self._undone_part(record.planned.plan)
             if lack := prospect.lack_of_copy(record.planned.plan):
                 self._tell(lack)

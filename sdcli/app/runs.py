@@ -26,10 +26,10 @@ DAY_S = 24 * 3600.0
 
 LOCK = "lock"
 
-JOB = "job.json"
-"""What a run is to do."""
+RUN_FILE = "job.json"
+"""The run file: what a run is to do (app/run_file.py)."""
 
-JOB_BYTES = 4 * MIB
+RUN_FILE_BYTES = 4 * MIB
 """Of that at most: three texts of 64 KiB, each byte of which may take six."""
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
@@ -126,7 +126,7 @@ def models_in_use() -> Iterator[Path]:
     for folder in run_folders():
         with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             if is_in_use(folder):
-                yield Path(json.loads(read_own(folder / JOB, JOB_BYTES))["task"]["model"]["sources"]["path"])
+                yield Path(json.loads(read_own(folder / RUN_FILE, RUN_FILE_BYTES))["task"]["model"]["sources"]["path"])
 
 
 def is_in_use(folder: Path) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-import platform
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sdcli import machine
 from sdcli.app.record import RunRecord
-from sdcli.app.report import report
+from sdcli.app.report import machine_table, report
 from sdcli.errors import CeilingCrossed, Interrupted, WillNotFit
 from sdcli.units import format_size
 
@@ -50,17 +48,17 @@ def outcome_of(error: BaseException | None) -> str:
 
 def shown_machine(record: RunRecord) -> dict[str, str]:
     """What a reader needs to compare the figures with others', by name: the machine, and versions of programs."""
-    told = report(record)
-    limit_bytes = machine.container_limit_bytes()
+    told, here = report(record), machine_table()
+    limit_bytes = here["container_limit_bytes"]
     known = {
-        "processor": machine.cpu_name(),
-        "cores": str(os.cpu_count() or ""),
+        "processor": here["cpu"],
+        "cores": str(here["cores"] or ""),
         "threads": str(record.threads or ""),
-        "memory": format_size(machine.physical_memory_bytes()),
+        "memory": format_size(here["physical_memory_bytes"]),
         "container": "" if limit_bytes is None else f"limited to {format_size(limit_bytes)}",
         "device": record.device,
-        "system": platform.platform(),
-        "Python": platform.python_version(),
+        "system": here["system"],
+        "Python": here["python"],
         "torch": told["torch_version"],
         "sdcli": told["sdcli_version"],
     }

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.app.folder import BLOB_BYTES
-from sdcli.app.job import Job, read_job
 from sdcli.app.own_files import read_own, unsealed
-from sdcli.app.runs import DAY_S, JOB, hold, is_in_use, last_holder, last_use, run_folders, size_bytes_of
+from sdcli.app.run_file import RunFile, read_run_file
+from sdcli.app.runs import DAY_S, RUN_FILE, hold, is_in_use, last_holder, last_use, run_folders, size_bytes_of
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.plan.remembered import change_table, number, read_table
 from sdcli.units import GIB
@@ -31,7 +31,7 @@ SOON_S = 3 * DAY_S
 """So long before that it is said, and a day before at the latest."""
 
 NOTHING_S = 3600.0
-"""A folder without a job and latents goes when it is older: its run was killed as it began."""
+"""A folder without a run file and latents goes when it is older: its run was killed as it began."""
 
 TOLD = "told.json"
 """When it was said of which run that it goes."""
@@ -43,7 +43,7 @@ class Unfinished:
 
     id: str
     folder: Path
-    job: Job
+    file: RunFile
     saved: int
     denoised: int
     picture: int
@@ -55,7 +55,7 @@ class Unfinished:
     @property
     def count(self) -> int:
         """Its pictures."""
-        return self.job.request.count
+        return self.file.request.count
 
 
 def unfinished_runs() -> Iterator[Unfinished]:
@@ -65,7 +65,7 @@ def unfinished_runs() -> Iterator[Unfinished]:
     """
     for folder in run_folders():
         with suppress(SdcliError, OSError):
-            if not (folder / JOB).is_file():
+            if not (folder / RUN_FILE).is_file():
                 continue
             run = look_at(folder)
             if run.saved < run.count:
@@ -74,31 +74,31 @@ def unfinished_runs() -> Iterator[Unfinished]:
                 remove(folder)
 
 
-def clean_after(job: Job, lock: int) -> None:
+def clean_after(file: RunFile, lock: int) -> None:
     """Delete what a killed run left where its pictures go; the lock on its folder says who it was. Never fails."""
     from sdcli.images.atomic import sweep_of
 
-    pid, place = last_holder(lock), job.wanted.destination.seen_from(job.wanted.working_folder).folder
+    pid, place = last_holder(lock), file.wanted.destination.seen_from(file.wanted.working_folder).folder
     if pid is not None and place is not None:
         sweep_of(pid, place)
 
 
 def look_at(folder: Path) -> Unfinished:
-    """What there is of a run. Raises SdcliError for a folder without a job that can be read."""
-    job = read_job(folder)
+    """What there is of a run. Raises SdcliError for a folder without a run file that can be read."""
+    file = read_run_file(folder)
     found = [re.fullmatch(r"(saved|latents|unplaced|checkpoint)-(\d{1,4})", path.name) for path in folder.iterdir()]
     by_kind: dict[str, set[int]] = {"saved": set(), "latents": set(), "unplaced": set(), "checkpoint": set()}
     for match in found:
-        if match is not None and int(match[2]) < job.request.count:
+        if match is not None and int(match[2]) < file.request.count:
             by_kind[match[1]].add(int(match[2]))
     done = by_kind["saved"] | by_kind["latents"] | by_kind["unplaced"]
-    left = [image for image in range(job.request.count) if image not in done]
+    left = [image for image in range(file.request.count) if image not in done]
     begun = [image for image in left if image in by_kind["checkpoint"]]
-    at = begun[0] if begun else left[0] if left else job.request.count - 1
+    at = begun[0] if begun else left[0] if left else file.request.count - 1
     return Unfinished(
         id=folder.name,
         folder=folder,
-        job=job,
+        file=file,
         saved=len(by_kind["saved"]),
         denoised=len(done),
         picture=at + 1,
@@ -144,8 +144,8 @@ def remove(folder: Path) -> int:
     try:
         size_bytes = size_bytes_of(folder)
         with suppress(SdcliError, OSError):
-            clean_after(read_job(folder), lock)
-        (folder / JOB).unlink(missing_ok=True)  # first: what is left of a folder without it is nobody's
+            clean_after(read_run_file(folder), lock)
+        (folder / RUN_FILE).unlink(missing_ok=True)  # first: what is left of a folder without it is nobody's
         shutil.rmtree(folder)
     except OSError as error:
         raise SdcliError(f"cannot remove {echo(folder)}: {error.strerror}; check its permissions") from error
@@ -190,7 +190,9 @@ def sweep(tell: Callable[[str], None] = lambda _: None) -> None:
 
 
 def _has_nothing(folder: Path) -> bool:
-    return not any(path.name == JOB or path.name.startswith(("latents-", "unplaced-")) for path in folder.iterdir())
+    return not any(
+        path.name == RUN_FILE or path.name.startswith(("latents-", "unplaced-")) for path in folder.iterdir()
+    )
 
 
 def _left_of(folder: Path) -> int | None:

@@ -1,7 +1,7 @@
 """An autoencoder's two halves computed band by band: the convolutional ones of latent diffusion, whoever's they are.
 
 Of all maps only the sums along the residual stream are whole: a block's output takes the place of its input. In
-FP32 they lie in FP16 between two blocks, which moves no pixel by more than 1/255. Unless its way is to recompute, two
+FP32 they lie in FP16 between two blocks, which moves no pixel by more than 1/255. Where it may keep them, two
 more maps are whole, where a block would otherwise compute its first half twice: faster by a third, larger by two to
 three maps, and the same bits.
 """
@@ -36,7 +36,6 @@ from sdcli.blocks.planes import (
     store,
 )
 from sdcli.domain import Component
-from sdcli.families.autoencoders import KEEP, NEVER_KEEP
 from sdcli.units import MIB
 from sdcli.weights.borrow import Borrow
 
@@ -73,9 +72,10 @@ class Bands:
     """An autoencoder's arithmetic on planes: of a module that has an encoder, a decoder and perhaps a convolution after
     the one and before the other."""
 
-    def __init__(self, borrow: Borrow) -> None:
+    def __init__(self, borrow: Borrow, keep_maps: bool, never_keep: bool) -> None:
+        """Two more maps are whole if it is to `keep_maps`, and of the largest none if it is to `never_keep` them."""
         self._device, self._dtype = borrow.device, borrow.dtype
-        self._keep_maps, self._never_keep = borrow.way in ("", KEEP), borrow.way == NEVER_KEEP
+        self._keep_maps, self._never_keep = keep_maps, never_keep
         self._lasting = Halved if borrow.dtype is torch.float32 else Stored
         """How maps lie that every plan stores."""
 

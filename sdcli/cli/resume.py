@@ -61,13 +61,13 @@ def progress_of(run: Unfinished) -> str:
     """How far it is."""
     if run.denoised == run.count:
         return "all pictures are denoised" if run.saved < run.count else "all pictures are saved"
-    step = "" if run.step is None else f", step {run.step} of {run.job.request.steps_run}"
+    step = "" if run.step is None else f", step {run.step} of {run.file.request.steps_run}"
     return f"picture {run.picture} of {run.count}{step}"
 
 
 def _wanted(run: Unfinished, params: Params) -> Wanted:
     """How the pictures are wanted now."""
-    before = run.job.wanted
+    before = run.file.wanted
     if params["output"] is None:
         destination = before.destination.seen_from(before.working_folder)
         return replace(before, destination=replace(destination, force=destination.force or params["force"]))

@@ -40,7 +40,7 @@ def _list(as_json: bool, **_: Any) -> None:
         hand_out(json.dumps({"schema": SCHEMA, "runs": [_table(run) for run in runs]}))
         return
     for run in runs:
-        words = printable(run.job.request.prompt[: PROMPT_SHOWN + 1])
+        words = printable(run.file.request.prompt[: PROMPT_SHOWN + 1])
         words = words if len(words) <= PROMPT_SHOWN else f"{words[: PROMPT_SHOWN - 1]}…"
         busy = "  under way" if run.in_use else ""
         hand_out(f"{run.id}  {progress_of(run)}  {_age(run.age_s)}  {format_size(run.size_bytes)}  {words}{busy}")
@@ -52,13 +52,13 @@ def _show(run: str | None, as_json: bool, **_: Any) -> None:
     """Describe a run: what it draws, how far it is, where its pictures go. Without RUN the newest one."""
     found = find_run(run)
     if as_json:
-        hand_out(json.dumps({"schema": SCHEMA, **_table(found), "request": found.job.table["request"]}))
+        hand_out(json.dumps({"schema": SCHEMA, **_table(found), "request": found.file.table["request"]}))
         return
-    request, place = found.job.request, found.job.wanted.destination.seen_from(found.job.wanted.working_folder)
+    request, place = found.file.request, found.file.wanted.destination.seen_from(found.file.wanted.working_folder)
     lines = (
         f"{found.id}: {progress_of(found)}, {found.saved} of {found.count} saved, {_age(found.age_s)}",
         f"  {printable(str(found.folder))}, {format_size(found.size_bytes)}",
-        f"  model {printable(found.job.origins.ref)}, {request.width}x{request.height}, {request.steps} steps,"
+        f"  model {printable(found.file.origins.ref)}, {request.width}x{request.height}, {request.steps} steps,"
         f" seed {request.seed}",
         f"  to {'stdout' if place.folder is None else printable(place.folder or '.')}",
         f"  {printable(request.prompt[:1000])}",
@@ -97,14 +97,14 @@ def _table(run: Unfinished) -> dict[str, Any]:
     return {
         "id": run.id,
         "path": str(run.folder),
-        "model": run.job.origins.ref,
-        "prompt": run.job.request.prompt,
+        "model": run.file.origins.ref,
+        "prompt": run.file.request.prompt,
         "count": run.count,
         "saved": run.saved,
         "denoised": run.denoised,
         "picture": run.picture,
         "step": run.step,
-        "steps": run.job.request.steps_run,
+        "steps": run.file.request.steps_run,
         "age_s": round(run.age_s),
         "size_bytes": run.size_bytes,
         "in_use": run.in_use,

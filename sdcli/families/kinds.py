@@ -70,9 +70,9 @@ _FOREIGN_LORAS = (
 )
 """Names, from their beginning or within, that only files of LoRA for these have."""
 
-_KEYS_OF_PROMPT = re.compile(
-    r".*attn2[._](?:processor\.)?to_k[._](?:lora_down|lora_A|lora\.down|hada_w1_b)\b.*", re.ASCII
-)
+_DOWN = r"[._](?:lora_down|lora_A|lora\.down|hada_w1_b)\b.*"
+
+_KEYS_OF_PROMPT = re.compile(rf".*attn2[._](?:processor\.)?to_k{_DOWN}", re.ASCII)
 """The matrix of a LoRA that takes the prompt's tokens: (rank, numbers for each)."""
 
 
@@ -86,7 +86,38 @@ def foreign_lora(names: Iterable[str]) -> str | None:
     return None
 
 
+_FLUX_QUERIES = re.compile(
+    r".*(?:double_blocks[._]\d+[._]img_attn[._]qkv|transformer_blocks[._]\d+[._]attn[._]to_q(?:kv_mlp_proj)?"
+    rf"|single_blocks[._]\d+[._]linear1){_DOWN}",
+    re.ASCII,
+)
+"""The matrix of a LoRA of Flux that takes the stream of tokens: (rank, the denoiser's width)."""
+
+_FLUX_2_ALONE = re.compile(r".*(?:to_qkv_mlp_proj|(?:single|double)_stream_modulation).*", re.ASCII)
+"""Names that FLUX.1 has not."""
+
+_FLUX_FUSED = re.compile(r".*single_blocks[._]\d+[._]linear1[._](?:lora_up|lora_B|lora\.up|hada_w1_a)\b.*", re.ASCII)
+"""(Rows, rank) of a layer that makes queries, keys, values and what the gated feed-forward takes."""
+
+_FLUX_2_ROWS = 9
+"""Of it for each of the width: FLUX.1 has 7, being without a gate."""
+
+_FLUX_2_WIDTHS = {3072: "FLUX.2 [klein] 4B", 4096: "FLUX.2 [klein] 9B", 6144: "FLUX.2 [dev]"}
+
+
 def lora_kind(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The family that it is for, told by what it takes of the prompt; None if nothing tells."""
+    """The family that it is for, and its size, told by the sides of its matrices; None if nothing tells."""
     widths = [shape[1] for name, shape in shapes.items() if len(shape) > 1 and _KEYS_OF_PROMPT.match(name)]
-    return _CONTEXTS.get(widths[0]) if widths else None
+    return _CONTEXTS.get(widths[0]) if widths else _flux_2_size(shapes)
+
+
+def _flux_2_size(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Which FLUX.2 a LoRA is for. FLUX.1 is as wide as the smallest one, which must be told by more than that."""
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
+    width = next((shape[1] for name, shape in matrices.items() if _FLUX_QUERIES.match(name)), None)
+    if width is None:
+        return None
+    fused = [shape[0] for name, shape in matrices.items() if _FLUX_FUSED.match(name)]
+    if width == 3072 and _FLUX_2_ROWS * width not in fused and not any(_FLUX_2_ALONE.match(name) for name in matrices):
+        return None
+    return _FLUX_2_WIDTHS.get(width)

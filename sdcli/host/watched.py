@@ -14,7 +14,8 @@ from sdcli.host.watchdog import START, Crossing, Watchdog
 from sdcli.host.worker import Worker
 from sdcli.messages import Message, Relieve, StageBegan, StageEnded, Start, StepDone, Watched
 from sdcli.plan.baselines import build_note
-from sdcli.units import MIB, format_limit, format_size
+from sdcli.plan.ceiling import options_for
+from sdcli.units import GIB, MIB, format_limit, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def watched_worker(
     fast it computes in that type, by as many `threads` of the CPU. In a control `group` the kernel may kill it.
     """
     footprint_limit_bytes = None if device == "cuda" else limit_bytes
+    kernel_limit_bytes = None if group is None or device == "cuda" else group.limit_bytes
     kills_before = 0 if group is None else group.kills
     with Worker(network, debug, group) as worker:
         watchdog = Watchdog(
@@ -68,23 +70,27 @@ def watched_worker(
         try:
             yield WatchedWorker(worker, watchdog)
         except SdcliError:
-            _raise_if_ended_by(watchdog, device, limit_bytes)
+            _raise_if_ended_by(watchdog, device, limit_bytes, kernel_limit_bytes)
             if group is not None and group.kills > kills_before:
                 raise _killed(watchdog, group) from None
             raise
         finally:
             watchdog.stop()
-        _raise_if_ended_by(watchdog, device, limit_bytes)
+        _raise_if_ended_by(watchdog, device, limit_bytes, kernel_limit_bytes)
 
 
-def _raise_if_ended_by(watchdog: Watchdog, device: DeviceName, limit_bytes: int | None) -> None:
+def _raise_if_ended_by(
+    watchdog: Watchdog, device: DeviceName, limit_bytes: int | None, kernel_limit_bytes: int | None
+) -> None:
     """The watchdog's own reasons come before whatever the killed worker's pipe looked like."""
     if watchdog.crossing is not None and limit_bytes is not None:
         if watchdog.crossing.stage == START:
             refusal = f"will not fit: Python and torch alone take more than the ceiling of {format_size(limit_bytes)}"
             note = build_note(device)
-            raise WillNotFit("; ".join(filter(None, (refusal, "give --mem-limit 1GiB", note))))
-        raise _crossed(watchdog.crossing, limit_bytes)
+            held = kernel_limit_bytes is not None
+            offer = f"give {options_for(GIB, limit_bytes, kernel_limit_bytes) if held else '--mem-limit 1GiB'}"
+            raise WillNotFit("; ".join(filter(None, (refusal, offer, note))))
+        raise _crossed(watchdog.crossing, limit_bytes, kernel_limit_bytes)
     if watchdog.failure is not None:
         raise SdcliError(
             f"the watchdog failed ({watchdog.failure}): the ceiling could not be kept, the run was stopped"
@@ -105,10 +111,10 @@ def _place(at: Watchdog | Crossing) -> str:
     return f"in the stage {at.stage}" + ("" if at.step is None else f" after step {at.step}")
 
 
-def _crossed(crossing: Crossing, limit_bytes: int) -> CeilingCrossed:
+def _crossed(crossing: Crossing, limit_bytes: int, kernel_limit_bytes: int | None) -> CeilingCrossed:
     """One line: stage, step, footprint, ceiling, what to do."""
-    more = format_limit(crossing.footprint_bytes + 128 * MIB)
+    more = options_for(crossing.footprint_bytes + 128 * MIB, limit_bytes, kernel_limit_bytes)
     where = f"the ceiling of {format_size(limit_bytes)} was crossed {_place(crossing)}"
     footprint = f"footprint {format_size(crossing.footprint_bytes)}, the worker was killed"
-    message = f"{where}: {footprint}; give --mem-limit {more} or a smaller picture"
+    message = f"{where}: {footprint}; give {more} or a smaller picture"
     return CeilingCrossed(message, where, crossing.stage, crossing.step, crossing.footprint_bytes)

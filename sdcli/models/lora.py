@@ -99,6 +99,7 @@ def _adapters(model: Model, file: WeightFile, weight: float, names: _Names) -> t
     if foreign and not (
         matched and label == "sdxl" and foreign == "Stable Diffusion XL"
     ):  # for a deeper one of its kind
+        foreign = lora_kind(shapes) or foreign if foreign == "Flux" else foreign
         raise SdcliError(f"{echo(file.path)} is for {foreign}, and the model is {label}: give a LoRA for this model")
     if not matched:
         _refuse_what_is_none(file, groups, shapes, label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sdcli import machine
-from sdcli.units import MIB, format_size, parse_size
+from sdcli.units import MIB, format_limit, format_size, parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,19 @@ def kernel_share_bytes(ceiling: Ceiling) -> int:
     """What must stay free under this ceiling, because the kernel's own limit is not far above it."""
     limit_bytes, (container, _) = ceiling.limit_bytes, _container(ceiling.kernel_limit_bytes)
     return 0 if container is None or limit_bytes is None else max(0, KERNEL_BYTES - max(0, container - limit_bytes))
+
+
+def options_for(ceiling_bytes: int, limit_bytes: int, kernel_limit_bytes: int | None = None) -> str:
+    """The options that raise a ceiling of `limit_bytes` to so many bytes.
+
+    In a control group of its own, whose limit holds the ceiling down, that limit is raised, or both are.
+    """
+    mem_limit = f"--mem-limit {format_limit(ceiling_bytes)}"
+    if kernel_limit_bytes is None or ceiling_bytes + KERNEL_BYTES <= kernel_limit_bytes:
+        return mem_limit
+    if kernel_limit_bytes <= limit_bytes:
+        return f"--kernel-limit {format_limit(ceiling_bytes)}"
+    return f"{mem_limit} and --kernel-limit {format_limit(ceiling_bytes + KERNEL_BYTES)}"
 
 
 def _container(kernel_limit_bytes: int | None) -> tuple[int | None, str]:

@@ -10,11 +10,12 @@ from sdcli.domain import GiveBack, Guidance, Plan, Request, StageNeed
 from sdcli.errors import WillNotFit
 from sdcli.families.contract import Stage
 from sdcli.plan.bytes import Subject, left_by, samples_at_a_time, stage_need, step_bytes
+from sdcli.plan.ceiling import options_for
 from sdcli.plan.remainder import WITH_AVX512, Remainder
 from sdcli.plan.remainders import Source
 from sdcli.plan.seconds import NEW_WORKER_S, TYPICAL_SPEED, Speed, recompute_seconds, step_seconds
 from sdcli.plan.ways import SCRATCHES, way_of_steps
-from sdcli.units import MIB, format_limit, format_size
+from sdcli.units import MIB, format_size
 
 MARGIN_BYTES = 16 * MIB
 """Kept free under the ceiling: the heap's gaps vary by as much from run to run."""
@@ -61,6 +62,8 @@ class Means:
     """Whether the model lies on a RAM disk."""
     margin_bytes: int = MARGIN_BYTES
     """Kept free between the prediction and the ceiling."""
+    kernel_limit_bytes: int | None = None
+    """Of the control group that the ceiling is held to, if there is one."""
     note: str = ""
     """What makes every plan larger than it need be, and what to do about it: a reason of each, and of a refusal."""
 
@@ -161,16 +164,17 @@ class _Planner:
     def what_would_fit(self) -> str:
         """One line: which stage needs what, and the nearest ceiling and size that would do."""
         request, limit = self._subject.request, self._limit or 0
-        ceiling, at_least = format_size(limit), format_limit(self.least_limit_bytes())
+        ceiling = format_size(limit)
+        options = options_for(self.least_limit_bytes(), limit, self._means.kernel_limit_bytes)
         if limit <= self._baseline:
             return (
                 f"will not fit: Python and torch alone take {format_size(self._baseline)}, the ceiling is {ceiling};"
-                f" give --mem-limit {at_least} or more"
+                f" give {options} or more"
             )
         worst, largest = max(self._needs(self._smallest()), key=lambda need: need.peak_bytes), request.rounds[-1]
         message = (
             f"will not fit: the stage {worst.name} needs {format_size(worst.peak_bytes + self._means.margin_bytes)}"
-            f" at {largest.width}x{largest.height}, the ceiling is {ceiling}; give --mem-limit {at_least}"
+            f" at {largest.width}x{largest.height}, the ceiling is {ceiling}; give {options}"
         )
         smaller = self._largest_that_fits(limit)
         return message + (f" or -W {smaller[0]} -H {smaller[1]}" if smaller else "; no smaller picture fits either")

@@ -296,7 +296,7 @@ def test_an_interrupted_run_leaves_what_is_begun_and_which_pictures_are_saved(
     (path,) = folders()
     assert len(record.pictures) == 1 and record.folder.left == path.name
     names = {one.name: one.read_bytes() for one in path.iterdir()}
-    assert names.keys() == {runs.LOCK, runs.JOB, "saved-0", "checkpoint-1"}
+    assert names.keys() == {runs.LOCK, runs.RUN_FILE, "saved-0", "checkpoint-1"}
     assert names["saved-0"] == b'"fox.png"' and names["checkpoint-1"] == sealed(b"step 1 of 1")
 
 

@@ -64,7 +64,8 @@ def run(
     resume: dict[int, bytes] | None = None,
 ) -> RunRecord:
     record = RunRecord(asked)
-    run_task(asked, record, save, lambda message, _: show(message), resume)
+    record.checkpoints.update(resume or {})
+    run_task(asked, record, save, lambda message, _: show(message))
     return record
 
 
@@ -338,7 +339,8 @@ def test_a_worker_of_its_own_decodes_the_same_pictures(
         pids.add(record.worker_pid)
 
     half = next(step for step in first if step.image == 0)
-    run_task(asked, record, apart, show, {0: half.payload})
+    record.checkpoints.update({0: half.payload})
+    run_task(asked, record, apart, show)
     assert apart.pixels == together.pixels and len(apart.pixels) == 3
     assert len(pids) == 2 and shown.count("Finished") == 2
     assert [stage.name for stage in record.stages] == [stage.name for stage in whole.stages]

@@ -17,9 +17,9 @@ import pytest
 from sdcli.app import resume as resuming
 from sdcli.app import unfinished
 from sdcli.app.folder import RunFolder
-from sdcli.app.job import Maker, job_of
 from sdcli.app.record import RunRecord, Wanted
-from sdcli.app.runs import JOB
+from sdcli.app.run_file import Maker, run_file_of
+from sdcli.app.runs import RUN_FILE
 from sdcli.app.unfinished import sweep
 from sdcli.cli.main import run
 from sdcli.domain import Request
@@ -71,7 +71,7 @@ def left(tiny: Path, work: Path) -> Callable[..., Path]:
         place = output or Destination("outputs", (), ".png", force=False, made=True)
         record = RunRecord(task(tiny, request=request), wanted=Wanted(place, True, str(work)), device="a script")
         folder = RunFolder()
-        folder.describe(*job_of(record))
+        folder.describe(*run_file_of(record))
         for name, data in files.items():
             kind, _, number = name.rpartition("_")
             if kind in ("latents", "checkpoint"):
@@ -263,9 +263,9 @@ def test_another_number_of_threads_is_refused(
 
 def test_a_model_that_was_written_to_is_refused(tiny: Path, left: Callable[..., Path], sdcli: Command) -> None:
     path = left()
-    job = json.loads((path / JOB).read_text())
+    job = json.loads((path / RUN_FILE).read_text())
     job["task"]["model"]["stamps"]["unet/config.json"] = "1 2 3 4"
-    (path / JOB).write_text(json.dumps(job))
+    (path / RUN_FILE).write_text(json.dumps(job))
     sdcli("resume").refused(1, "the model's file 'unet/config.json' has been written to since; --anyway")
 
 
@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_none_and_the_picture_is_begun_anew(
     for name in ("latents-0", "checkpoint-1"):
         (path / name).write_bytes((path / name).read_bytes()[:-1])
     (path / "latents-2").write_bytes(b"")
-    (path / "latents-3").symlink_to(path / JOB)
+    (path / "latents-3").symlink_to(path / RUN_FILE)
     (path / "latents-99").write_bytes(b"x")
     script(WORKER)
     assert run(["resume", "-q"]) == 0

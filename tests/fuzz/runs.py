@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sdcli.app.job import job_of
 from sdcli.app.record import RunRecord, Task, Wanted
-from sdcli.app.runs import JOB, LOCK
+from sdcli.app.run_file import run_file_of
+from sdcli.app.runs import LOCK, RUN_FILE
 from sdcli.domain import Request
 from sdcli.images.write import Destination
 from sdcli.models.opened import open_model
@@ -28,8 +28,8 @@ def _record() -> RunRecord:
 def write_run(home: Path) -> Path:
     """The folder."""
     home.mkdir(mode=0o700, parents=True)
-    table, blobs = job_of(_record())
-    (home / JOB).write_text(json.dumps(table))
+    table, blobs = run_file_of(_record())
+    (home / RUN_FILE).write_text(json.dumps(table))
     (home / LOCK).write_bytes(b"")
     for name, data in blobs.items():
         (home / name).write_bytes(data)
@@ -37,7 +37,7 @@ def write_run(home: Path) -> Path:
 
 
 def jobs() -> list[bytes]:
-    return [json.dumps(job_of(_record())[0]).encode()]
+    return [json.dumps(run_file_of(_record())[0]).encode()]
 
 
 def checkpoints() -> list[bytes]:

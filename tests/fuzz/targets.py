@@ -308,7 +308,7 @@ def _run_folder(name: str) -> Any:
                 _retry(home)
                 _step_of(path)
                 found = look_at(home)
-                job = found.job.task() if name == "job.json" else None
+                job = found.file.task() if name == "job.json" else None
                 lock = take_lock(home)
                 assert lock is not None
                 folder = RunFolder.reopened(home, lock, found.count)

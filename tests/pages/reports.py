@@ -84,3 +84,10 @@ def bench() -> list[dict[str, Any]]:
     unfit = report(300, outcome="will_not_fit", error="will not fit", **nothing)
     unfit["memory"] |= {"series": [], "peak_bytes": 0, "predicted_peak_bytes": None}
     return [*fitting, unfit, report(450, outcome="killed", error="the ceiling of 450 MiB was crossed", images=[])]
+
+
+def wide() -> list[dict[str, Any]]:
+    """Of one run, whose stages have the longest names and figures."""
+    names = ("encode_references", "encode_prompt", "encode_image_2", "denoise_2", "decode")
+    sizes = {"load_s": 123.4, "run_s": 4567.8, "predicted_peak_bytes": 10_804 * MIB, "peak_bytes": 10_752 * MIB}
+    return [report(12_000, peak_mib=10_752, stages=[{"name": name, **sizes} for name in names])]

@@ -11,7 +11,7 @@ import pytest
 from sdcli.pages.page import page
 from sdcli.pages.palette import COLOURS
 from tests.pages.browser import Tab, chromium, installed
-from tests.pages.reports import ABOUT, bench, report, two_models
+from tests.pages.reports import ABOUT, bench, report, two_models, wide
 
 pytestmark = [
     pytest.mark.skipif(installed() is None, reason="no Chromium on PATH"),
@@ -36,6 +36,13 @@ SMALLEST = """Math.min(...[...document.querySelectorAll('svg text')].filter(t =>
     .map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"""
 
 
+CUT = """[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)
+    .map(box => `${box.scrollWidth} of ${box.clientWidth}`)"""
+
+SHOWN_IN_STAGES = """[...document.querySelectorAll('table')].flatMap(table => [...table.rows].slice(0, 2))
+    .map(row => row.innerText.replace(/\\s+/g, ' '))"""
+
+
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     program = installed()
@@ -47,7 +54,13 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    runs = {"one": [report()], "far": [report(9999, device="cpu")], "bench": bench(), "models": two_models()}
+    runs = {
+        "one": [report()],
+        "far": [report(9999, device="cpu")],
+        "bench": bench(),
+        "models": two_models(),
+        "long": wide(),
+    }
     for name, reports in runs.items():
         (folder / f"{name}.html").write_text(page(reports, ABOUT), "utf-8")
     return {name: folder / f"{name}.html" for name in runs}
@@ -74,3 +87,21 @@ def test_a_page_is_drawn_whole(
     ink = "getComputedStyle(document.querySelector('svg.wide path[style*=\"var(--denoise)\"]')).stroke"
     denoise = COLOURS["denoise"][scheme == "dark"]
     assert tab.ask(ink) == "rgb({}, {}, {})".format(*(int(denoise[at : at + 2], 16) for at in (1, 3, 5)))
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+@pytest.mark.parametrize("name", ["one", "bench", "models", "long"])
+def test_no_column_of_a_table_is_cut_on_a_phone(tab: Tab, pages: dict[str, Path], name: str, width: int) -> None:
+    tab.open(pages[name], width, "light")
+    assert tab.ask(CUT) == []
+
+
+def test_on_a_phone_loading_and_running_are_in_one_column(tab: Tab, pages: dict[str, Path]) -> None:
+    tab.open(pages["long"], 360, "light")
+    head, first = tab.ask(SHOWN_IN_STAGES)
+    assert (
+        head == "stage load + run predicted peak" and first == "encode_references 123 s + 4568 s 10 804 MiB 10 752 MiB"
+    )
+    tab.open(pages["long"], 1280, "light")
+    head, first = tab.ask(SHOWN_IN_STAGES)
+    assert head.startswith("stage load run predicted peak") and first.startswith("encode_references 123 s 4568 s ")

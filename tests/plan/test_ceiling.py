@@ -6,7 +6,7 @@ import pytest
 
 from sdcli import machine
 from sdcli.errors import BadRequest
-from sdcli.plan.ceiling import KERNEL_BYTES, Ceiling, decide_ceiling, kernel_share_bytes
+from sdcli.plan.ceiling import KERNEL_BYTES, Ceiling, decide_ceiling, kernel_share_bytes, options_for
 from sdcli.units import GIB, MIB
 
 
@@ -116,3 +116,26 @@ def test_the_limit_of_a_control_group_is_as_a_container_s(monkeypatch: pytest.Mo
     assert decide_ceiling("auto", "cpu", "3GiB").reason == "the container's limit of 2.00 GiB"
     none = decide_ceiling("none", "cpu", "1GiB")
     assert (none.limit_bytes, none.kernel_limit_bytes, kernel_share_bytes(none)) == (None, GIB, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kernel_limit", "options"),
+    [
+        (300, None, "--mem-limit 600MiB"),
+        (300, 1024, "--mem-limit 600MiB"),
+        (500, 500, "--kernel-limit 600MiB"),
+        (300, 400, "--mem-limit 600MiB and --kernel-limit 632MiB"),
+        (300, 610, "--mem-limit 600MiB and --kernel-limit 632MiB"),
+    ],
+)
+def test_what_raises_a_ceiling_is_the_option_that_holds_it_down(
+    computer: pytest.MonkeyPatch, limit: int, kernel_limit: int | None, options: str
+) -> None:
+    have(computer, 6 * GIB, None)
+    kernel_limit_bytes = None if kernel_limit is None else kernel_limit * MIB
+    assert options_for(600 * MIB, limit * MIB, kernel_limit_bytes) == options
+    given = dict(one.split(" ") for one in options.split(" and "))
+    raised = decide_ceiling(
+        given.get("--mem-limit", "auto"), "cpu", given.get("--kernel-limit", kernel_limit and f"{kernel_limit}MiB")
+    )
+    assert raised.limit_bytes == 600 * MIB and raised.warning is None

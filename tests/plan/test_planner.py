@@ -254,6 +254,16 @@ def test_m5_below_the_baseline_the_baseline_is_named(limit: int) -> None:
     plan_for(REQUEST, "bf16", offered)
 
 
+@pytest.mark.parametrize("limit", [100 * MIB, 300 * MIB])
+def test_in_a_control_group_its_limit_is_what_to_raise(limit: int) -> None:
+    means = Means(kernel_limit_bytes=limit)
+    with pytest.raises(WillNotFit, match=r"; give --kernel-limit (\d+)MiB") as caught:
+        plan_for(REQUEST, "bf16", limit, means=means)
+    assert "--mem-limit" not in str(caught.value)
+    offered = parse_size(re.findall(r"--kernel-limit (\d+MiB)", str(caught.value))[0])
+    plan_for(REQUEST, "bf16", offered, means=means)
+
+
 @pytest.mark.parametrize("change", [{"width": 520}, {"height": 1024}, {"strength": 0.5}, {"prompt": "fox " * 100}])
 def test_more_to_do_never_needs_less(change: dict[str, Any]) -> None:
     more = replace(REQUEST, **change)

@@ -6,27 +6,34 @@ step leaves for the next one are plain attributes, so that a checkpoint has all 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 NOISE_ALONE = 1000.0
 """Above it a level shows nothing: diffusers has 4096 for the noise alone of models with zero terminal SNR."""
 
 
-class KSampler(EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
-    """The noise levels are EulerDiscreteScheduler's; `advance` is the step. `slopes` are the last ones, newest last."""
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What diffusers' schedulers return of a step; the second is the picture that the model sees, where it is told."""
 
-    slopes: list[torch.Tensor]
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None
+
+
+class Stepping(ABC):
+    """A scheduler of diffusers whose step is `advance`."""
+
     sigmas: torch.Tensor
     timesteps: torch.Tensor
-
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
-        """As for Euler, with nothing to look back at."""
-        super().set_timesteps(*args, **options)
-        self.slopes = []
+    step_index: int | None
+    _step_index: int
+    _init_step_index: Callable[[torch.Tensor], None]
 
     def step(
         self,
@@ -34,27 +41,59 @@ class KSampler(EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is no
         timestep: torch.Tensor,
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
-    ) -> Any:
+    ) -> Stepped:
         """The sample at the next noise level."""
         if self.step_index is None:
             self._init_step_index(timestep)
-        index = self.step_index
-        sigma = self.sigmas[index]
-        if self.config.prediction_type == "epsilon":
-            seen = sample - sigma * model_output
-        elif self.config.prediction_type == "v_prediction":
-            seen = model_output * (-sigma / (sigma**2 + 1) ** 0.5) + (sample / (sigma**2 + 1))
-        else:
-            seen = model_output
-        previous = self.advance(index, sample, seen, generator)
+        index = self._step_index
+        seen = self.seen_at(index, sample, model_output)
+        previous = self.advance(index, sample, model_output if seen is None else seen, generator)
         self._step_index += 1
-        return EulerDiscreteSchedulerOutput(prev_sample=previous, pred_original_sample=seen)
+        return Stepped(previous, seen)
+
+    def seen_at(self, index: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        """The picture that the model sees in the sample, if a step goes by it and not by the model's output."""
+        return None
 
     @abstractmethod
     def advance(
-        self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: torch.Generator | None
+        self, index: int, sample: torch.Tensor, told: torch.Tensor, generator: torch.Generator | None
     ) -> torch.Tensor:
-        """From the sample at the level of this number, and the picture that the model sees in it, to the next level."""
+        """From the sample at the level of this number to the next level, by the picture seen or the model's output."""
+
+
+class LooksBack(Stepping):
+    """A step goes by a picture of the step before as well: `seen_before`, None where there was none."""
+
+    seen_before: torch.Tensor | None
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        """As for Euler, with nothing to look back at."""
+        super().set_timesteps(*args, **options)  # type: ignore[misc]  # of the scheduler that comes after
+        self.seen_before = None
+
+
+class KSampler(Stepping, EulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
+    """The noise levels are EulerDiscreteScheduler's; a step goes by the picture that the model sees.
+
+    `slopes` are the last ones, newest last.
+    """
+
+    slopes: list[torch.Tensor]
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        """As for Euler, with nothing to look back at."""
+        super().set_timesteps(*args, **options)
+        self.slopes = []
+
+    def seen_at(self, index: int, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The picture, by what the model predicts."""
+        sigma = self.sigmas[index]
+        if self.config.prediction_type == "epsilon":
+            return sample - sigma * output
+        if self.config.prediction_type == "v_prediction":
+            return output * (-sigma / (sigma**2 + 1) ** 0.5) + (sample / (sigma**2 + 1))
+        return output
 
 
 class TwoCalls(KSampler):

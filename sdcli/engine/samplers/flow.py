@@ -7,43 +7,16 @@ all of it (engine/schedulers.py).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchEulerDiscreteSchedulerOutput,
-)
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from sdcli.engine.samplers.base import noise_like
+from sdcli.engine.samplers.base import LooksBack, Stepping, noise_like
 
 
-class FlowSampler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
-    """`advance` is the step."""
-
-    sigmas: torch.Tensor
-    timesteps: torch.Tensor
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: torch.Tensor,
-        sample: torch.Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Any:
-        """The sample at the next noise level."""
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        previous = self.advance(self.step_index, sample, model_output, generator)
-        self._step_index += 1
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous)
-
-    @abstractmethod
-    def advance(
-        self, index: int, sample: torch.Tensor, slope: torch.Tensor, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """From the sample at the level of this number, and what the model tells there, to the next level."""
+class FlowSampler(Stepping, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is not followed by mypy
+    """A step goes by what the model tells: the slope."""
 
 
 class FlowMatchHeun(FlowSampler):
@@ -78,18 +51,8 @@ class FlowMatchHeun(FlowSampler):
         return sample + (self.sigmas[index + 1] - self.sigmas[index]) * slope
 
 
-class FlowMatchSolver(FlowSampler):
-    """DPM-Solver++ of order 2 with the midpoint (Lu et al. 2022, https://arxiv.org/abs/2211.01095).
-
-    `seen_before` is the picture that the model saw a step before.
-    """
-
-    seen_before: torch.Tensor | None
-
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
-        """As for Euler, with nothing to look back at."""
-        super().set_timesteps(*args, **options)
-        self.seen_before = None
+class FlowMatchSolver(LooksBack, FlowSampler):
+    """DPM-Solver++ of order 2 with the midpoint (Lu et al. 2022, https://arxiv.org/abs/2211.01095)."""
 
     def advance(self, index: int, sample: torch.Tensor, slope: torch.Tensor, generator: Any) -> torch.Tensor:
         """In times of log((1 - level) / level); the first step and the last one are of order 1."""

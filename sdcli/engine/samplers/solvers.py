@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sdcli.engine.samplers.base import KSampler, TwoCalls, ancestral, from_noise_alone, noise_like
+from sdcli.engine.samplers.base import KSampler, LooksBack, TwoCalls, ancestral, from_noise_alone, noise_like
 
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Adams and Bashforth's weights for steps of one length, the newest slope's first."""
@@ -118,19 +118,11 @@ class DPMSolverThird(KSampler):
         return drawn + noise_like(sample, generator) * following * (-(-twice).expm1()).sqrt()
 
 
-class DPMSolverModified(KSampler):
+class DPMSolverModified(LooksBack, KSampler):
     """DPM++ 2M v2: the step that AUTOMATIC1111/stable-diffusion-webui's discussion 8457 proposes.
 
     DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) with the lengths of two steps averaged.
-    `seen_before` is the picture that the model saw a step before.
     """
-
-    seen_before: torch.Tensor | None
-
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
-        """As for Euler, with nothing to look back at."""
-        super().set_timesteps(*args, **options)
-        self.seen_before = None
 
     def advance(self, index: int, sample: torch.Tensor, seen: torch.Tensor, generator: Any) -> torch.Tensor:
         """In times of -log(level)."""

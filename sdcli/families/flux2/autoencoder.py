@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
-from sdcli.blocks.bands import DECODER_PARTS, ENCODER_PARTS, Bands, borrow_half
+from sdcli.blocks.bands import DECODER_PARTS, ENCODER_PARTS, borrow_half
 from sdcli.domain import Component
+from sdcli.families.banded import bands_of
 from sdcli.families.flux2.parts import PATCH, statistics_of
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
@@ -25,7 +26,7 @@ def borrow_decoder(component: Component, borrow: Borrow) -> Iterator[Callable[[t
     """Lend a function from (1, 128, h, w) latents as the denoiser knows them to (1, 3, 16h, 16w) pixels in -1…1."""
     mean, deviation = _statistics(component, borrow)
     with borrow_half(build_autoencoder(component), component, DECODER_PARTS, borrow) as vae:
-        yield lambda latents: Bands(borrow).decode(vae, F.pixel_shuffle(latents * deviation + mean, PATCH))
+        yield lambda latents: bands_of(borrow).decode(vae, F.pixel_shuffle(latents * deviation + mean, PATCH))
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def borrow_encoder(component: Component, borrow: Borrow) -> Iterator[Callable[[t
     with borrow_half(build_autoencoder(component), component, ENCODER_PARTS, borrow) as vae:
 
         def encode(pixels: torch.Tensor) -> torch.Tensor:
-            likeliest, _ = Bands(borrow).encode(vae, pixels)
+            likeliest, _ = bands_of(borrow).encode(vae, pixels)
             return (F.pixel_unshuffle(likeliest, PATCH) - mean) / deviation
 
         yield encode

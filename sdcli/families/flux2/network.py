@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -79,18 +79,16 @@ def start(model: Model, init: Mapping[str, torch.Tensor], generator: torch.Gener
     return init["latents"]
 
 
-@contextmanager
-def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser]:
+def denoise(model: Model, request: Request, borrow: Borrow) -> AbstractContextManager[Denoiser]:
     """The transformer: (latents, timestep, conditioning, guidance) to its output."""
-    with borrow_denoiser(model.parts["transformer"], borrow) as denoiser:
-        yield denoiser
+    return borrow_denoiser(model.parts["transformer"], borrow)
 
 
-@contextmanager
-def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+def decode(
+    model: Model, request: Request, borrow: Borrow
+) -> AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
     """Latents of one picture to its pixels, (1, 3, h, w) in -1…1."""
-    with borrow_decoder(model.parts["vae"], borrow) as run:
-        yield run
+    return borrow_decoder(model.parts["vae"], borrow)
 
 
 def try_out() -> None:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from sdcli.blocks.bands import DECODER_PARTS, ENCODER_PARTS, Bands, borrow_half
+from sdcli.blocks.bands import DECODER_PARTS, ENCODER_PARTS, borrow_half
 from sdcli.domain import Component
+from sdcli.families.banded import bands_of
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
 
@@ -19,7 +20,7 @@ def borrow_decoder(component: Component, borrow: Borrow) -> Iterator[Callable[[t
     """Lend a function from (1, channels, h, w) latents as the denoiser knows them to (1, 3, 8h, 8w) pixels in -1…1."""
     with borrow_half(build_autoencoder(component), component, DECODER_PARTS, borrow) as vae:
         scaling_factor = component.settings.scaling_factor
-        yield lambda latents: Bands(borrow).decode(vae, latents / scaling_factor)
+        yield lambda latents: bands_of(borrow).decode(vae, latents / scaling_factor)
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def borrow_encoder(
 ) -> Iterator[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """Lend a function from (1, 3, 8h, 8w) pixels in -1…1 to the mean and deviation of their latents, unscaled."""
     with borrow_half(build_autoencoder(component), component, ENCODER_PARTS, borrow) as vae:
-        yield lambda pixels: Bands(borrow).encode(vae, pixels)
+        yield lambda pixels: bands_of(borrow).encode(vae, pixels)
 
 
 def build_autoencoder(component: Component) -> AutoencoderKL:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -102,8 +102,6 @@ def build_transformer(component: Component) -> ZImageTransformer2DModel:
     return build(component, lambda: ZImageTransformer2DModel(**component.config))
 
 
-@contextmanager
-def borrow_denoiser(component: Component, borrow: Borrow) -> Iterator[Denoiser]:
+def borrow_denoiser(component: Component, borrow: Borrow) -> AbstractContextManager[Denoiser]:
     """Lend the denoiser, and free it."""
-    with borrow_flow(Denoiser, build_transformer(component), component, borrow) as denoiser:
-        yield denoiser
+    return borrow_flow(Denoiser, build_transformer(component), component, borrow)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -69,20 +69,17 @@ def start(model: Model, init: Mapping[str, torch.Tensor], generator: torch.Gener
     return init["mean"] + init["deviation"] * torch.randn(init["mean"].shape, generator=generator)
 
 
-@contextmanager
-def denoise(model: Model, request: Request, borrow: Borrow) -> Iterator[Denoiser]:
+def denoise(model: Model, request: Request, borrow: Borrow) -> AbstractContextManager[Denoiser]:
     """The transformer: (latents, timestep, conditioning, guidance) to its output."""
-    with borrow_denoiser(model.parts["transformer"], borrow) as denoiser:
-        yield denoiser
+    return borrow_denoiser(model.parts["transformer"], borrow)
 
 
-@contextmanager
-def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+def decode(
+    model: Model, request: Request, borrow: Borrow
+) -> AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
     """Latents of one picture to its pixels, (1, 3, h, w) in -1…1."""
     tiny = model.parts.get(TINY.name)
-    loan = borrow_decoder(model.parts["vae"], borrow) if tiny is None else borrow_tiny(tiny, borrow)
-    with loan as run:
-        yield run
+    return borrow_decoder(model.parts["vae"], borrow) if tiny is None else borrow_tiny(tiny, borrow)
 
 
 def try_out() -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sdcli.domain import Sources
 from sdcli.errors import SdcliError
+from sdcli.families.kinds import lora_kind
 from sdcli.models.opened import open_model
 from sdcli.weights.adapters import Merged, changes_of
 from sdcli.weights.source import Source
@@ -204,6 +205,56 @@ def test_what_is_for_another_size_is_refused(klein: Path, tmp_path: Path) -> Non
     path = saved(tensors, tmp_path / "nine.safetensors")
     with pytest.raises(SdcliError, match=r"is for Flux, and the model is flux2: give a LoRA for this model"):
         open_model("m", Sources(str(klein), loras=((str(path), 1.0),)))
+
+
+def nine(*modules: str) -> Tensors:
+    """A file for FLUX.2 [klein] 9B, with 32 heads of 128."""
+    letters = {"A": torch.ones(1, 4096), "B": torch.ones(3 * 4096, 1)}
+    return {f"diffusion_model.{module}.lora_{a}.weight": one for module in modules for a, one in letters.items()}
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        (["double_blocks.0.img_attn.qkv", "double_blocks.7.img_attn.qkv"], "and the model is flux2: give a LoRA"),
+        (["double_blocks.0.img_attn.qkv"], "is for a weight of"),
+    ],
+)
+def test_it_is_told_which_size_one_of_another_size_is_for(
+    klein: Path, tmp_path: Path, modules: list[str], said: str
+) -> None:
+    path = saved(nine(*modules), tmp_path / "nine.safetensors")
+    with pytest.raises(SdcliError, match=r"is for FLUX.2 \[klein\] 9B") as caught:
+        open_model("m", Sources(str(klein), loras=((str(path), 1.0),)))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [3072, 4096, 6144])
+@pytest.mark.parametrize("naming", ["diffusion_model.", "lora_unet_", "transformer."])
+def test_the_width_tells_the_size(naming: str, width: int) -> None:
+    module = (
+        "single_transformer_blocks.3.attn.to_qkv_mlp_proj" if naming == "transformer." else "single_blocks.3.linear1"
+    )
+    module = naming + (module.replace(".", "_") if naming.endswith("_") else module)
+    down, up = ("lora_down", "lora_up") if naming == "lora_unet_" else ("lora_A", "lora_B")
+    shapes = {f"{module}.{down}.weight": (16, width), f"{module}.{up}.weight": (9 * width, 16)}
+    sizes = {3072: "FLUX.2 [klein] 4B", 4096: "FLUX.2 [klein] 9B", 6144: "FLUX.2 [dev]"}
+    assert lora_kind(shapes) == sizes[width]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"lora_unet_single_blocks_3_linear1.lora_down.weight": (16, 3072),
+         "lora_unet_single_blocks_3_linear1.lora_up.weight": (7 * 3072, 16)},
+        {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (16, 3072)},
+        {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": (16, 3072)},
+        {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": (16, 64)},
+        {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": (4096,)},
+    ],
+)  # fmt: skip
+def test_one_that_may_be_flux_1_s_is_not_taken_for_a_size(shapes: dict[str, tuple[int, ...]]) -> None:
+    assert lora_kind(shapes) is None
 
 
 def test_a_loha_of_the_swapped_norm_is_refused(klein: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""job.json of a run's folder: all that is needed to go on with the run, and what it was drawn with.
+"""The run file, job.json of a run's folder: all that is needed to go on with the run, and what it was drawn with.
 
 What a task has goes along field by field (app/typed.py). It is read as a stranger's file would be.
 """
@@ -20,7 +20,7 @@ from sdcli.app.asked import SEED_END
 from sdcli.app.own_files import read_own
 from sdcli.app.record import RunRecord, Task, Wanted
 from sdcli.app.report import plan_table
-from sdcli.app.runs import JOB, JOB_BYTES
+from sdcli.app.runs import RUN_FILE, RUN_FILE_BYTES
 from sdcli.app.typed import Untrue, from_plain, to_plain
 from sdcli.domain import Model, Request, Sources
 from sdcli.errors import SdcliError, echo, printable
@@ -41,7 +41,7 @@ SIDE_MOST, STEPS_MOST, COUNT_MOST = 8192, 1000, 1000
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """The model of a run, as the job tells of it."""
+    """The model of a run, as the run file tells of it."""
 
     ref: str
     sources: Sources
@@ -81,7 +81,7 @@ class Maker:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunFile:
     """What is read back. The task's bytes and its model are read when they are asked for."""
 
     wanted: Wanted
@@ -136,8 +136,8 @@ class _Blob:
     sha256: str
 
 
-def job_of(record: RunRecord) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The job of a run that is planned, as JSON has it, and the files that go with it."""
+def run_file_of(record: RunRecord) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The file of a run that is planned, as JSON has it, and the files that go with it."""
     task, blobs = record.task, dict[str, bytes]()
 
     def put(name: str, data: bytes) -> Any:
@@ -161,10 +161,10 @@ def job_of(record: RunRecord) -> tuple[dict[str, Any], dict[str, bytes]]:
     return table, blobs
 
 
-def read_job(folder: Path) -> Job:
-    """The job in a run's folder. Raises SdcliError for one that is none, is damaged, or is of another version."""
+def read_run_file(folder: Path) -> RunFile:
+    """The file in a run's folder. Raises SdcliError for one that is none, is damaged, or is of another version."""
     with _told(folder):
-        table = json.loads(read_own(folder / JOB, JOB_BYTES), parse_constant=_refuse)
+        table = json.loads(read_own(folder / RUN_FILE, RUN_FILE_BYTES), parse_constant=_refuse)
         if not isinstance(table, dict) or not isinstance(table.get("task"), dict):
             raise Untrue("it is no job")
         if table.get("schema") != SCHEMA:
@@ -175,7 +175,7 @@ def read_job(folder: Path) -> Job:
         _require_within(request)
         wanted = from_plain(Wanted, table.get("wanted"), {}, {"Destination": Destination})
         _require_place(wanted, request.count)
-        return Job(
+        return RunFile(
             wanted=wanted,
             maker=from_plain(Maker, table.get("maker"), {}),
             device=str(table.get("device")),

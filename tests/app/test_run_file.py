@@ -14,10 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from sdcli.app.job import Job, Maker, job_of, read_job
 from sdcli.app.own_files import require_own_folder
 from sdcli.app.record import RunRecord, Task, Wanted
-from sdcli.app.runs import JOB, LOCK
+from sdcli.app.run_file import Maker, RunFile, read_run_file, run_file_of
+from sdcli.app.runs import LOCK, RUN_FILE
 from sdcli.app.typed import Untrue, from_plain, to_plain
 from sdcli.domain import Model, Request, Sources
 from sdcli.errors import SdcliError
@@ -60,8 +60,8 @@ def test_every_field_survives_the_way_there_and_back(kind: type[Any]) -> None:
 def saved(record: RunRecord, folder: Path) -> Path:
     """The run's folder, in `folder`."""
     folder.mkdir(mode=0o700, parents=True)
-    table, blobs = job_of(record)
-    (folder / JOB).write_text(json.dumps(table))
+    table, blobs = run_file_of(record)
+    (folder / RUN_FILE).write_text(json.dumps(table))
     (folder / LOCK).write_bytes(b"")
     for name, data in blobs.items():
         (folder / name).write_bytes(data)
@@ -85,8 +85,8 @@ def whole(tiny: Path) -> Task:
 
 def test_a_task_survives_with_every_field(whole: Task, tmp_path: Path) -> None:
     folder = saved(RunRecord(whole, wanted=WANTED, device="x86, 2 threads"), tmp_path / "run")
-    job = read_job(folder)
-    again = job.task()
+    file = read_run_file(folder)
+    again = file.task()
     for field in dataclasses.fields(Task):
         before, after = getattr(whole, field.name), getattr(again, field.name)
         if isinstance(before, Model):
@@ -94,19 +94,19 @@ def test_a_task_survives_with_every_field(whole: Task, tmp_path: Path) -> None:
         else:
             assert after == before, field.name
             assert before != field.default, f"{field.name} is not tried"
-    assert (job.wanted, job.device, job.maker) == (WANTED, "x86, 2 threads", Maker.here())
-    assert job.maker.difference(Maker.here()) is None and job.model_changed(again) is None
+    assert (file.wanted, file.device, file.maker) == (WANTED, "x86, 2 threads", Maker.here())
+    assert file.maker.difference(Maker.here()) is None and file.model_changed(again) is None
 
 
 def test_another_version_or_machine_and_a_model_that_was_written_to_are_told(tiny: Path, tmp_path: Path) -> None:
-    job = read_job(saved(RunRecord(task(tiny), wanted=WANTED), tmp_path / "run"))
-    assert "drawn with torch '1.0'" in str(replace(job.maker, torch="1.0").difference(job.maker))
-    assert "vector units" in str(replace(job.maker, units=("mmx",)).difference(job.maker))
-    assert job.model_changed(job.task()) is None
-    touched = replace(job, origins=replace(job.origins, stamps=dict(job.origins.stamps) | {"unet/config.json": "1"}))
-    assert "'unet/config.json' has been written to since" in str(touched.model_changed(job.task()))
-    another = replace(job, origins=replace(job.origins, digest="0"))
-    assert "is another one now" in str(another.model_changed(job.task()))
+    file = read_run_file(saved(RunRecord(task(tiny), wanted=WANTED), tmp_path / "run"))
+    assert "drawn with torch '1.0'" in str(replace(file.maker, torch="1.0").difference(file.maker))
+    assert "vector units" in str(replace(file.maker, units=("mmx",)).difference(file.maker))
+    assert file.model_changed(file.task()) is None
+    touched = replace(file, origins=replace(file.origins, stamps=dict(file.origins.stamps) | {"unet/config.json": "1"}))
+    assert "'unet/config.json' has been written to since" in str(touched.model_changed(file.task()))
+    another = replace(file, origins=replace(file.origins, digest="0"))
+    assert "is another one now" in str(another.model_changed(file.task()))
 
 
 # What is not believed
@@ -150,11 +150,11 @@ def test_a_job_that_was_tampered_with_is_refused_in_one_line(
     request = replace(other(Request, 1), width=64, height=64, strength=0.5, steps=9, count=1)
     asked = task(tiny, request=replace(request, references=(), masked=False, canvas=None), pixels=bytes(64 * 64 * 3))
     folder = saved(RunRecord(asked, wanted=WANTED), tmp_path / "run")
-    table = json.loads((folder / JOB).read_text())
+    table = json.loads((folder / RUN_FILE).read_text())
     change(table)
-    (folder / JOB).write_text(json.dumps(table))
+    (folder / RUN_FILE).write_text(json.dumps(table))
     with pytest.raises(SdcliError) as caught:
-        read_job(folder).task()
+        read_run_file(folder).task()
     message = str(caught.value)
     assert words in message and message.isprintable() and len(message) < 350 and "sdcli runs remove run" in message
     assert not isinstance(caught.value, Untrue)
@@ -164,9 +164,9 @@ def test_a_job_that_was_tampered_with_is_refused_in_one_line(
     "raw", [b"", b"{", b"[]", b"null", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"schema": NaN}', b" " * 5 * 2**20]
 )
 def test_what_is_no_job_is_refused_in_one_line(tmp_path: Path, raw: bytes) -> None:
-    (tmp_path / JOB).write_bytes(raw)
+    (tmp_path / RUN_FILE).write_bytes(raw)
     with pytest.raises(SdcliError, match="cannot be gone on with: "):
-        read_job(tmp_path)
+        read_run_file(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and owners of Unix")
@@ -182,19 +182,19 @@ def test_links_pipes_and_what_is_another_user_s_are_refused(
     with pytest.raises(PermissionError):
         require_own_folder(folder)
     folder.chmod(0o700)
-    os.rename(folder / JOB, tmp_path / "job.json")
-    (folder / JOB).symlink_to(tmp_path / "job.json")
+    os.rename(folder / RUN_FILE, tmp_path / "job.json")
+    (folder / RUN_FILE).symlink_to(tmp_path / "job.json")
     with pytest.raises(SdcliError, match="cannot be gone on with"):
-        read_job(folder)
-    (folder / JOB).unlink()
-    os.mkfifo(folder / JOB)
+        read_run_file(folder)
+    (folder / RUN_FILE).unlink()
+    os.mkfifo(folder / RUN_FILE)
     with pytest.raises(SdcliError, match="not a file of this user's"):
-        read_job(folder)
-    (folder / JOB).unlink()
-    os.rename(tmp_path / "job.json", folder / JOB)
-    assert isinstance(read_job(folder), Job)
+        read_run_file(folder)
+    (folder / RUN_FILE).unlink()
+    os.rename(tmp_path / "job.json", folder / RUN_FILE)
+    assert isinstance(read_run_file(folder), RunFile)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SdcliError, match="not a file of this user's"):
-        read_job(folder)
+        read_run_file(folder)
     with pytest.raises(PermissionError):
         require_own_folder(folder)
