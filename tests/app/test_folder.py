@@ -223,7 +223,7 @@ def test_a_run_s_folder_has_the_job_and_all_that_is_done_and_goes_with_the_run(
     seen, record = dict[str, bytes](), RunRecord(replace(asked, references=b"others"))
     run_task(record.task, record, lambda *_: "fox.png", looks(seen))
     assert {name: data for name, data in seen.items() if name != "job.json"} == {
-        runs.LOCK: b"",
+        runs.LOCK: str(os.getpid()).encode(),
         "init.rgb": b"pixels",
         "mask.grey": b"mask",
         "references.rgb": b"others",
