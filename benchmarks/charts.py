@@ -45,7 +45,7 @@ def curve(runs: dict[str, dict[str, float]], title: str, path: Path) -> None:
         at = points[name]
         axes.plot(*at, "s", color="tab:red")
         axes.annotate(TITLES[name], at, textcoords="offset points", xytext=(0, -16), ha="right", fontsize=8)
-    axes.set(xlabel="peak footprint of the whole process tree, MiB", ylabel="seconds a guided step")
+    axes.set(xlabel="peak footprint of the whole process tree, MiB", ylabel="seconds a step")
     axes.set_xlim(0, None)
     axes.set_ylim(0, 1.2 * max(step_s for _, step_s in points.values()))
     axes.set_title(title, fontsize=10)
