@@ -19,35 +19,41 @@ TITLES = {
     "diffusers": "diffusers",
     "compile": "diffusers, torch.compile",
     "openvino": "OpenVINO (UNet alone)",
+    "stable-diffusion.cpp": "stable-diffusion.cpp",
 }
 
 
 def main() -> None:
     """Both pictures."""
-    curve(json.loads((HERE / "peers.json").read_text("utf-8")))
+    peers = json.loads((HERE / "peers.json").read_text("utf-8"))
+    curve(peers["runs"], "Stable Diffusion 1.5, 512x512, BF16, two CPU cores", HERE.parent / "docs" / "curve.png")
     predictions(json.loads((HERE / "predictions.json").read_text("utf-8")))
 
 
-def curve(runs: dict[str, tuple[int, float]]) -> None:
+def curve(runs: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """Seconds a step against peak memory, ours as a line and the peers as points."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), dpi=130)
-    ours = {name: (peak / MIB, step_s) for name, (peak, step_s) in runs.items() if name not in TITLES}
-    axes.plot(*zip(*sorted(ours.values()), strict=True), "o-", color="tab:blue", label="sdcli, by ceiling")
+    points = {name: (run["footprint_bytes"] / MIB, run["step_s"]) for name, run in runs.items()}
+    ours = {name: at for name, at in points.items() if name not in TITLES}
+    if ours:
+        axes.plot(*zip(*sorted(ours.values()), strict=True), "o-", color="tab:blue", label="sdcli, by ceiling")
     for name, at in ours.items():
         above = {"xytext": (0, 6), "rotation": 40, "ha": "left"}
         below = {"xytext": (0, -28), "rotation": -40, "ha": "left"}
         axes.annotate(name, at, textcoords="offset points", fontsize=8, **(below if name == "2.8GiB" else above))
     for name in TITLES.keys() & runs.keys():
-        at = (runs[name][0] / MIB, runs[name][1])
+        at = points[name]
         axes.plot(*at, "s", color="tab:red")
         axes.annotate(TITLES[name], at, textcoords="offset points", xytext=(0, -16), ha="right", fontsize=8)
-    axes.set(xlabel="peak footprint of the whole process tree, MiB", ylabel="seconds a guided step", ylim=(0, 2.5))
+    axes.set(xlabel="peak footprint of the whole process tree, MiB", ylabel="seconds a step")
     axes.set_xlim(0, None)
-    axes.set_title("Stable Diffusion 1.5, 512x512, BF16, two CPU cores", fontsize=10)
+    axes.set_ylim(0, 1.2 * max(step_s for _, step_s in points.values()))
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    if ours:
+        axes.legend(loc="lower right")
     figure.tight_layout()
-    figure.savefig(HERE.parent / "docs" / "curve.png")
+    figure.savefig(path)
 
 
 def predictions(cells: list[dict[str, Any]]) -> None:

@@ -1,168 +1,232 @@
-"""Seconds a step of synthetic:sd15 on the CPU: sdcli under each ceiling against its peers, in turn, in one run.
+"""Seconds a step of a synthetic model on the CPU: sdcli under each ceiling against its peers, in turn, in one run.
 
-    python benchmarks/peers.py [--rounds 3] [--steps 8] [--size 512] [--runs diffusers,compile,openvino,2GiB,…]
-        [--save benchmarks/peers.json]
+    python -m benchmarks.peers [--model sd15|sdxl|klein|z-image] [--size 512x512] [--steps 8] [--rounds 3]
+        [--ceilings 2.8GiB,2GiB,1GiB,…] [--runs diffusers,compile,openvino,stable-diffusion.cpp]
+        [--save FILE.json] [--chart FILE.png]
 
-Peers run as their users would run them for speed, in the type that sdcli chooses on this processor (BF16 or FP32):
-diffusers' own pipeline in channels_last, plain and with torch.compile (frozen weights); OpenVINO with the UNet
-converted from diffusers', both halves of guidance at once (needs `pip install openvino`; text encoder, scheduler and
-decoder are left out, in its favour). A median of steps is without the first one, which compiles kernels; ours is the
-program's own median, the first one among them.
-Peaks are footprints of whole process trees, sampled by sdcli's own meter from this process.
+Peers run as their users would run them for speed, on the same weights. diffusers: its own pipeline in the type that
+sdcli chooses on this processor (BF16 or FP32), plain and with torch.compile (frozen weights);
+benchmarks/theirs/by_diffusers.py says where it begins. OpenVINO: in that type, the UNet converted from diffusers', both
+halves of guidance at once; text encoder, scheduler and decoder are left out, in its favour. stable-diffusion.cpp: the
+program `sd-cli` or `sd` of PATH, which reads the folder of a Stable Diffusion, in its files' type. A peer that is not
+installed or has no way to run the model is said and left out, and so is a run that fails.
+
+A median of steps is without the first one, which compiles kernels; ours is the program's own median, the first one
+among them, and stable-diffusion.cpp's a mean of all. Peaks are footprints and resident sets of whole process trees,
+sampled by sdcli's own meter from this process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from benchmarks.trees import Watched, watched
 from sdcli import machine
-from sdcli.models.synthetic import find_synthetic
-from sdcli.plan.meter import TreeMeter
+from sdcli.models.synthetic import SYNTHETIC, find_synthetic
 from sdcli.units import MIB
 
-DTYPE, _ = machine.choose_dtype("cpu", "auto")
+MODELS = ("sd15", "sdxl", "klein", "z-image")
+CEILINGS = {
+    "sd15": "2.8GiB,2GiB,1GiB,600MiB,450MiB",
+    "sdxl": "6GiB,4GiB,2GiB,1GiB",
+    "klein": "10GiB,4GiB,2GiB",
+    "z-image": "14GiB,6GiB,3GiB",
+}
+PEERS = ("diffusers", "compile", "openvino", "stable-diffusion.cpp")
+UNETS = ("sd15", "sdxl")
+"""Models with a UNet, which two peers have a way to read."""
 
-RUNS = ("diffusers", "compile", "openvino", "2.8GiB", "2GiB", "1GiB", "600MiB", "450MiB")
+SAMPLED = re.compile(r"sampling completed, taking ([\d.]+)s")
+DECODED = re.compile(r"decode_first_stage completed, taking ([\d.]+)s")
 
-PIPELINE = """
-import json, sys, time, torch
-from diffusers import StableDiffusionPipeline
-folder, steps, size, compiled = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "compile"
-dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[sys.argv[5]]
-pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None, local_files_only=True)
-pipe.unet.to(memory_format=torch.channels_last)
-pipe.vae.to(memory_format=torch.channels_last)
-if compiled:
-    import torch._inductor.config
-    torch._inductor.config.freezing = True
-    pipe.unet = torch.compile(pipe.unet)
-pipe.set_progress_bar_config(disable=True)
-times, last = [], None
-def tick(pipe, step, timestep, tensors):
-    times.append(time.perf_counter())
-    return tensors
-with torch.inference_mode(False), torch.no_grad():
-    pipe("astronaut", num_inference_steps=steps, height=size, width=size, callback_on_step_end=tick)
-ended = time.perf_counter()
-print(json.dumps({"steps": [b - a for a, b in zip(times, times[1:])], "decode": ended - times[-1]}))
-"""
 
-CONVERT = """
-import sys, torch, openvino
-from diffusers import UNet2DConditionModel
-unet = UNet2DConditionModel.from_pretrained(sys.argv[1], subfolder="unet", dtype=torch.float32).eval()
-class Step(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.unet = unet
-    def forward(self, sample, timestep, context):
-        return self.unet(sample, timestep, context, return_dict=False)[0]
-side = int(sys.argv[3]) // 8
-example = (torch.randn(2, 4, side, side), torch.tensor(981), torch.randn(2, 77, 768))
-with torch.no_grad():
-    model = openvino.convert_model(Step(), example_input=example)
-openvino.save_model(model, sys.argv[2], compress_to_fp16=True)
-"""
+@dataclass(frozen=True)
+class Job:
+    """What everyone draws."""
 
-OPENVINO = """
-import json, sys, time, numpy as np, openvino
-side = int(sys.argv[3]) // 8
-model = openvino.Core().read_model(sys.argv[1])
-model.reshape({0: [2, 4, side, side], 2: [2, 77, 768]})
-how = {"INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(sys.argv[4], sys.argv[4]), "PERFORMANCE_HINT": "LATENCY"}
-request = openvino.Core().compile_model(model, "CPU", how).create_infer_request()
-draw = np.random.default_rng(0).standard_normal
-sample, context, times = draw((2, 4, side, side), "f4"), draw((2, 77, 768), "f4"), []
-for step in range(int(sys.argv[2])):
-    started = time.perf_counter()
-    request.infer({0: sample, 1: np.array(981 - step), 2: context})
-    times.append(time.perf_counter() - started)
-print(json.dumps({"steps": times[1:], "decode": 0}))
-"""
+    model: str
+    folder: Path
+    width: int
+    height: int
+    steps: int
+    dtype: str
+    scratch: Path
+
+
+@dataclass
+class Figures:
+    """Of one kind of run, over all rounds."""
+
+    step_s: list[float] = field(default_factory=list)
+    decode_s: list[float] = field(default_factory=list)
+    footprint_bytes: int = 0
+    rss_bytes: int = 0
+
+
+class LeftOutError(Exception):
+    """Why a run has no figures."""
 
 
 def main() -> None:
     """Run all in turn, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="sd15")
+    parser.add_argument("--size", default="512x512", help="WIDTHxHEIGHT")
+    parser.add_argument("--steps", type=int, default=8, help="at least 2: the first one is no peer's figure")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--runs", default=",".join(RUNS))
-    parser.add_argument("--save", type=Path, help="Keep peaks and seconds a step for benchmarks/charts.py.")
+    parser.add_argument("--ceilings", help="with commas; empty for none of ours")
+    parser.add_argument("--runs", default=",".join(PEERS), help="peers, with commas; empty for none")
+    parser.add_argument("--save", type=Path, help="Keep the figures for benchmarks/charts.py.")
+    parser.add_argument("--chart", type=Path, help="Draw time against memory.")
     options = parser.parse_args()
-    names = options.runs.split(",")
-    folder, _ = find_synthetic("synthetic:sd15", lambda *_: sys.exit("make it first: sdcli bench --steps 1"))
-    steps: dict[str, list[float]] = defaultdict(list)
-    decodes: dict[str, list[float]] = defaultdict(list)
-    peaks: dict[str, int] = defaultdict(int)
-    with tempfile.TemporaryDirectory() as home:
-        converted = Path(home) / "unet.xml"
-        if "openvino" in names:
-            python(CONVERT, folder, converted, options.size)
-        for _ in range(options.rounds):
-            for name in names:
-                step_s, decode_s, peak = run(name, folder, converted, options.steps, options.size)
-                steps[name].append(step_s)
-                decodes[name].append(decode_s)
-                peaks[name] = max(peaks[name], peak)
-                print(f"  {name:10} {step_s:.2f} s/step, decode {decode_s:.1f} s, {peak / MIB:.0f} MiB", flush=True)
+    peers = [name for name in options.runs.split(",") if name]
+    if unknown := [name for name in peers if name not in PEERS]:
+        parser.error(f"no peer is called {unknown[0]}: {', '.join(PEERS)}")
+    if options.steps < 2 and peers:
+        parser.error("--steps 1 leaves peers no step to tell: 2 or more")
+    ceilings = CEILINGS[options.model] if options.ceilings is None else options.ceilings
+    ref = SYNTHETIC + options.model
+    folder, _ = find_synthetic(ref, lambda *_: sys.exit(f"make it first: sdcli bench -m {ref} --steps 1"))
+    dtype, _ = machine.choose_dtype("cpu", "auto")
+    width, height = map(int, options.size.split("x"))
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(options.model, folder, width, height, options.steps, dtype, Path(scratch))
+        runs = measured(job, [name for name in ceilings.split(",") if name], peers, options.rounds)
+    if not runs:
+        sys.exit("nothing has run")
+    title = f"{ref}, {options.size}, {dtype.upper()}"
+    print_table(runs, title)
     if options.save:
-        table = {name: (peaks[name], statistics.median(steps[name])) for name in names}
-        options.save.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-    first = "openvino" if "openvino" in names else names[0]
-    base = statistics.median(steps[first])
-    print(f"| run | s/step, median of rounds (min-max) | against {first} | decode s | peak MiB |")
-    print("| --- | --- | --- | --- | --- |")
-    for name, times in steps.items():
-        print(
-            f"| {name} | {statistics.median(times):.2f} ({min(times):.2f}-{max(times):.2f})"
-            f" | {statistics.median(times) / base:.2f} x | {statistics.median(decodes[name]):.1f}"
-            f" | {peaks[name] / MIB:.0f} |"
-        )
+        options.save.write_text(json.dumps({"title": title, "runs": saved(runs)}, indent=1) + "\n", "utf-8")
+    if options.chart:
+        from benchmarks.charts import curve
+
+        curve(saved(runs), title, options.chart)
 
 
-def run(name: str, folder: Path, converted: Path, steps: int, size: int) -> tuple[float, float, int]:
-    """One run of one of them: seconds a step, seconds of decoding, and the peak of its tree."""
+def measured(job: Job, ceilings: list[str], peers: list[str], rounds: int) -> dict[str, Figures]:
+    """Every run once a round, in turn; whoever fails has no further turn, and keeps what it has."""
+    turns: dict[str, Callable[[], tuple[float, float, Watched]]] = {}
+    for name in peers:
+        try:
+            turns[name] = ready(name, job)
+        except LeftOutError as why:
+            print(f"  {name} is left out: {why}", flush=True)
+    turns |= {limit: lambda limit=limit: ours(limit, job) for limit in ceilings}  # type: ignore[misc]
+    runs: dict[str, Figures] = {}
+    for _ in range(rounds):
+        for name, run in list(turns.items()):
+            try:
+                step_s, decode_s, tree = run()
+            except LeftOutError as why:
+                print(f"  {name} is left out: {why}", flush=True)
+                del turns[name]
+                continue
+            figures = runs.setdefault(name, Figures())
+            figures.step_s.append(step_s)
+            figures.decode_s.append(decode_s)
+            figures.footprint_bytes = max(figures.footprint_bytes, tree.footprint_bytes)
+            figures.rss_bytes = max(figures.rss_bytes, tree.rss_bytes)
+            peaks = f"footprint {tree.footprint_bytes / MIB:.0f} MiB, RSS {tree.rss_bytes / MIB:.0f} MiB"
+            print(f"  {name:10} {step_s:.2f} s/step, decode {decode_s:.1f} s, {peaks}", flush=True)
+    return runs
+
+
+def ready(name: str, job: Job) -> Callable[[], tuple[float, float, Watched]]:
+    """How to run a peer. Raises LeftOutError where there is no way."""
+    size = (str(job.width), str(job.height))
     if name in ("diffusers", "compile"):
-        told, peak = python(PIPELINE, folder, steps, size, name, DTYPE)
-    elif name == "openvino":
-        told, peak = python(OPENVINO, converted, steps, size, DTYPE)
-    else:
-        command = f"{sys.executable} -P -m sdcli bench --no-warmup -q --json --mem-limit {name} --steps {steps}"
-        out, peak = measure([*command.split(), "-W", str(size), "-H", str(size)])
-        (report,) = json.loads(out)["runs"]
-        if report["outcome"] != "ok":
-            sys.exit(f"{name}: {report['outcome']}")
-        decode = next(stage["run_s"] for stage in report["stages"] if stage["name"] == "decode")
-        return report["steps"]["median_s"], decode, peak
-    return statistics.median(told["steps"]), told["decode"], peak
+        more = ("--compile",) if name == "compile" else ()
+        words = ("benchmarks.theirs.by_diffusers", str(job.folder), str(job.steps), *size, job.dtype, *more)
+        return lambda: told(words, job.scratch)
+    if job.model not in UNETS:
+        raise LeftOutError(f"its way to {SYNTHETIC}{job.model} is not written: its parts lie in diffusers' layout")
+    if name == "openvino":
+        if find_spec("openvino") is None:
+            raise LeftOutError("it is not installed: pip install openvino")
+        unet = job.scratch / "unet.xml"
+        module = "benchmarks.theirs.by_openvino"
+        done = watched([sys.executable, "-m", module, "convert", str(job.folder), str(unet), *size], job.scratch)
+        if done.code:
+            raise LeftOutError(done.trouble)
+        steps = (module, "steps", str(job.folder), str(unet), *size, str(job.steps), job.dtype)
+        return lambda: told(steps, job.scratch)
+    program = shutil.which("sd-cli") or shutil.which("sd")
+    if program is None:
+        raise LeftOutError("neither sd-cli nor sd is on PATH")
+    return lambda: by_sd_cpp(program, job)
 
 
-def python(program: str, *arguments: object) -> tuple[dict[str, Any], int]:
-    """Run a program of a peer; its last line of output, and its peak."""
-    out, peak = measure([sys.executable, "-c", program, *map(str, arguments)])
-    lines = out.splitlines()
-    return (json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}), peak
+def told(words: tuple[str, ...], scratch: Path) -> tuple[float, float, Watched]:
+    """One run of a program of benchmarks/theirs: seconds a step and of decoding, from its last line."""
+    tree = watched([sys.executable, "-m", *words], scratch)
+    if tree.code:
+        raise LeftOutError(tree.trouble)
+    report = json.loads(tree.out.splitlines()[-1])
+    return statistics.median(report["steps"]), report["decode"], tree
 
 
-def measure(command: list[str]) -> tuple[str, int]:
-    """Run a command: what it printed, and the peak footprint of its tree."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    meter, peak = TreeMeter(process.pid), 0
-    while process.poll() is None:
-        peak = max(peak, meter.footprint_bytes())
-        time.sleep(0.02)
-    out, _ = process.communicate()
-    return out, peak
+def by_sd_cpp(program: str, job: Job) -> tuple[float, float, Watched]:
+    """One run of stable-diffusion.cpp, options as in its examples/cli/README.md."""
+    size = ("-W", str(job.width), "-H", str(job.height), "--steps", str(job.steps))
+    words = ("-m", str(job.folder), "-p", "astronaut", *size, "--sampling-method", "euler")
+    tree = watched([program, *words, "-o", str(job.scratch / "sd.png")], job.scratch)
+    sampled, decoded = (pattern.search(tree.out + tree.errors) for pattern in (SAMPLED, DECODED))
+    if tree.code or not sampled or not decoded:
+        raise LeftOutError(tree.trouble)
+    return float(sampled[1]) / job.steps, float(decoded[1]), tree
+
+
+def ours(limit: str, job: Job) -> tuple[float, float, Watched]:
+    """One run of sdcli under a ceiling."""
+    how = ("--no-warmup", "-q", "--json", "--mem-limit", limit, "--steps", str(job.steps))
+    words = ("-m", SYNTHETIC + job.model, "--size", f"{job.width}x{job.height}")
+    tree = watched([sys.executable, "-P", "-m", "sdcli", "bench", *how, *words], job.scratch)
+    if tree.code:
+        raise LeftOutError(tree.trouble)
+    (report,) = json.loads(tree.out)["runs"]
+    if report["outcome"] != "ok":
+        raise LeftOutError(f"{report['outcome']}; {tree.errors.strip()}")
+    decode_s = next(stage["run_s"] for stage in report["stages"] if stage["name"] == "decode")
+    return report["steps"]["median_s"], decode_s, tree
+
+
+def saved(runs: dict[str, Figures]) -> dict[str, dict[str, float]]:
+    """Peaks, and medians of seconds."""
+    return {
+        name: {
+            "footprint_bytes": one.footprint_bytes,
+            "rss_bytes": one.rss_bytes,
+            "step_s": statistics.median(one.step_s),
+            "decode_s": statistics.median(one.decode_s),
+        }
+        for name, one in runs.items()
+    }
+
+
+def print_table(runs: dict[str, Figures], title: str) -> None:
+    """In Markdown."""
+    first = "openvino" if "openvino" in runs else next(iter(runs))
+    base = statistics.median(runs[first].step_s)
+    print(f"\n{title}\n")
+    print(f"| run | s/step, median of rounds (min-max) | against {first} | decode s | footprint MiB | RSS MiB |")
+    print("| --- " * 6 + "|")
+    for name, one in runs.items():
+        step_s = statistics.median(one.step_s)
+        print(
+            f"| {name} | {step_s:.2f} ({min(one.step_s):.2f}-{max(one.step_s):.2f}) | {step_s / base:.2f} x"
+            f" | {statistics.median(one.decode_s):.1f} | {one.footprint_bytes / MIB:.0f} | {one.rss_bytes / MIB:.0f} |"
+        )
 
 
 if __name__ == "__main__":

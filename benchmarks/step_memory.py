@@ -1,6 +1,6 @@
 """What a denoise step takes besides weights and what the process weighs before: synthetic:sd15, alone (Linux).
 
-    python benchmarks/step_memory.py [--sizes 256x256,512x512] [--steps 4]
+    python -m benchmarks.step_memory [--sizes 256x256,512x512] [--steps 4]
 
 Nothing is resident: weights stream from the prepared copy. A process of its own for each way; its footprint is sampled
 from outside every 2 ms. The first step compiles kernels, and has a column of its own.
@@ -9,23 +9,27 @@ from outside every 2 ms. The first step compiles kernels, and has a column of it
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from sdcli import machine
-from sdcli.domain import GiveBack, Guidance, Plan
+from sdcli.domain import GiveBack, Guidance
 from sdcli.host.worker import worker_environment
 from sdcli.models.opened import open_model
 from sdcli.models.synthetic import find_synthetic
 from sdcli.plan.meter import TreeMeter
-from sdcli.plan.planner import SMALL_SCRATCH_BYTES
+from sdcli.plan.planner import SCRATCHES
 from sdcli.units import MIB
 from sdcli.weights.copies import place_of_copy
+
+ROOT = Path(__file__).parent.parent
 
 GUIDANCES: tuple[Guidance, ...] = ("batched", "sequential")
 GIVING_BACK: tuple[GiveBack, ...] = ("stage", "block", "piece")
@@ -72,10 +76,11 @@ class Sampler(threading.Thread):
 
 def watched(size: str, guidance: str, give_back: str, steps: int) -> str:
     """One way in a process of its own: its columns."""
-    command = [sys.executable, "-P", __file__, "--sizes", size, "--way", guidance, give_back, "--steps", str(steps)]
+    way = ("--sizes", size, "--way", guidance, give_back, "--steps", str(steps))
+    command = [sys.executable, "-m", "benchmarks.step_memory", *way]
     environment = worker_environment(os.environ)
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     ) as process:
         assert process.stdin and process.stdout
         process.stdout.readline()  # the weights are lent
@@ -101,39 +106,44 @@ def _standing(sampler: Sampler) -> int:
 
 def denoise(size: str, guidance: Guidance, give_back: GiveBack, steps: int) -> None:
     """Take steps, each when told to, and say how long it took."""
-    from sdcli.engine.lean_imports import import_models
+    from sdcli.engine.lean_imports import import_network
 
-    import_models(False)
+    network = import_network("sdcli.families.sd.network")
     import torch
 
     from sdcli.devices import open_device
     from sdcli.devices.base import DTYPES
-    from sdcli.families.sd.denoiser import borrow_denoiser, prepare_denoiser
-    from sdcli.weights.prepared import open_copy
+    from sdcli.weights.borrow import Borrow
+    from sdcli.weights.lend import packer
+    from sdcli.weights.prepared import make_copy, open_copy
+    from tests.support import ASTRONAUT, STREAMED, tables
 
     device = open_device("cpu")
     device.prepare(None)
     folder, _ = find_synthetic("synthetic:sd15", lambda *_: sys.exit("make it first: sdcli bench --steps 1"))
     model, (name, _) = open_model("synthetic:sd15", Path(folder)), machine.choose_dtype("cpu", "auto")
-    width, height = (int(side) // 8 for side in size.split("x"))
-    sees, dtype, place = (
-        machine.cpu_packs_for(height, width, name),
-        DTYPES[name],
-        place_of_copy(model, "cpu", name, (height, width)),
-    )
-    plan = Plan("streamed", 0, guidance, SMALL_SCRATCH_BYTES, None, (), give_back, prepared=True)
-    latents, context = torch.randn(1, 4, height, width), torch.randn(2, 77, 768).to(dtype)
+    width, height = map(int, size.split("x"))
+    request, unet, dtype = replace(ASTRONAUT, width=width, height=height), model.parts["unet"], DTYPES[name]
+    table = tables(folder, request, STREAMED, name)["denoise"]
+    borrow = Borrow(device, dtype, table, scratch_bytes=min(SCRATCHES), give_back=give_back, repeats=True)
+    size_bytes = sum(math.prod(row.shape) for row in table if row.use == "matrix") * dtype.itemsize
+    place = place_of_copy(unet, "cpu", name, machine.cpu_packs_for(height // 8, width // 8, name), size_bytes)
+    latents, context = torch.randn(1, 4, height // 8, width // 8), torch.randn(2, 77, 768).to(dtype)
     passes = [context] if guidance == "batched" else [row[None] for row in context]
     with torch.inference_mode():
-        copy = place and (open_copy(place) or prepare_denoiser(model.parts["unet"], device, dtype, place, sees))
-        with borrow_denoiser(model.parts["unet"], plan, device, dtype, copy, sees) as denoiser:
+        if place is not None and (copy := open_copy(place)) is not None:
+            borrow.prepared = copy
+        elif place is not None:
+            with packer(network.build(unet), unet, table, device, dtype) as (names, pack):
+                borrow.prepared = make_copy(place, names, pack)
+        with network.denoise(model, request, borrow) as denoiser:
             print("lent", flush=True)
             for _ in range(steps):
                 sys.stdin.readline()
                 device.between_blocks()
                 started = time.perf_counter()
                 for some in passes:
-                    denoiser(latents.expand(len(some), -1, -1, -1), torch.tensor(500), some)
+                    denoiser(latents.expand(len(some), -1, -1, -1), torch.tensor(500), {"tokens": some})
                 seconds = time.perf_counter() - started
                 device.between_blocks()
                 print(seconds, flush=True)
