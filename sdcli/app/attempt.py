@@ -36,7 +36,7 @@ def attempt(task: Task, record: RunRecord, answer: Answer, hear: Hear, group: Co
             record.worker_pid = watched.worker.pid
             for message in watched.messages():
                 record.take(message, task.dtype)
-                record.take_peak(watched.watchdog.peaks.overall_bytes)
+                record.take_peak(watched.watchdog.peaks)
                 if isinstance(message, Ready | Counted) and (told := answer(message)) is not None:
                     watched.worker.send(told)
                 hear(message, watched.watchdog)

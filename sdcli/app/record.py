@@ -176,15 +176,15 @@ class RunRecord:
         """Note the footprint's peaks of the stages since, or on CUDA the device's beside the host's."""
         self.samples += peaks.samples
         self.series.extend(peaks.series)
-        self.peak_rss_bytes = max(self.peak_rss_bytes, peaks.rss_bytes)
         if self.task.device != "cuda":
             for stage in self.stages[stages_before:]:
                 stage.peak_bytes = max(stage.peak_bytes, peaks.by_stage.get(stage.name, 0))
-        self.take_peak(peaks.overall_bytes)
+        self.take_peak(peaks)
 
-    def take_peak(self, footprint_bytes: int) -> None:
-        """Note the footprint's peak so far, or on CUDA the device's beside the host's."""
-        self.host_peak_bytes = max(self.host_peak_bytes, footprint_bytes)
+    def take_peak(self, peaks: Peaks) -> None:
+        """Note the footprint's peak so far, or on CUDA the device's beside the host's; and the resident set's."""
+        self.peak_rss_bytes = max(self.peak_rss_bytes, peaks.rss_bytes)
+        self.host_peak_bytes = max(self.host_peak_bytes, peaks.overall_bytes)
         on_device = max((stage.peak_bytes for stage in self.stages), default=0)
         self.peak_bytes = on_device if self.task.device == "cuda" else self.host_peak_bytes
 

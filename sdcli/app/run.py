@@ -50,8 +50,13 @@ def run_task(task: Task, record: RunRecord, save: Save | None, show: Hear) -> No
     """
     record.began = time.monotonic()
     with group_of_run(task.ceiling.kernel_limit_bytes) as group:
+
+        def counted(picture: PictureDone, record: RunRecord) -> str | None:
+            record.cgroup_peak_bytes = group.peak_bytes  # of its receipt
+            return None if save is None else save(picture, record)
+
         try:
-            _do(_Run(task, record, save, show, group.joined), task, record, save)
+            _do(_Run(task, record, save and counted, show, group.joined), task, record, save)
         finally:
             record.cgroup_peak_bytes = group.peak_bytes
 

@@ -123,6 +123,7 @@ def test_a_picture_has_a_receipt_where_it_is_asked_for_and_the_same_pixels(work:
         assert receipt["limit_bytes"] == 2 * GIB and receipt["plan"] == "resident, batched"
         assert receipt["predicted_peak_bytes"] == memory["predicted_peak_bytes"]
         assert memory["baseline_bytes"] < receipt["peak_bytes"] <= memory["peak_bytes"]
+        assert receipt["peak_bytes"] < receipt["peak_rss_bytes"] <= memory["peak_rss_bytes"]
         assert 0 < receipt["seconds"] <= report["total_s"]
         assert b"\nreceipt: {" in shell(work, "info", name).stdout
     with Image.open(work / "with.png") as one, Image.open(work / "without.png") as two:
