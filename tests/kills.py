@@ -73,14 +73,15 @@ class Killing:
         return host
 
     def killed(self, folder: str, who: str, after_s: float) -> bool:
-        """Start it and kill; whether it lived until then."""
-        host = self._begun(folder)
+        """Start it and kill; whether there was something to kill."""
+        host, killed = self._begun(folder), False
         try:
             time.sleep(after_s)
             workers = [] if host.poll() is not None else psutil.Process(host.pid).children()
             for victim in [*(workers if who != "host" else []), *([host] if who != "worker" else [])]:
                 with suppress(psutil.NoSuchProcess):
                     victim.send_signal(signal.SIGKILL)
+                    killed = True
             _, said = host.communicate(timeout=600)
         finally:
             host.kill()
@@ -90,7 +91,7 @@ class Killing:
             assert re.search(
                 rb"(^|\n)Error: [^\n]*" + rb"; sdcli resume \S+ goes on with it" * steps + rb"\n$", said
             ), said
-        return host.returncode != 0
+        return killed
 
     def resumed(self, folder: str) -> dict[str, bytes]:
         """The pictures when all that is unfinished has been gone on with, from another folder."""
