@@ -77,8 +77,9 @@ class Killing:
         host, killed = self._begun(folder), False
         try:
             time.sleep(after_s)
-            workers = [] if host.poll() is not None else psutil.Process(host.pid).children()
-            for victim in [*(workers if who != "host" else []), *([host] if who != "worker" else [])]:
+            lives = host.poll() is None
+            workers = psutil.Process(host.pid).children() if lives else []
+            for victim in [*(workers if who != "host" else []), *([host] if lives and who != "worker" else [])]:
                 with suppress(psutil.NoSuchProcess):
                     victim.send_signal(signal.SIGKILL)
                     killed = True
