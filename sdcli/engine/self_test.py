@@ -38,8 +38,10 @@ def self_test(asked: SelfTest, device: Device) -> Iterator[Message]:
     generator = torch.Generator("cpu").manual_seed(0)
     states = torch.randn(1, CHANNELS, SIDE, SIDE, generator=generator)
     tokens = states.flatten(2).transpose(1, 2)
-    layers = {"convolution": (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), states)}
-    layers |= {"product": (nn.Linear(CHANNELS, 4 * CHANNELS), tokens)}  # type: ignore[dict-item]
+    layers: dict[str, tuple[nn.Module, torch.Tensor]] = {
+        "convolution": (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), states),
+        "product": (nn.Linear(CHANNELS, 4 * CHANNELS), tokens),
+    }
     differences = {}
     for name, (layer, given) in layers.items():
         for parameter in layer.parameters():

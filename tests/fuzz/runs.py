@@ -13,6 +13,7 @@ from sdcli.images.write import Destination
 from sdcli.models.opened import open_model
 from sdcli.plan.ceiling import Ceiling
 from tests.fuzz import seeds
+from tests.laid_out import Shapes, laid_out
 
 REQUEST = Request("a fox", "ugly", 64, 64, 4, 7.5, 1, 2, strength=0.5)
 
@@ -43,6 +44,6 @@ def jobs() -> list[bytes]:
 def checkpoints() -> list[bytes]:
     """As engine/checkpoint.py makes them, behind their digests."""
     state = json.dumps([0, 2, 0, {"step": 2, "outputs": {"length": 1}}]).encode()
-    shapes: seeds.Shapes = {"latents": ("F32", [1, 4, 8, 8]), "generator": ("U8", [16]), "plain": ("U8", [len(state)])}
-    blob = seeds.laid_out(shapes, None, bytes(1024 + 16) + state)
+    shapes: Shapes = {"latents": ("F32", [1, 4, 8, 8]), "generator": ("U8", [16]), "plain": ("U8", [len(state)])}
+    blob = laid_out(shapes, None, bytes(1024 + 16) + state)
     return seeds.sealed(blob, blob[:100], b"")

@@ -14,14 +14,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sdcli.models
-from sdcli.models.header import ITEM_BYTES
+from tests.laid_out import Shapes, laid_out
 
 DEMO = Path(sdcli.models.__file__).parent / "demo"
 
 CORPUS = Path(__file__).parent / "corpus"
 """Folders by the names of targets, with inputs that once did what none may do."""
-
-Shapes = dict[str, tuple[str, list[int]]]
 
 Seeds = Callable[[], list[bytes]]
 
@@ -39,20 +37,6 @@ def plain(*values: object) -> Seeds:
 
 def texts(*lines: str) -> Seeds:
     return lambda: [line.encode() for line in lines]
-
-
-def laid_out(shapes: Shapes, notes: dict[str, str] | None = None, data: bytes | None = None) -> bytes:
-    """A safetensors file of zeros, or of this data."""
-    header: dict[str, Any] = {"__metadata__": notes} if notes else {}
-    at = 0
-    for name, (dtype, shape) in shapes.items():
-        nbytes = ITEM_BYTES[dtype]
-        for side in shape:
-            nbytes *= side
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + nbytes]}
-        at += nbytes
-    raw = json.dumps(header).encode()
-    return len(raw).to_bytes(8, "little") + raw + (bytes(at) if data is None else data)
 
 
 def headers() -> list[bytes]:

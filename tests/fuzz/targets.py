@@ -16,6 +16,7 @@ import click
 
 from sdcli.domain import Request, Sources
 from sdcli.errors import BadRequest, SdcliError
+from sdcli.models.header import ITEM_BYTES
 from tests.fuzz import seeds
 from tests.fuzz.harness import Run, Target
 
@@ -54,7 +55,7 @@ def _made(path: Path, data: bytes) -> Path | None:
         header: dict[str, Any] = {} if notes is None else {"__metadata__": notes}
         at = 0
         for name, (dtype, shape) in list(shapes.items())[:TENSORS_MOST]:
-            nbytes = seeds.ITEM_BYTES[dtype]
+            nbytes = ITEM_BYTES[dtype]
             for side in shape:
                 nbytes *= operator.index(side)
                 if not 0 <= nbytes < BYTES_MOST:

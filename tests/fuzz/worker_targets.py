@@ -30,6 +30,7 @@ from sdcli.weights.source import Source
 from tests.fuzz import seeds
 from tests.fuzz.harness import Run, Target
 from tests.fuzz.targets import write_tokenizer
+from tests.laid_out import Shapes, laid_out
 
 STEPS = 4
 
@@ -152,9 +153,9 @@ def _scaled(place: Path) -> Run:
 
 
 def _scales() -> list[bytes]:
-    shapes: seeds.Shapes = {"l.weight": ("F8_E4M3", [2, 4]), "l.scale_weight": ("F32", [])}
-    other: seeds.Shapes = {"l.weight": ("F8_E5M2", [2, 4]), "l.weight_scale": ("F32", [1])}
-    return [seeds.laid_out(one, None, bytes(range(0, 80, 10)) + b"\0\0\x80\x3f") for one in (shapes, other)]
+    shapes: Shapes = {"l.weight": ("F8_E4M3", [2, 4]), "l.scale_weight": ("F32", [])}
+    other: Shapes = {"l.weight": ("F8_E5M2", [2, 4]), "l.weight_scale": ("F32", [1])}
+    return [laid_out(one, None, bytes(range(0, 80, 10)) + b"\0\0\x80\x3f") for one in (shapes, other)]
 
 
 WORKER = (

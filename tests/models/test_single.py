@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import time
@@ -19,10 +18,8 @@ from sdcli.models.header import ITEM_BYTES, read_header
 from sdcli.models.opened import open_model
 from sdcli.units import MIB
 from tests.folders import made, with_clip
+from tests.laid_out import Shapes, head_of
 from tests.originals import KINDS, write_single
-
-Shapes = dict[str, tuple[str, list[int]]]
-"""Type and shape of each tensor."""
 
 ROUNDS = 250
 """Files of a kind. Each takes some milliseconds."""
@@ -41,18 +38,10 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def write(path: Path, shapes: Shapes, notes: dict[str, str] | None = None) -> Path:
     """A file with these tensors, all zeros, of which the disk keeps none."""
-    header: dict[str, object] = {"__metadata__": notes} if notes else {}
-    at = 0
-    for name, (dtype, shape) in shapes.items():
-        nbytes = ITEM_BYTES[dtype]
-        for side in shape:
-            nbytes *= side
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + nbytes]}
-        at += nbytes
-    raw = json.dumps(header).encode()
-    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    head, data_bytes = head_of(shapes, notes)
+    path.write_bytes(head)
     with path.open("r+b") as file:
-        file.truncate(8 + len(raw) + at)
+        file.truncate(len(head) + data_bytes)
     return path
 
 
