@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from sdcli.app.means import Prospect, unknown_speed
+from sdcli.app.known import unknown_speed
+from sdcli.app.means import Prospect
 from sdcli.app.record import RunRecord, Task
 from sdcli.domain import Part, Plan
 from sdcli.errors import SdcliError

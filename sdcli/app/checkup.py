@@ -15,7 +15,8 @@ from typing import Literal
 import psutil
 
 from sdcli import machine, settings
-from sdcli.app.means import known_baseline, learn_flops, measured_baseline, unknown_speed
+from sdcli.app.known import known_baseline, measured_baseline, unknown_speed
+from sdcli.app.learning import learn_flops
 from sdcli.app.on_disk import files_of, models_on_disk
 from sdcli.app.reading import speed_of_disk
 from sdcli.app.record import Task

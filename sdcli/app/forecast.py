@@ -7,7 +7,8 @@ from typing import Any
 
 from sdcli.app.counting import Counting
 from sdcli.app.counts import Uncounted
-from sdcli.app.means import Prospect, known_baseline, typical_baseline
+from sdcli.app.known import known_baseline, typical_baseline
+from sdcli.app.means import Prospect
 from sdcli.app.picture import Seconds, seconds_of
 from sdcli.app.reading import Reads, reads_of, reads_table
 from sdcli.app.record import Task

@@ -1,37 +1,27 @@
-"""What plans of a task go by, and what its run teaches for the next: the one module of app/ that asks plan/.
-
-Counts of its network, what this machine can do, and what it has shown.
-"""
+"""What plans of a task go by: counts of its network, what this machine can do, and what it has shown."""
 
 from __future__ import annotations
 
-import os
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
 from sdcli import machine
 from sdcli.app.counts import CountBook
 from sdcli.app.kinds import kind_of_run
-from sdcli.app.record import RunRecord, Task
+from sdcli.app.known import remainder_key, shipped_remainder, speed_of
+from sdcli.app.record import Task
 from sdcli.domain import Plan, StageName
 from sdcli.errors import WillNotFit
 from sdcli.families.registry import family_of
 from sdcli.families.rounds import stages_of
-from sdcli.messages import Ready
 from sdcli.models.disks import model_in_memory
 from sdcli.plan.baselines import (
-    VARYING_BYTES,
     build_note,
     hopeless_bytes,
-    remember_baseline,
-    remembered_baseline,
-    typical_bytes,
 )
-from sdcli.plan.bytes import Subject, way_of
+from sdcli.plan.bytes import Subject
 from sdcli.plan.ceiling import kernel_share_bytes
-from sdcli.plan.meter import TreeMeter
-from sdcli.plan.paces import Pace, remember_pace, remembered_pace
+from sdcli.plan.paces import Pace, remembered_pace
 from sdcli.plan.planner import (
     MARGIN_BYTES,
     Means,
@@ -41,18 +31,13 @@ from sdcli.plan.planner import (
     smallest_limit_bytes,
     smallest_plan,
 )
-from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
-from sdcli.plan.remainders import Seen, Source, corrected, remember_remainder, remembered_remainder
-from sdcli.plan.seconds import Speed, learned
-from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
+from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512
+from sdcli.plan.remainders import Source, corrected, remembered_remainder
+from sdcli.plan.seconds import Speed
 from sdcli.plan.table import table_of
 from sdcli.settings import Machine, Profile
-from sdcli.units import MIB
 from sdcli.uses import MapShape, WeightRow
 from sdcli.weights.copies import is_made, lack_of_room, place_of_copy
-
-CUDA_KERNELS_BYTES = 176 * MIB
-"""What the driver loads and libraries reserve when their kernels first run (benchmarks/RESULTS.md)."""
 
 
 class Prospect:
@@ -184,7 +169,7 @@ class Prospect:
     def speed(self) -> Speed:
         """That plans go by."""
         if self.posed is None:
-            return _speed_of(self.task)
+            return speed_of(self.task)
         told = self.posed.machine
         return Speed(told.flops, told.cast_bytes, told.cast_bytes)
 
@@ -193,10 +178,10 @@ class Prospect:
         if self.posed is not None:
             return self._means_elsewhere(self.posed.machine)
         heap_bytes = max(way.heap_bytes for way in self.subject.counts[self.subject.steps.name].ways.values())
-        remainder, source = corrected(*_shipped(task), remembered_remainder(_key(task)), heap_bytes)
+        remainder, source = corrected(*shipped_remainder(task), remembered_remainder(remainder_key(task)), heap_bytes)
         kernel_bytes = 0 if task.device == "cuda" else kernel_share_bytes(task.ceiling)
         means = Means(
-            speed=_speed_of(task),
+            speed=speed_of(task),
             prepared=self.copy is not None,
             making=self.copy is not None and not is_made(self.copy),
             fused=machine.attends_fused(task.device, task.dtype),
@@ -225,125 +210,6 @@ def is_hopeless(task: Task) -> bool:
     return limit_bytes is not None and limit_bytes <= hopeless_bytes(task.device)
 
 
-def held_bytes(task: Task) -> int:
-    """What the host has of the picture that what is drawn is laid over: part of the memory that the ceiling covers."""
-    canvas = task.canvas
-    if canvas is None or task.device == "cuda":
-        return 0
-    return len(canvas.pixels) + len(canvas.share) + len(task.mask)
-
-
-def known_baseline(task: Task) -> int | None:
-    """What earlier runs measured before anything was loaded, and what this host has besides; None before the first."""
-    remembered = remembered_baseline(task.device)
-    return None if remembered is None else remembered + held_bytes(task)
-
-
-def typical_baseline(task: Task) -> int:
-    """The same before a first run."""
-    return typical_bytes(task.device) + held_bytes(task)
-
-
-def measured_baseline(task: Task, ready: Ready) -> int:
-    """What is in use before anything is loaded, of the memory that the ceiling covers; remembered for the next run."""
-    if task.device == "cuda":
-        measured = ready.device_peak_bytes + CUDA_KERNELS_BYTES
-    else:
-        measured = TreeMeter(os.getpid()).footprint_bytes()
-    remember_baseline(task.device, measured - held_bytes(task))
-    return measured
-
-
-def settled_baseline(task: Task, known_bytes: int | None, measured_bytes: int) -> int:
-    """What a plan told beforehand went by, so that the plan stays the same, unless more was measured now."""
-    told = known_bytes or min(typical_baseline(task), measured_bytes)
-    return told if measured_bytes <= told + VARYING_BYTES else measured_bytes
-
-
-def unknown_speed(task: Task) -> bool:
-    """Whether nobody has found out yet how fast this machine computes in the task's type."""
-    return remembered_speed(task.device, task.dtype, task.threads) is None
-
-
-def learn_flops(task: Task, flops: float | None) -> None:
-    """Remember what a worker found out, if it was asked."""
-    if flops is not None:
-        remember_speed(task.device, task.dtype, replace(_speed_of(task), flops=flops), task.threads)
-
-
-def learn_from(record: RunRecord, prospect: Prospect) -> None:
-    """Correct the speeds and the remainder that plans go by. The first step compiles kernels, and tells of them."""
-    task, planned, last = record.task, record.planned, len(record.task.request.rounds) - 1
-    seconds = [step.seconds for step in record.steps if step.round == last][1:]
-    if planned is None or not seconds or record.degraded or set(record.denoised_in.values()) != {task.dtype}:
-        return
-    took, speed = statistics.median(seconds), _speed_of(task)
-    now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
-    if now != speed:
-        remember_speed(task.device, task.dtype, now, task.threads)
-    if not last:
-        _learn_pace(record, planned.plan, took)
-    steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
-    if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
-        _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
-
-
-def _learn_pace(record: RunRecord, plan: Plan, step_s: float) -> None:
-    """Remember the seconds of a run that drew all its pictures."""
-    request = record.task.request
-    key, rest_s = kind_of_run(record.task, plan), record.total_s - len(record.steps) * step_s
-    before = remembered_pace(key)
-    if len(record.steps) != request.count * request.steps_run or (request.count > 1 and before is None):
-        return  # it went on with another's, or does not tell what belongs to the start and what to each picture
-    remember_pace(key, Pace(step_s, rest_s if before is None or request.count == 1 else before.rest_s))
-
-
-def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, footprint_bytes: int | None) -> None:
-    """Correct the remainder where the steps took more than was predicted: at least so much."""
-    if record.planned is None or footprint_bytes is None or prospect.task.device != "cpu":
-        return
-    if stage == prospect.subject.steps.name:
-        _learn_remainder(prospect, record.planned, record.baseline_bytes, footprint_bytes)
-
-
 def _need(planned: Planned, stage: StageName) -> int:
     """Of a stage; the highest one's where it has none, as before the first."""
     return next((need.peak_bytes for need in planned.needs if need.name == stage), planned.peak_bytes)
-
-
-def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, peak_bytes: int) -> None:
-    """Remember what the denoise stage took besides what was counted, over the baseline that was measured.
-
-    Not where memory goes back at the stage's end only: then it differs from run to run.
-    """
-    shipped, measured = _shipped(prospect.task)
-    if planned.plan.give_back == "stage" and measured:
-        return
-    subject = prospect.subject
-    need = next(need for need in planned.needs if need.name == subject.steps.name)
-    way = way_of(subject, planned.plan)
-    expected = shipped.steps(way, planned.plan.give_back, subject.weights.largest_bytes, subject.by_slices)
-    counted = need.peak_bytes - need.remainder_bytes - planned.baseline_bytes
-    remember_remainder(_key(prospect.task), Seen((peak_bytes - baseline_bytes - counted) / expected, way.heap_bytes))
-
-
-def _speed_of(task: Task) -> Speed:
-    return remembered_speed(task.device, task.dtype, task.threads) or typical_speed(task.device, task.dtype)
-
-
-def _shipped(task: Task) -> tuple[Remainder, bool]:
-    """The remainder of this kind of processor or of the nearest, and whether it was measured on it.
-
-    A GPU's is that of Intel's matrix unit.
-    """
-    if task.device != "cpu":
-        return WITH_AVX512, True
-    measured = machine.cpu_is_measured(task.dtype)
-    if not machine.cpu_batches():
-        return WITH_AVX2, measured
-    return WITH_AVX512_IN_FP32 if measured and task.dtype == "fp32" else WITH_AVX512, measured
-
-
-def _key(task: Task) -> str:
-    by = "" if task.threads is None else f" {task.threads} threads"
-    return f"{task.device} {task.dtype} torch {machine.torch_version()}{by}"

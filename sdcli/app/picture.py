@@ -8,7 +8,7 @@ from typing import Literal
 from sdcli.app.means import Prospect
 from sdcli.app.reading import Reads, room_for_cache
 from sdcli.plan.planner import Planned
-from sdcli.plan.seconds import NEW_WORKER_S, picture_seconds
+from sdcli.plan.seconds import picture_seconds
 
 Bound = Literal["disk", "arithmetic"]
 
@@ -28,9 +28,7 @@ def seconds_of(prospect: Prospect, planned: Planned, reads: Reads | None) -> Sec
     bound: Bound = "disk" if step_s > planned.step_s else "arithmetic"
     pace, request = prospect.pace(planned.plan), prospect.task.request
     if pace is not None:
-        each_s, steps = max(0.0, pace.rest_s - NEW_WORKER_S), request.count * request.steps_run
-        picture_s = steps * pace.step_s + pace.rest_s + (request.count - 1) * each_s
-        return Seconds(pace.step_s, picture_s, bound)
+        return Seconds(pace.step_s, pace.of(request.count, request.steps_run), bound)
     model_bytes = sum(file.size_bytes for part in prospect.task.model.parts.values() for file in part.files)
     keeps = model_bytes <= room_for_cache(prospect, planned)
     disk = None if reads is None or keeps else reads.bytes_a_second

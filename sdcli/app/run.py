@@ -14,17 +14,9 @@ from sdcli.app.attempt import Hear, attempt, job_of
 from sdcli.app.counts import Uncounted
 from sdcli.app.growth import Growth
 from sdcli.app.keeping import Keeper, Save
-from sdcli.app.means import (
-    Prospect,
-    is_hopeless,
-    known_baseline,
-    learn_flops,
-    learn_from,
-    learn_of_crossing,
-    measured_baseline,
-    settled_baseline,
-    typical_baseline,
-)
+from sdcli.app.known import known_baseline, measured_baseline, settled_baseline, typical_baseline
+from sdcli.app.learning import learn_flops, learn_from, learn_of_crossing
+from sdcli.app.means import Prospect, is_hopeless
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.run_file import run_file_of
 from sdcli.domain import DtypeName, Part, Plan

@@ -6,7 +6,7 @@ arithmetic, and starting takes its time as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from sdcli.plan.remembered import Table, change_table, number, read_table
 
@@ -21,29 +21,35 @@ KEPT = 100
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of a step, and of everything of a run of one picture that is no step."""
+    """Seconds of a step, of what else each picture takes, and of what a run takes once however many it draws."""
 
     step_s: float
-    rest_s: float
+    picture_s: float
+    once_s: float
+
+    def of(self, pictures: int, steps: int) -> float:
+        """Those of a run of so many pictures of so many steps each."""
+        return self.once_s + pictures * (steps * self.step_s + self.picture_s)
 
 
 def remembered_pace(key: str) -> Pace | None:
     """That of a kind of run."""
     told = read_table(_FILE).get(key)
-    if not isinstance(told, list) or len(told) != 2:
+    if not isinstance(told, list) or len(told) != 3:
         return None
-    step_s, rest_s = (number(value, *BELIEVED_S) for value in told)
-    return None if step_s is None or rest_s is None else Pace(step_s, rest_s)
+    seconds = [number(value, *BELIEVED_S) for value in told]
+    known = [value for value in seconds if value is not None]
+    return Pace(*known) if len(known) == len(seconds) else None
 
 
 def remember_pace(key: str, pace: Pace) -> None:
     """Keep the mean of what was known and what is."""
-    before = remembered_pace(key)
+    before, now = remembered_pace(key), astuple(pace)
     if before is not None:
-        pace = Pace((before.step_s + pace.step_s) / 2, (before.rest_s + pace.rest_s) / 2)
+        now = tuple((was + now_is) / 2 for was, now_is in zip(astuple(before), now, strict=True))
 
     def change(table: Table) -> Table:
         others = [(name, told) for name, told in table.items() if name != key]
-        return dict([*others, (key, [pace.step_s, pace.rest_s])][-KEPT:])
+        return dict([*others, (key, list(now))][-KEPT:])
 
     change_table(_FILE, change)

@@ -10,7 +10,8 @@ import pytest
 from sdcli import machine
 from sdcli.app.counts import CountBook
 from sdcli.app.forecast import Forecast, forecast, forecast_report
-from sdcli.app.means import Prospect, settled_baseline
+from sdcli.app.known import settled_baseline
+from sdcli.app.means import Prospect
 from sdcli.app.record import RunRecord, Task
 from sdcli.app.run import run_task
 from sdcli.cli.main import MESSAGE_LIMIT
