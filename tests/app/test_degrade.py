@@ -91,6 +91,7 @@ def asked(tiny: Path) -> Task:
     return task_of(tiny, standing() + 500 * MIB, request=TWO)
 
 
+@pytest.mark.full
 def test_it_goes_on_from_the_last_step_and_nothing_is_denoised_twice(
     asked: Task, script: Callable[[str], None]
 ) -> None:
@@ -180,6 +181,7 @@ def test_asked_to_kill_it_kills(tiny: Path, script: Callable[[str], None]) -> No
     assert len(jobs()) == 1
 
 
+@pytest.mark.full
 def test_the_next_plan_is_smaller_by_what_was_measured_over_what_was_predicted(tiny: Path) -> None:
     baseline, large = 200 * MIB, replace(TWO, width=768, height=768)
     free = Prospect(task_of(tiny, 2**40, request=large))

@@ -110,6 +110,7 @@ def signals() -> Iterator[None]:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 @pytest.mark.parametrize("moment", range(3), ids=["denoising the third", "all denoised", "one saved"])
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.every(2)
 def test_what_was_denoised_is_saved_whatever_ends_the_run(
     tiny: Path,
     script: Callable[[str], None],
@@ -246,6 +247,7 @@ def test_a_denoise_that_is_not_finite_in_half_precision_goes_on_in_fp32(
     assert record.events == [(None, "NaN came out in bfloat16: done again in fp32")] and len(kept.pictures) == 3
 
 
+@pytest.mark.full
 def test_numbers_that_are_none_in_fp16_are_finite_in_fp32_and_the_picture_says_so(tiny: Path, tmp_path: Path) -> None:
     """With weights as large as they come in some models: 65504 is the most that FP16 holds."""
     model = tmp_path / "large"

@@ -44,6 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return asked
 
 
+@pytest.mark.full
 def test_weights_that_lie_in_the_file_are_read_in_every_step(klein: Path, measured: list[Path]) -> None:
     asked = task(klein, 2 * GIB, replace(REQUEST, guidance=1.0))
     found = reads(asked)

@@ -127,6 +127,7 @@ def test_the_job_carries_init_image_and_checkpoints(tiny: Path, script: Callable
 )
 @pytest.mark.parametrize("before", ["", READY, IN_STEP_1], ids=["at start", "when ready", "in step 1"])
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+@pytest.mark.every(3)
 def test_a_worker_that_dies_is_explained_in_one_line(
     tiny: Path, script: Callable[[str], None], before: str, ending: str, words: str
 ) -> None:
@@ -299,6 +300,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_draws_the_same_picture(tiny: Path)
     assert whole == resumed and len(whole) == 64 * 64 * 3
 
 
+@pytest.mark.full
 def test_what_is_kept_of_a_run_has_no_pixels_and_until_it_is_drawn_one_checkpoint_of_each_picture(tiny: Path) -> None:
     kept: dict[int, bytes] = {}
 
@@ -316,7 +318,7 @@ def test_what_is_kept_of_a_run_has_no_pixels_and_until_it_is_drawn_one_checkpoin
         assert len(blob) < latents_bytes + generator_bytes + 1024, "of a finished picture the latents, no history"
 
 
-@pytest.mark.every(2)
+@pytest.mark.full
 @pytest.mark.parametrize("strength", [None, 0.5])
 def test_a_worker_of_its_own_decodes_the_same_pictures(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, strength: float | None
@@ -348,6 +350,7 @@ def test_a_worker_of_its_own_decodes_the_same_pictures(
     assert record.peak_bytes >= max(stage.peak_bytes for stage in record.stages)
 
 
+@pytest.mark.full
 def test_the_real_worker_s_failure_comes_with_its_traceback(tiny: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny, model)

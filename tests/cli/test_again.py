@@ -68,7 +68,7 @@ def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, 
     assert (work / f"one{suffix}").read_bytes() == (work / f"two{suffix}").read_bytes()
 
 
-@pytest.mark.every(2)
+@pytest.mark.full
 @pytest.mark.parametrize(
     "options",
     [
@@ -104,6 +104,7 @@ def test_what_was_drawn_within_a_mask_is_drawn_again_with_it(tiny: Path, work: P
     assert (work / "one.png").read_bytes() == (work / "two.png").read_bytes()
 
 
+@pytest.mark.full
 def test_another_mask_is_told_and_what_is_transparent_needs_none(tiny: Path, work: Path) -> None:
     transparent = photo()
     transparent.putalpha(spot().point([255 - level for level in range(256)]))
@@ -255,6 +256,7 @@ def test_a1111s_picture_from_another_picture_is_told(asked: Ask, tiny: Path, sdc
     assert "give that as --init, or it is drawn from words" in err
 
 
+@pytest.mark.full
 def test_what_is_not_known_of_anothers_picture_is_told(sdcli: Command, tiny: Path) -> None:
     path = png("a.png", parameters=A1111.replace("DPM++ 2M", "Warp 9").replace("<lora:fur:0.8>", ""))
     err = sdcli("again", path, "-m", tiny, "--mem-limit", "100MiB").err

@@ -267,6 +267,7 @@ def test_failures_do_not_hide_what_was_measured(
     assert [run["outcome"] for run in runs] == ["failed", "ok", "ok", "failed"]
 
 
+@pytest.mark.full
 def test_a_real_bench_has_all_its_figures(tiny: Path, work: Path) -> None:
     options = (
         "--mem-limit",

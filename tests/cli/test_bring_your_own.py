@@ -60,6 +60,7 @@ def without(path: Path, *parts: str) -> Path:
     return pruned
 
 
+@pytest.mark.full
 def test_one_file_draws_what_its_folder_draws_and_says_what_was_assumed(
     single: Path, own: bytes, tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_one_file_draws_what_its_folder_draws_and_says_what_was_assumed(
     assert pixels(ours) == own
 
 
+@pytest.mark.full
 def test_what_a_pruned_file_lacks_is_named_with_the_options_that_give_it(
     single: Path, own: bytes, tmp_path: Path
 ) -> None:
@@ -79,6 +81,7 @@ def test_what_a_pruned_file_lacks_is_named_with_the_options_that_give_it(
     assert pixels(tmp_path / "a.png") == own
 
 
+@pytest.mark.full
 def test_an_autoencoder_from_a_file_of_its_own_a_folder_or_a_model(
     single: Path, folder: Path, own: bytes, tmp_path: Path
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_file_that_is_none_of_these_is_named(given: dict[str, list[int]], said
     assert said in error and "give a checkpoint of Stable Diffusion 1.x, 2.x or XL" in error
 
 
+@pytest.mark.full
 def test_words_may_be_taken_from_an_earlier_layer(folder: Path, own: bytes, tmp_path: Path) -> None:
     for skip in ("1", "2"):
         run("txt2img", *JOB, "-m", folder, "--clip-skip", skip, "-o", tmp_path / f"{skip}.png")
@@ -121,13 +125,14 @@ def test_words_may_be_taken_from_an_earlier_layer(folder: Path, own: bytes, tmp_
     assert "leaves no layer" in run("txt2img", *JOB, "-m", folder, "--clip-skip", "3", code=2).stderr
 
 
+@pytest.mark.full
 def test_the_second_kind_has_left_out_a_layer_already(tmp_path: Path) -> None:
     folder = with_clip(made(tmp_path / "second", SECOND))
     said = run("txt2img", *JOB, "-m", folder, "--clip-skip", "1", "-o", tmp_path / "1.png").stderr
     assert "--clip-skip 1 has no effect: this model's own is 2" in said
 
 
-@pytest.mark.every(2)
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("keys", "metadata"), [({"v_pred": torch.zeros(1)}, None), ({}, {"modelspec.prediction_type": "v"})]
 )
@@ -142,6 +147,7 @@ def test_v_prediction_is_told_by_the_file(
     assert pixels(tmp_path / "told.png") == pixels(tmp_path / "given.png") != own
 
 
+@pytest.mark.full
 def test_the_picture_names_the_file_by_its_sha256_which_is_worked_out_once(single: Path, tmp_path: Path) -> None:
     sha256 = hashlib.sha256(single.read_bytes()).hexdigest()
     for name in ("first", "again"):
@@ -159,6 +165,7 @@ def embedding(path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_words_of_a_file_or_of_a_folder_s_files_by_their_names(folder: Path, tmp_path: Path) -> None:
     kept = tmp_path / "words"
     kept.mkdir()

@@ -22,6 +22,7 @@ def taesd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "diffusion_pytorch_model.safetensors"
 
 
+@pytest.mark.full
 def test_a_picture_of_it_says_so_and_is_drawn_again(tiny: Path, taesd: Path, work: Path) -> None:
     argv = ["txt2img", "a fox", "-m", tiny, "-s", "1", "--seed", "1", "--size", "64x64", "--dtype", "fp32"]
     done = shell(work, *argv, "--decoder", "tiny", "--tiny-decoder", taesd, "--json", "-o", "one.png")

@@ -69,6 +69,7 @@ def report_of(done: Any) -> dict[str, Any]:
     return table
 
 
+@pytest.mark.full
 def test_a_worker_that_leaks_finishes_its_picture_in_attempts(
     tiny: Path, work: Path, tmp_path: Path, baseline_bytes: int
 ) -> None:

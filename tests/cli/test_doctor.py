@@ -228,6 +228,7 @@ def test_a_torch_that_cannot_be_imported_is_what_it_tells(work: Path, tmp_path: 
     assert "X self-test failed" in flat(done.stdout.decode()) and b"ceiling" in done.stdout
 
 
+@pytest.mark.full
 def test_a_real_worker_finds_the_arithmetic_right(work: Path) -> None:
     """With a cache that cannot be, so that nothing is known of this machine."""
     done = shell(work, "doctor", "--json", "--quick", "--dtype", "bf16", env={"SDCLI_CACHE": "/dev/null/cache"})
@@ -239,6 +240,7 @@ def test_a_real_worker_finds_the_arithmetic_right(work: Path) -> None:
     assert told["self_test"]["flops"] > 1e8 and told["self_test"]["memory_bytes_a_second"] > 1e8
 
 
+@pytest.mark.full
 def test_a_row_a_plan_and_the_run_agree(sdcli: Command, measured: Put) -> None:
     """The same plan, prediction and time told by all three, and the run below what was predicted."""
     drawing = ["a fox", "--device", "cpu", "--mem-limit", "1GiB"]

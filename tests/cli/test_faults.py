@@ -212,6 +212,7 @@ def killed_at(operation: str, at: int, whole: dict[str, bytes], command: list[st
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+@pytest.mark.full
 def test_a_run_that_is_killed_at_some_operation_is_finished(
     whole: dict[str, bytes], command: list[str], counted: None
 ) -> None:

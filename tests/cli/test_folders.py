@@ -98,6 +98,7 @@ def test_a_side_that_the_autoencoder_s_levels_do_not_divide_is_wrong_usage(sdcli
     sdcli("plan", "a", "-m", model, "-i", "init.png").refused(1, "lacks the tensors")  # an init image fits itself
 
 
+@pytest.mark.full
 def test_a_three_level_autoencoder_draws_the_size_that_was_asked_for_in_the_memory_that_was_predicted(
     tmp_path: Path, work: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_its_options_alone_have_no_effect_and_that_is_told(sdcli: Command, tiny:
     assert (outcome.code, outcome.err) == (0, "warning: --hires-steps has no effect without --hires\n")
 
 
+@pytest.mark.full
 def test_the_plan_is_one_for_both_rounds_and_the_run_stays_within_it(tiny: Path, work: Path) -> None:
     job = [*JOB, "-m", tiny, "--size", "128x128", "--hires", "2x", "--hires-upscaler", "lanczos"]
     told = json.loads(shell(work, "plan", *job, "--json").stdout)
@@ -92,11 +93,13 @@ def test_the_plan_is_one_for_both_rounds_and_the_run_stays_within_it(tiny: Path,
     assert report["steps"]["count"] == 4
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_offered_smaller(sdcli: Command, tiny: Path) -> None:
     job = [*JOB, "-m", tiny, "--size", "128x128", "--hires", "8x", "--mem-limit", "260MiB"]
     sdcli("plan", *job).refused(4, "the stage", "at 1024x1024, the ceiling is 260 MiB", "or -W 64 -H 64")
 
 
+@pytest.mark.full
 def test_the_same_picture_again(tiny: Path, work: Path) -> None:
     job = [*JOB, "-m", tiny, "--size", "64x72", "--hires", "1.5x", "--hires-steps", "3", "--hires-strength", "0.5"]
     assert shell(work, "txt2img", *job, "--hires-upscaler", "lanczos", "-o", "one.png").returncode == 0

@@ -54,6 +54,7 @@ def test_outside_the_mask_every_bit_is_the_init_s(nine: Path, work: Path) -> Non
     assert not differs[~inside].any() and differs[inside].mean() > 0.9
 
 
+@pytest.mark.full
 def test_a_blur_goes_over_from_one_to_the_other_and_the_picture_says_so(tiny: Path, work: Path) -> None:
     picture = edit(work, tiny, "--mask", "mask.png")
     differs = changed(picture, photo())
@@ -65,6 +66,7 @@ def test_a_blur_goes_over_from_one_to_the_other_and_the_picture_says_so(tiny: Pa
     assert table["mask_blur"] == 4 and len(table["mask_sha256"]) == 64 and table["mask_padding"] is None
 
 
+@pytest.mark.full
 def test_margins_and_what_is_transparent_are_drawn(tiny: Path, work: Path) -> None:
     transparent = photo()
     transparent.putalpha(spot().point([255 - level for level in range(256)]))
@@ -75,6 +77,7 @@ def test_margins_and_what_is_transparent_are_drawn(tiny: Path, work: Path) -> No
     assert picture.size == (160, 104) and not differs[~inside].any() and differs[inside].mean() > 0.9
 
 
+@pytest.mark.full
 def test_the_masked_part_alone_comes_back_into_a_picture_of_its_own_size(tiny: Path, work: Path) -> None:
     photo(500, 333).save(work / "init.png")
     mask = spot((500, 333), (200, 100, 260, 140))
@@ -88,6 +91,7 @@ def test_the_masked_part_alone_comes_back_into_a_picture_of_its_own_size(tiny: P
     assert "Size: 128x64" in picture.info["parameters"], "the model's own height"
 
 
+@pytest.mark.full
 def test_a_plan_knows_of_the_mask(sdcli: Command, tiny: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
     job = ("plan", "a fox", "-m", tiny, "-i", "init.png", "--json")

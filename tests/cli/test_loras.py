@@ -130,6 +130,7 @@ def test_a_prompt_without_tags_is_left_alone() -> None:
     assert without_tags("<lora:a>") == ""
 
 
+@pytest.mark.full
 def test_a_run_draws_with_them_and_picture_and_report_say_so(tiny: Path, folder: Path, work: Path) -> None:
     prompt = "a fox <lora:style:0.5>"
     size = ("-W", "64", "-H", "64", "-s", "2", "--seed", "7", "--dtype", "fp32", "-m", tiny)

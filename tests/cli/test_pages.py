@@ -68,6 +68,7 @@ def test_a_run_has_its_page_and_its_picture(work: Path, tiny: Path) -> None:
     assert sorted(path.name for path in work.iterdir()) == ["fox.html", "fox.png", "out.png"]
 
 
+@pytest.mark.full
 def test_one_page_has_all_prompts_and_what_ended_the_last(work: Path, tiny: Path) -> None:
     (work / "lines.txt").write_text("a fox\na cat --mem-limit 100MiB\n")
     done = shell(
@@ -79,6 +80,7 @@ def test_one_page_has_all_prompts_and_what_ended_the_last(work: Path, tiny: Path
     assert all(f"<bdi>{prompt}</bdi>" in text for prompt in ("a fox", "a cat"))
 
 
+@pytest.mark.full
 def test_a_bench_has_a_page_and_its_series_in_json(work: Path, tiny: Path) -> None:
     argv = ["--model", tiny, "-W", "64", "-H", "64", "-s", "2", "--mem-limit", "none,1GiB", "--no-warmup"]
     done = shell(work, "bench", *argv, "--json", "--report", "bench.html", "--plot", "bench.png")
@@ -110,6 +112,7 @@ def test_the_home_folder_is_a_tilde_in_every_text(monkeypatch: pytest.MonkeyPatc
     assert without_home(["/a/b"]) == ["/a/b"] or os.name == "nt"
 
 
+@pytest.mark.full
 def test_a_picture_has_a_receipt_where_it_is_asked_for_and_the_same_pixels(work: Path, tiny: Path) -> None:
     for name, more in (("with.png", ["--receipt", "--mem-limit", "2GiB"]), ("without.png", [])):
         done = shell(work, *FOX, "--model", tiny, "--json", "-o", name, *more)

@@ -39,6 +39,7 @@ def test_the_json_report_is_that_of_the_contract(sdcli: Command, tiny: Path) -> 
     assert told["memory"]["limit_bytes"] == 2048 * MIB and told["smallest_limit_bytes"] < 2048 * MIB
 
 
+@pytest.mark.full
 def test_the_run_that_follows_takes_the_same_plan(sdcli: Command, tiny: Path) -> None:
     job = ["a fox", "-m", str(tiny), "--seed", "1", "-s", "2", "--device", "cpu"]
     first = run_for_real("txt2img", *job, "--mem-limit", "2GiB")
@@ -73,6 +74,7 @@ def test_the_plan_tells_of_each_stage_what_stays_where_the_rest_comes_from_and_w
         assert decode["worker"] == (2 if tight["fresh_decode"] else 1) and decode["way"] in ("recomputed", "unkept")
 
 
+@pytest.mark.full
 def test_what_does_not_fit_says_so_and_what_would(sdcli: Command, tiny: Path) -> None:
     outcome = sdcli("plan", "a fox", "-m", tiny, "--mem-limit", "230MiB", "--json", "-W", "2048", "-H", "2048")
     told = json.loads(outcome.out)
@@ -107,6 +109,7 @@ def test_it_refuses_what_a_run_would_refuse(sdcli: Command, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.every(2)
 def test_it_does_not_import_torch(tiny: Path, options: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", *SDCLI[1:], "plan", "a fox", "-m", str(tiny), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -157,6 +160,7 @@ def test_a_plan_for_another_machine_says_whose_figures_it_has(sdcli: Command, ti
     assert " of 512 MiB" in sdcli("plan", "a fox", "-m", tiny, "--profile", "cloud-1gb").out
 
 
+@pytest.mark.full
 def test_what_a_run_of_the_same_kind_took_is_what_a_plan_tells(sdcli: Command, tiny: Path) -> None:
     """Of small models no speed is learned: their steps go by in other things than arithmetic."""
     job = ["a fox", "-m", str(tiny), "--device", "cpu", "-s", "3"]

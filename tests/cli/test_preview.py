@@ -23,6 +23,7 @@ from tests.support import ASTRONAUT
 JOB = ["a fox", "-s", "6", "--seed", "5", "--dtype", "fp32", "--device", "cpu", "-o", "a.png"]
 
 
+@pytest.mark.full
 def test_a_file_has_the_last_one_and_stdout_stays_clean(tiny: Path, work: Path) -> None:
     (work / "so-far.png").write_bytes(png_of(picture_of(1, 1, bytes(3))))  # of a run before
     done = shell(work, "txt2img", *JOB, "-m", tiny, "--preview", "so-far.png", "--preview-every", "2", "-q")

@@ -346,6 +346,7 @@ def test_what_a_killed_run_left_beside_its_pictures_goes_with_it(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 @pytest.mark.parametrize("who", ["host", "worker"])
+@pytest.mark.every(2)
 def test_a_run_that_was_killed_is_resumed_with_the_same_bytes(tiny: Path, tmp_path: Path, who: str) -> None:
     killing = Killing(tmp_path, tiny, "count 4")
     killing.timed("whole")

@@ -121,6 +121,7 @@ def test_the_picture_says_how_it_was_made(settings: dict[str, Any], reported: Fi
 # The same picture again
 
 
+@pytest.mark.full
 def test_the_settings_in_the_picture_draw_it_again(reported: Finished, settings: dict[str, Any], work: Path) -> None:
     given = {key: str(settings[key]) for key in ("model", "negative", "steps", "guidance", "seed", "width", "height")}
     options = [f"--{key}={value}" for key, value in (given | {"dtype": settings["dtype"]}).items()]
@@ -168,6 +169,7 @@ def test_p2_a_long_prompt_from_stdin_to_a_picture_on_stdout(tiny: Path, work: Pa
     assert files(work) == set()
 
 
+@pytest.mark.full
 def test_several_pictures_are_numbered_and_each_has_its_own_seed(tiny: Path, work: Path) -> None:
     options = ["-m", str(tiny), "-s", "1", "-b", "2", "--seed", "40", "-o", "fox.webp"]
     done = shell(work, "txt2img", "a", *options)
@@ -187,6 +189,7 @@ def test_p1_an_empty_prompt_and_spaces_draw_the_same_picture(tiny: Path) -> None
 # bench
 
 
+@pytest.mark.full
 def test_bench_reports_each_ceiling_and_its_outcome(tiny: Path, work: Path) -> None:
     limits = ["--mem-limit", "100MiB", "--mem-limit", "none"]
     done = shell(work, "bench", "-m", tiny, *limits, "-s", "2", "--json", "--no-warmup")
@@ -262,6 +265,7 @@ def test_the_kernel_s_kill_at_its_limit_is_told_as_what_it_is(tiny: Path, work: 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="control groups")
+@pytest.mark.full
 def test_the_group_of_a_run_is_counted_beside_its_footprint(tiny: Path, work: Path) -> None:
     done = kernel_limited(tiny, work, "1GiB", "--mem-limit", "2GiB", "--json", "-o", "a.png")
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,7 @@ def gone(processes: list[psutil.Process]) -> bool:
         pytest.param(signal.SIGHUP, 129, "stopped by signal 1", id="G3 SIGHUP"),
     ],
 )
+@pytest.mark.every(3)
 def test_a_signal_ends_the_run_with_one_line_and_nothing_left(
     tiny: Path, work: Path, number: int, code: int, words: str
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_signal_ends_the_run_with_one_line_and_nothing_left(
     assert list(work.iterdir()) == []
 
 
+@pytest.mark.full
 def test_g4_the_worker_dies_with_a_host_that_is_killed(tiny: Path, work: Path) -> None:
     with long_run(tiny, work) as (host, workers):
         host.kill()
@@ -128,6 +130,7 @@ def comes_to(process: psutil.Process, *wanted: str) -> bool:
     return process.status() in wanted
 
 
+@pytest.mark.full
 def test_g5_the_worker_stands_still_while_its_host_does(tiny: Path, work: Path) -> None:
     with long_run(tiny, work) as (host, workers):
         host.send_signal(signal.SIGSTOP)
@@ -140,7 +143,7 @@ def test_g5_the_worker_stands_still_while_its_host_does(tiny: Path, work: Path) 
         assert gone(workers)
 
 
-@pytest.mark.every(2)
+@pytest.mark.full
 @pytest.mark.parametrize("stopped", ["host", "host first", "worker", "worker first"])
 def test_a_run_that_stood_still_for_longer_than_any_timeout_goes_on(tiny: Path, work: Path, stopped: str) -> None:
     """As a suspended machine, or a job in the background: the same bytes come of it, and nobody misfires."""
@@ -164,6 +167,7 @@ def test_a_run_that_stood_still_for_longer_than_any_timeout_goes_on(tiny: Path, 
     assert (work / "fox.png").read_bytes() == (work / "again.png").read_bytes()
 
 
+@pytest.mark.full
 def test_a_terminal_that_is_closed_ends_the_run_and_leaves_it_to_be_resumed(tiny: Path, work: Path) -> None:
     import pty
 
@@ -182,6 +186,7 @@ def test_a_terminal_that_is_closed_ends_the_run_and_leaves_it_to_be_resumed(tiny
     assert gone(workers) and list(work.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_worker_that_stands_still_dies_with_its_host(tiny: Path, work: Path) -> None:
     with long_run(tiny, work) as (host, workers):
         host.send_signal(signal.SIGSTOP)
@@ -191,6 +196,7 @@ def test_a_worker_that_stands_still_dies_with_its_host(tiny: Path, work: Path) -
         assert gone(workers)
 
 
+@pytest.mark.full
 def test_pictures_that_are_denoised_outlive_ctrl_c(tiny: Path, work: Path) -> None:
     options = ["-m", str(tiny), "-s", "150", "-b", "3", "--seed", "5", "-v", "-o", "fox.png", "--json"]
     host = subprocess.Popen(
@@ -227,6 +233,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="contain
 
 
 @linux
+@pytest.mark.full
 def test_under_a_subreaper_the_worker_dies_with_its_host(tiny: Path, work: Path) -> None:
     argv = ["-P", "-m", "sdcli", "txt2img", "a", "-m", str(tiny), "-s", "999", "-v", "-o", "fox.png"]
     reaper = subprocess.Popen(
@@ -249,6 +256,7 @@ def test_under_a_subreaper_the_worker_dies_with_its_host(tiny: Path, work: Path)
 
 @linux
 @pytest.mark.skipif(not (hasattr(os, "geteuid") and os.geteuid() == 0), reason="a process namespace needs root")
+@pytest.mark.full
 def test_the_first_process_of_a_container_draws(tiny: Path, work: Path) -> None:
     argv = ["txt2img", "a", "-m", str(tiny), "-s", "2", "-o", "fox.png"]
     program = ["unshare", "--pid", "--fork", "--mount-proc", *SDCLI]

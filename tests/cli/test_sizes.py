@@ -23,6 +23,7 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_picture_says_them_and_is_drawn_again_by_them(xl: Path, work: Path) -> None:
     sizes = ["--original-size", "640x480", "--crop", "24,8", "--target-size", "512x768"]
     argv = ["txt2img", "a fox", "-m", xl, "-s", "1", "--seed", "1", "--size", "64x64", "--dtype", "fp32", "--no-cache"]

@@ -24,6 +24,7 @@ def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return comfy_tree(folder, home, "z_image_turbo.safetensors", "ae.safetensors", original_z_image, original_vae)
 
 
+@pytest.mark.full
 def test_what_was_taken_is_said_kept_and_drawn_with_again(denoiser: Path, tmp_path: Path) -> None:
     said = run("txt2img", *JOB, "-m", denoiser, "-o", tmp_path / "a.png").stderr
     assert (

@@ -70,6 +70,7 @@ def test_a_path_that_stdout_does_not_take_is_said_with_the_path(monkeypatch: pyt
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # the text is still in its buffer
 
 
+@pytest.mark.full
 def test_o8_a_reader_gone_in_mid_run_costs_no_picture(tiny: Path, work: Path) -> None:
     options = ["-m", str(tiny), "-s", "1", "-b", "2", "--seed", "1", "-q", "-o", "fox.png"]
     done = through_a_shell(work, '{ "$@"; echo $? >code; } | true', "txt2img", "a", *options)

@@ -23,7 +23,7 @@ QUICK = ["-s", "1", "--dtype", "fp32", "--seed", "1"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.every(3)
+@pytest.mark.full
 @pytest.mark.parametrize(
     "locale", [ASCII, ASCII | {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}], ids=str
 )
@@ -49,6 +49,7 @@ def test_e3_names_have_the_bytes_that_were_typed_in_any_locale(
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.full
 def test_the_report_has_the_letters_of_a_name_in_any_locale(tiny: Path, work: Path) -> None:
     named = {"SDCLI_MODEL": "модель", "SDCLI_OUTPUT": "лиса.webp"}
     (work / "модель").symlink_to(tiny)
@@ -72,6 +73,7 @@ def from_a_deleted_folder(work: Path, *argv: str | Path) -> subprocess.Completed
     return shell(work, *argv, program=[*line, *SDCLI])
 
 
+@pytest.mark.full
 def test_a_deleted_working_folder_is_no_reason_to_fail(tiny: Path, work: Path) -> None:
     done = from_a_deleted_folder(work, "txt2img", "a", "-m", tiny, "-o", work / "fox.png", "-q", *QUICK)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -168,6 +170,7 @@ sys.addaudithook(hook)
 """A sitecustomize that tells of whatever goes out, of the host and of its worker (PEP 578)."""
 
 
+@pytest.mark.full
 def test_e2_drawing_opens_no_connection(tiny: Path, work: Path, tmp_path: Path) -> None:
     told = tmp_path / "told"
     (tmp_path / "wired").mkdir()

@@ -143,6 +143,7 @@ def test_without_a_model_the_demo_draws(first: tuple[Path, subprocess.CompletedP
         assert json.loads(image.text["sdcli"])["model"] == "demo"
 
 
+@pytest.mark.full
 def test_named_it_draws_the_same_picture_without_the_line(
     first: tuple[Path, subprocess.CompletedProcess[bytes]], work: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_named_it_draws_the_same_picture_without_the_line(
     assert lines[0].startswith("demo on cpu in ") and not any(NOTICE in line for line in lines)
 
 
+@pytest.mark.full
 def test_it_takes_the_options_that_a_large_model_takes(work: Path) -> None:
     done = shell(
         work, "txt2img", FOX, "-n", "a dog", "-W", "192", "-H", "256", "-b", "2", "-s", "2", "-g", "5", "--seed", "8",
@@ -168,6 +170,7 @@ def test_it_takes_the_options_that_a_large_model_takes(work: Path) -> None:
     assert 0 < memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= PEAK_MOST_BYTES
 
 
+@pytest.mark.full
 def test_img2img_without_a_model_edits_with_the_demo(
     first: tuple[Path, subprocess.CompletedProcess[bytes]], work: Path
 ) -> None:

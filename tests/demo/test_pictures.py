@@ -120,11 +120,13 @@ def test_a_sheet_of_references_is_read_as_it_was_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.prompt)
+@pytest.mark.every(6)
 def test_the_picture_shows_what_the_prompt_says(scene: Scene) -> None:
     verdict = judge(drawn(scene), scene)
     assert verdict.right, verdict
 
 
+@pytest.mark.full
 def test_streaming_the_weights_draws_the_same_picture() -> None:
     request = replace(PICTURE, prompt=FOX.prompt, **HURRY)
     streamed = draw(MODEL, request=request, dtype=DTYPE, plan=STREAMED)
@@ -139,17 +141,20 @@ def test_the_negative_prompt_is_not_what_is_drawn() -> None:
 # img2img
 
 
+@pytest.mark.full
 def test_img2img_gives_a_drawn_fox_another_background_and_leaves_it_where_it_is() -> None:
     red = replace(FOX, colour="red")
     verdict = judge(edit(drawn(FOX), red.prompt, 0.6), red)
     assert verdict.right, verdict
 
 
+@pytest.mark.full
 def test_what_a_prompt_leaves_open_img2img_takes_from_the_picture() -> None:
     verdict = judge(edit(drawn(FOX), "a fox", 0.6), FOX)
     assert verdict.right, verdict
 
 
+@pytest.mark.full
 def test_img2img_of_little_strength_keeps_what_the_picture_has() -> None:
     left = replace(FOX, place=LEFT)
     picture = ask(left, **HURRY)

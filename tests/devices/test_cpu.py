@@ -66,6 +66,7 @@ def heap(*arguments: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.skipif(CpuDevice()._libc is None, reason="needs glibc")
+@pytest.mark.full
 def test_freed_memory_goes_back_except_while_the_work_repeats() -> None:
     plain, found = heap("unprepared"), heap()
     assert plain["unprepared"][1] > 60, "glibc alone gives it back: the device need not do anything"

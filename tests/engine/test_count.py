@@ -186,6 +186,7 @@ def test_garbage_raises_what_is_documented_and_nothing_else(text: str | bytes) -
         counts_from_json(text)
 
 
+@pytest.mark.full
 def test_where_the_largest_maps_are_never_kept_a_large_picture_is_decoded_in_much_less(tmp_path: Path) -> None:
     """The whole process has 180 to 210 MiB before anything is loaded."""
     write_outline(read_config("models", "klein"), tmp_path)

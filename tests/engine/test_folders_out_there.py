@@ -192,7 +192,7 @@ NOT_BY_THEM = {"non_ema", "fp16", "fp16 shards", "older fp16 shards", "bf16 shar
 """What diffusers opens only when told of the variant, or not without its index."""
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("kind", SAME_PICTURE)
 def test_what_is_laid_out_otherwise_is_the_same_picture(model: Path, theirs: torch.Tensor, kind: str) -> None:
     SAME_PICTURE[kind](model)
@@ -283,7 +283,7 @@ NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_other_networks_of_the_family_draw_what_diffusers_draws(tmp_path: Path, kind: str) -> None:
     changed = made(tmp_path / "model", NETWORKS[kind])

@@ -99,6 +99,7 @@ def test_every_plan_draws_the_same_and_a_run_goes_on_from_any_step(tiny: Path, u
         assert done == [one.image for one in steps[:stopped] if one.step == one.count]
 
 
+@pytest.mark.full
 def test_img2img_is_enlarged_too(tiny: Path) -> None:
     init, request = gradient(64, 64).tobytes(), replace(REQUEST, strength=0.5, hires=replace(LARGER, steps=1))
     events = run_engine(tiny, request, payload=init)

@@ -74,7 +74,7 @@ def drawn(model: Path, request: Request = REQUEST, mask: Image.Image = MASK, **o
     return draw(model, request=request, payload=payload(mask), **options)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 @pytest.mark.parametrize("kind", ["tiny", "nine"])
 def test_inpainting_is_what_diffusers_draws(request: pytest.FixtureRequest, kind: str, strength: float) -> None:
@@ -85,7 +85,7 @@ def test_inpainting_is_what_diffusers_draws(request: pytest.FixtureRequest, kind
     assert largest_difference(ours, draw(model, request=replace(asked, masked=False), payload=payload())) > 1
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(10)
 @pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"IPNDMScheduler", "LMSDiscreteScheduler"}))
 @pytest.mark.parametrize("kind", ["tiny", "nine"])
 def test_with_every_scheduler(request: pytest.FixtureRequest, tmp_path: Path, kind: str, name: str) -> None:
@@ -94,7 +94,7 @@ def test_with_every_scheduler(request: pytest.FixtureRequest, tmp_path: Path, ki
     assert largest_difference(drawn(model), theirs(model, REQUEST, gradient(SIDE, SIDE), MASK)) <= 1
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("kind", ["tiny", "nine"])
 def test_a_run_goes_on_from_any_step(request: pytest.FixtureRequest, tmp_path: Path, kind: str, name: str) -> None:
@@ -159,6 +159,7 @@ def test_what_is_outside_changes_less(tiny: Path) -> None:
     assert changes[inside].mean() > 2 * changes[~inside].mean()
 
 
+@pytest.mark.full
 def test_a_single_file_may_be_made_for_it(tmp_path: Path) -> None:
     changes = {**FIRST, "unet": {**FIRST["unet"], "in_channels": 9}}
     folder = with_clip(made(tmp_path / "model", changes))

@@ -103,6 +103,7 @@ def plain() -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.full
 def test_the_lean_import_takes_less_memory(lean: dict[str, Any], plain: dict[str, Any]) -> None:
     assert plain["mib"] - lean["mib"] >= SAVED_MIB_FLOOR
 

@@ -34,7 +34,7 @@ def draw_with(model: Path, *loras: tuple[Path, float], **options: Any) -> torch.
     return pictures(list(generate(job, device)))[0]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(8)
 @pytest.mark.parametrize(("kind", "magnitudes"), [*zip(KINDS, cycle(reversed(MAGNITUDES)), strict=False)])
 def test_a_picture_of_every_kind_is_that_of_weights_merged_beforehand(
     tiny: Path, tmp_path: Path, kind: str, magnitudes: str
@@ -45,6 +45,7 @@ def test_a_picture_of_every_kind_is_that_of_weights_merged_beforehand(
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 0.8)), expected) <= 1
 
 
+@pytest.mark.full
 def test_layers_that_clip_skip_leaves_out_are_not_changed(tiny: Path, tmp_path: Path) -> None:
     request = replace(SHORT, clip_skip=2)
     change = write_lora(tiny, tmp_path / "x.safetensors")
@@ -52,7 +53,7 @@ def test_layers_that_clip_skip_leaves_out_are_not_changed(tiny: Path, tmp_path: 
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0), request=request), expected) <= 1
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(8)
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_every_naming_is_understood(tiny: Path, tmp_path: Path, naming: str) -> None:
     change = write_lora(tiny, tmp_path / "x.safetensors", naming=naming)
@@ -61,7 +62,7 @@ def test_every_naming_is_understood(tiny: Path, tmp_path: Path, naming: str) -> 
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0)), expected) <= 1
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(9)
 @pytest.mark.parametrize(("kind", "magnitudes"), [*zip(KINDS, cycle(MAGNITUDES), strict=False)])
 def test_the_picture_is_the_same_under_every_ceiling(tiny: Path, tmp_path: Path, kind: str, magnitudes: str) -> None:
     write_lora(tiny, tmp_path / "x.safetensors", kind, magnitudes=magnitudes)
@@ -75,6 +76,7 @@ def test_the_picture_is_the_same_under_every_ceiling(tiny: Path, tmp_path: Path,
 
 
 @pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")
+@pytest.mark.full
 def test_a_prepared_copy_is_of_the_model_s_own_weights(tiny: Path, tmp_path: Path) -> None:
     write_lora(tiny, tmp_path / "x.safetensors")
     lora, copy = (tmp_path / "x.safetensors", 0.8), str(tmp_path / "copy")
@@ -85,6 +87,7 @@ def test_a_prepared_copy_is_of_the_model_s_own_weights(tiny: Path, tmp_path: Pat
     assert torch.equal(plain, draw(tiny, request=SHORT))
 
 
+@pytest.mark.full
 def test_two_files_add_up_whatever_their_order(tiny: Path, tmp_path: Path) -> None:
     changes = [
         (write_lora(tiny, tmp_path / "a.safetensors", "lora"), 0.5),
@@ -97,6 +100,7 @@ def test_two_files_add_up_whatever_their_order(tiny: Path, tmp_path: Path) -> No
     assert largest_difference(draw_with(tiny, *files[::-1]), expected) <= 1
 
 
+@pytest.mark.full
 def test_one_file_twice_is_twice_as_much_and_0_of_it_is_none(tiny: Path, tmp_path: Path) -> None:
     write_lora(tiny, tmp_path / "x.safetensors")
     twice = draw_with(tiny, (tmp_path / "x.safetensors", 0.4), (tmp_path / "x.safetensors", 0.4))
@@ -111,6 +115,7 @@ def test_every_stored_type_is_what_it_holds(tiny: Path, tmp_path: Path, dtype: t
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 1.0)), expected) <= 1
 
 
+@pytest.mark.full
 def test_where_no_layer_is_packed_all_is_merged(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change = write_lora(tiny, tmp_path / "x.safetensors", magnitudes="outputs")
     expected = draw(merged(tiny, tmp_path / "m", [(change, 1.0)]), request=SHORT)

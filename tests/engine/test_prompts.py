@@ -123,6 +123,7 @@ def test_changes_are_the_conditioning_switched_by_hand(
     assert torch.equal(ours, draw(tiny, request=replace(request, prompt="a fox"), plan=plan))
 
 
+@pytest.mark.full
 def test_alternatives_take_turns_and_resume(tiny: Path) -> None:
     request = replace(REQUEST, prompt="a [red|blue|(green:1.4)] fox", negative="[x:y:2]", sampler="DPM++ 2M")
     events = run_engine(tiny, request)

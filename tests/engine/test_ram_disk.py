@@ -74,6 +74,7 @@ def most_shared() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.every(3)
 def test_no_page_of_the_model_stays_mapped_and_the_picture_is_the_same(medium: Path, tmp_path: Path, plan: str) -> None:
     on_disk = Path(shutil.copytree(medium, tmp_path / "model"))
     weights = sum(path.stat().st_size for path in medium.rglob("*.safetensors"))
@@ -86,6 +87,7 @@ def test_no_page_of_the_model_stays_mapped_and_the_picture_is_the_same(medium: P
 
 
 @pytest.mark.skipif(not can_map(), reason="packed weights cannot be mapped here")
+@pytest.mark.full
 def test_making_a_copy_and_drawing_from_it_leave_nothing_mapped(medium: Path, tmp_path: Path) -> None:
     from sdcli.devices import open_device
     from sdcli.engine.generate import generate

@@ -169,7 +169,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_settings_of_schedulers_are_those_that_diffusers_honours(tiny: Path, tmp_path: Path, kind: str) -> None:
     name, settings = VARIANTS[kind]

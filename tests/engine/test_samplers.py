@@ -103,6 +103,7 @@ def run(scheduler: Any, first: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("sampler", "schedule"), IN_DIFFUSERS)
 @pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.every(3)
 def test_what_diffusers_has_is_what_diffusers_has(sampler: str, schedule: str, first: int) -> None:
     name, settings = THEIRS[sampler]
     theirs = getattr(diffusers, name)(**BETAS, **settings, **BY_SETTING[schedule])
@@ -314,6 +315,7 @@ def test_what_is_ours_is_the_published_formula(sampler: str, schedule: str) -> N
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), EVERY)
+@pytest.mark.every(3)
 def test_a_sampler_goes_on_from_any_step_to_the_same_bits(sampler: str, schedule: str) -> None:
     scheduler, generator = of(sampler, schedule), torch.Generator().manual_seed(2)
     states, blobs = noise() * scheduler.init_noise_sigma, list[bytes]()
@@ -332,7 +334,7 @@ def test_a_sampler_goes_on_from_any_step_to_the_same_bits(sampler: str, schedule
         assert torch.equal(resumed, states)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(12)
 @pytest.mark.parametrize(("sampler", "schedule"), EVERY)
 def test_any_number_of_steps_can_be_gone(sampler: str, schedule: str) -> None:
     component = sampled(OWN, sampler, schedule, ALIGNED_LEVELS)
@@ -340,6 +342,7 @@ def test_any_number_of_steps_can_be_gone(sampler: str, schedule: str) -> None:
         rehearse(component, steps, run)
 
 
+@pytest.mark.full
 def test_a_picture_resumes_from_any_step_of_two_calls(tiny: Path) -> None:
     request = replace(ASTRONAUT, sampler="DPM++ SDE", schedule="karras")
     events = run_engine(tiny, request)

@@ -108,6 +108,7 @@ def test_the_table_has_the_settings_that_the_class_takes(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("known", [50, 1000])
+@pytest.mark.every(4)
 def test_any_number_of_steps_can_be_gone_or_is_refused_in_one_line(name: str, known: int) -> None:
     """NaN is what diffusers' multistep solvers come to where two timesteps of a full schedule are the same."""
     settings = component(name, num_train_timesteps=known, skip_prk_steps=known == 50)
@@ -153,6 +154,7 @@ def test_what_is_rehearsed_is_what_is_run(name: str) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("sigmas", [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}], ids=str)
 @pytest.mark.parametrize("skipped", [None, 0, 2, 5])
+@pytest.mark.every(6)
 def test_lms_without_scipy_is_diffusers_own(
     monkeypatch: pytest.MonkeyPatch, spacing: str, prediction: str, sigmas: dict[str, bool], skipped: int | None
 ) -> None:
@@ -203,6 +205,7 @@ def test_what_comes_to_nothing_is_refused_before_anything_is_loaded(name: str, s
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.every(3)
 def test_a_scheduler_goes_on_from_its_state_as_if_it_had_not_stopped(name: str, stop: int) -> None:
     scheduler, generator = build_scheduler(component(name), 5), torch.Generator().manual_seed(2)
     states = latents() * scheduler.init_noise_sigma

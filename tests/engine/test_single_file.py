@@ -131,6 +131,7 @@ def with_positions(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("change", [ema_names, besides_ema, older_names, with_positions])
 @pytest.mark.parametrize("folder", ["first"], indirect=True)
+@pytest.mark.every(2)
 def test_files_as_they_are_out_there(
     folder: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 ) -> None:
@@ -141,6 +142,7 @@ def test_files_as_they_are_out_there(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("folder", ["first"], indirect=True)
+@pytest.mark.every(3)
 def test_types_that_weights_are_stored_in(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     path = write_single(folder, tmp_path / "m.safetensors")
     tensors = {name: one.to(torch.bfloat16).to(dtype) for name, one in load_file(path).items()}
@@ -153,6 +155,7 @@ def test_types_that_weights_are_stored_in(folder: Path, tmp_path: Path, dtype: t
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("folder", ["first"], indirect=True)
+@pytest.mark.every(4)
 def test_eight_bits_are_drawn_as_the_same_values_in_sixteen(
     folder: Path, tmp_path: Path, dtype: torch.dtype, scaled: bool
 ) -> None:
@@ -173,6 +176,7 @@ def test_eight_bits_are_drawn_as_the_same_values_in_sixteen(
 
 
 @pytest.mark.parametrize("folder", ["first"], indirect=True)
+@pytest.mark.full
 def test_a_lora_changes_eight_bits_as_it_does_sixteen(folder: Path, tmp_path: Path) -> None:
     path, same = write_single(folder, tmp_path / "m.safetensors"), tmp_path / "same.safetensors"
     write_lora(folder, tmp_path / "x.safetensors")

@@ -132,6 +132,7 @@ def test_a_worker_that_is_asked_to_says_how_fast_it_computes() -> None:
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one thread")
+@pytest.mark.full
 def test_another_number_of_threads_draws_the_same_picture_up_to_rounding(tiny: Path) -> None:
     drawn = []
     for threads in (1, 2):
@@ -186,6 +187,7 @@ lean.import_network = import_network
 """
 
 
+@pytest.mark.full
 def test_where_the_lean_import_trips_the_worker_begins_anew_and_imports_plainly(tiny: Path) -> None:
     with spoken(TRIPS) as worker:
         if sys.platform.startswith("linux"):
@@ -207,6 +209,7 @@ module.generate = generate
 """
 
 
+@pytest.mark.full
 def test_libraries_warnings_are_not_for_users(tiny: Path) -> None:
     with spoken(WARNS) as worker:
         worker.say(job(tiny))
@@ -233,6 +236,7 @@ made.read_config = lambda *_: {TINY}
 """
 
 
+@pytest.mark.full
 def test_what_libraries_print_does_not_get_between_the_messages(tiny: Path, tmp_path: Path) -> None:
     with spoken(NOISE + MADE) as worker:
         worker.say(job(tiny))
@@ -323,6 +327,7 @@ def status_comes_to(process: psutil.Process, wanted: str) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+@pytest.mark.full
 def test_a_worker_that_is_not_watched_any_more_stands_still_until_it_is(tiny: Path) -> None:
     with spoken() as worker:
         process = psutil.Process(worker.process.pid)

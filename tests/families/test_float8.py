@@ -80,6 +80,7 @@ def test_each_slice_is_what_its_numbers_are(single: Path, way: str) -> None:
             assert torch.equal(stored.cast(cpu, torch.float32), expected.cast(cpu, torch.float32)), name
 
 
+@pytest.mark.full
 def test_it_draws_what_its_numbers_draw(single: Path) -> None:
     narrow, exact = squeezed(load_file(single), "comfy_quant")
     text = single.parents[1] / "text_encoders" / "qwen_3_4b.safetensors"
@@ -94,6 +95,7 @@ def test_it_draws_what_its_numbers_draw(single: Path) -> None:
     assert torch.equal(draw(ours, request=SHORT, plan=STREAMED), drawn)
 
 
+@pytest.mark.full
 def test_the_plan_counts_the_slices_of_bf16(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which are cast as well, and of the same size."""
     monkeypatch.setattr(sliced, "PIECE_BYTES", 2**10)

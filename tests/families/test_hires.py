@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
 def test_it_is_drawn_in_two_rounds_and_alike_under_every_plan(model: Path, upscaler: Upscaler) -> None:
     assert REQUEST.hires is not None

@@ -73,6 +73,7 @@ def test_every_command_works_with_a_family_that_is_only_registered(folder: Path,
         assert residencies != "resident"
 
 
+@pytest.mark.full
 def test_bench_measures_it(folder: Path, own_home: None) -> None:
     work = Path.cwd()
     options = ("-m", folder, "-s", "2", "--seed", "5", "--dtype", "fp32", "-W", "128", "-H", "128")

@@ -42,6 +42,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return {name: (info.dtype, [*info.shape]) for name, info in tensors.items()}, folder / "tokenizer"
 
 
+@pytest.mark.every(2)
 def test_whatever_is_damaged_is_refused_in_one_line_or_is_a_model(
     whole: tuple[Shapes, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

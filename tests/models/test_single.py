@@ -160,6 +160,7 @@ def test_whatever_is_damaged_is_refused_in_one_line_or_is_a_model(whole: Shapes,
     assert 0 < opened < ROUNDS // 5
 
 
+@pytest.mark.every(2)
 def test_a_damaged_file_takes_no_more_memory_than_a_whole_one(whole: Shapes, tmp_path: Path) -> None:
     for seed in range(ROUNDS, ROUNDS + 30):
         path = write(tmp_path / "m.safetensors", damaged(whole, seed))

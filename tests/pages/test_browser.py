@@ -69,6 +69,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize(("name", "charts"), [("one", 2), ("far", 2), ("bench", 7), ("models", 8)])
+@pytest.mark.every(4)
 def test_a_page_is_drawn_whole(
     tab: Tab, pages: dict[str, Path], name: str, charts: int, width: int, scheme: str
 ) -> None:

@@ -71,6 +71,7 @@ def test_its_ids_are_of_one_element_each_and_all_that_are_referred_to_are_there(
     assert {one or other for one, other in named} <= set(read.ids)
 
 
+@pytest.mark.full
 def test_a_page_of_many_runs_is_small() -> None:
     many = [one for _ in range(8) for one in bench()]
     assert len(page(many, ABOUT).encode()) < 1_500_000
@@ -130,6 +131,7 @@ def test_a_run_that_measured_nothing_has_a_page_and_no_plot() -> None:
     assert plot([unfit]) is None
 
 
+@pytest.mark.full
 def test_runs_of_several_models_are_named_by_them() -> None:
     read = Reader(page(two_models(), ABOUT))
     assert all(read.text.count(f"Ceiling 1 GiB, {ref} · 512") == 1 for ref in ("synthetic:sd15", "synthetic:sdxl"))

@@ -81,6 +81,7 @@ def test_no_plan_is_over_the_ceiling_by_its_own_prediction(request_: Request, dt
 
 @every_request
 @pytest.mark.parametrize("means", [Means(), Means(prepared=True, fused=True)], ids=["plain", "prepared"])
+@pytest.mark.every(2)
 def test_a_higher_ceiling_never_means_a_slower_step(request_: Request, dtype: DtypeName, means: Means) -> None:
     begin = least(request_, dtype, means=means)
     plans = [plan_for(request_, dtype, limit, means=means) for limit in range(begin, begin + 6 * GIB, 41 * MIB)]
@@ -211,6 +212,7 @@ def test_m8_the_least_ceiling_is_accepted_and_a_byte_less_refused(request_: Requ
 
 @every_request
 @pytest.mark.parametrize("below", [1, 50 * MIB, 100 * MIB, 400 * MIB])
+@pytest.mark.every(3)
 def test_m6_a_refusal_names_stage_need_and_ceiling_and_what_it_offers_fits(
     request_: Request, dtype: DtypeName, below: int
 ) -> None:

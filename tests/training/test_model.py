@@ -54,6 +54,7 @@ def test_evaluation_writes_its_files(
     assert measures["scores"][f"{float(guidance)}"]["all"]["prompts"] == 9 and "| top-1 |" in measures["table"]
 
 
+@pytest.mark.full
 def test_the_batched_artist_draws_what_the_program_draws(model: Path) -> None:
     from training.evaluate import Artist, Program
 

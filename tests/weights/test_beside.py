@@ -113,6 +113,7 @@ def no_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("magnitudes", MAGNITUDES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.every(4)
 def test_beside_a_packed_layer_it_is_the_changed_weight(name: str, kind: str, magnitudes: str) -> None:
     torch.manual_seed(0)
     layer = LAYERS[name]()

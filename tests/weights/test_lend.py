@@ -391,6 +391,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.full
 def test_a_streamed_file_stays_clean_pages_and_a_resident_one_is_given_back(tmp_path: Path) -> None:
     path = tmp_path / "large.safetensors"
     save_file({f"{index}.weight": torch.full((2048, 4096), index, dtype=torch.float16) for index in range(4)}, path)

@@ -269,6 +269,7 @@ print(anonymous() - begun)
 
 @packs
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.full
 def test_the_library_keeps_less_for_products_of_few_rows() -> None:
     few, many = (
         float(subprocess.run([sys.executable, "-P", "-c", PRODUCTS, rows], capture_output=True, check=True).stdout)
@@ -296,6 +297,7 @@ for channels, out, side in ((1280, 1280, 12), (1920, 640, 24), (640, 960, 40), (
 
 
 @packs
+@pytest.mark.full
 def test_weights_laid_out_for_a_map_are_not_laid_out_again_in_every_call() -> None:
     """By the library's own account. It had taken a fifth of a step's time, and memory as large as a weight."""
     environment = {**os.environ, "ONEDNN_VERBOSE": "1"}

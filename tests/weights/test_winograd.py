@@ -128,6 +128,7 @@ def test_layers_whose_arithmetic_it_is_go_by_it(kind: str, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not machine.cpu_packs_weights("fp32"), reason="nothing is packed here")
+@pytest.mark.full
 def test_the_picture_is_the_same_within_1_of_255_and_every_plan_has_the_same_bits(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
+@pytest.mark.every(2)
 def test_a_step_takes_what_is_counted(klein: Path, dtype: torch.dtype) -> None:
     """Of weights in BF16: cast by the slice in FP32, and in BF16 used where they lie."""
     component, words = open_model("m", klein).parts["transformer"], numbers(1, 512, 96, dtype=dtype)

@@ -158,6 +158,7 @@ def test_every_naming_changes_weights_by_its_product(
             torch.testing.assert_close(ours, stored.tensor.float() + WEIGHT * NAMINGS[naming] * (up @ down))
 
 
+@pytest.mark.full
 def test_a_picture_is_that_of_weights_merged_beforehand_under_every_plan(klein: Path, tmp_path: Path) -> None:
     path = saved(kohya_names(klein), tmp_path / "style.safetensors")
     changed = Sources(str(klein), loras=((str(path), WEIGHT),))
@@ -167,6 +168,7 @@ def test_a_picture_is_that_of_weights_merged_beforehand_under_every_plan(klein: 
     assert torch.equal(draw(changed, request=SHORT, plan=STREAMED), ours)
 
 
+@pytest.mark.full
 def test_it_changes_split_files_as_it_does_a_folder(klein: Path, tmp_path: Path) -> None:
     path = saved(comfy_names(klein), tmp_path / "style.safetensors")
     single = comfy_tree(

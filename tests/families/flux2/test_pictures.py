@@ -61,6 +61,7 @@ def test_so_it_is_at_another_size_and_number_of_steps(klein: Path, pipeline: Any
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.every(4)
 def test_every_plan_has_the_same_bits(klein: Path, plan: Any) -> None:
     for request in (REQUEST, replace(REQUEST, guidance=3.0)):
         assert torch.equal(draw(klein, request=request, plan=plan), draw(klein, request=request))
@@ -107,6 +108,7 @@ def test_img2img_begins_between_the_picture_and_noise(klein: Path, pipeline: Any
 
 
 @pytest.mark.parametrize("sizes", [[(64, 80)], [(64, 64), (112, 64)]], ids=str)
+@pytest.mark.every(2)
 def test_pictures_to_go_by_are_those_of_the_pipeline(klein: Path, pipeline: Any, sizes: list[tuple[int, int]]) -> None:
     generator = torch.Generator().manual_seed(3)
     levels = [torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8) for w, h in sizes]
@@ -121,6 +123,7 @@ def test_pictures_to_go_by_are_those_of_the_pipeline(klein: Path, pipeline: Any,
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.every(2)
 def test_a_mask_goes_with_pictures_to_go_by(klein: Path, pipeline: Any, strength: float) -> None:
     """The library's pipeline always goes by the picture that it edits."""
     inpaint = Flux2KleinInpaintPipeline(**pipeline.components)

@@ -59,6 +59,7 @@ def test_settings_are_those_of_the_folder(folder: Path, single: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.every(2)
 def test_it_draws_the_bits_of_its_folder(folder: Path, single: Path, dtype: str) -> None:
     request = replace(REQUEST, steps=2, width=64)
     expected = draw(folder, request=request, dtype=dtype)

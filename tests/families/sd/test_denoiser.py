@@ -86,6 +86,7 @@ def denoised(denoiser: Denoiser, batch: int = 2, height: int = 8, width: int = 8
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.every(2)
 def test_every_way_of_lending_gives_the_same_bits(
     unet: Component, copies: Copies, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
@@ -111,6 +112,7 @@ def test_the_output_is_diffusers_own_in_fp32_on_the_cpu(unet: Component, tiny: P
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
+@pytest.mark.every(4)
 def test_a_batch_has_the_bits_of_its_samples(unet: Component, dtype: torch.dtype, threads: int) -> None:
     """So guidance does, batched or one pass after another."""
     before = torch.get_num_threads()

@@ -75,6 +75,7 @@ def predicted(unet: UNet2DConditionModel, *given: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (10, 11), (5, 8)], ids=str)
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
+@pytest.mark.every(3)
 def test_the_prediction_is_diffusers_own(kind: str, size: tuple[int, int], batch: int) -> None:
     given = inputs(batch, *size)
     expected = built(**MODELS[kind])(*given)[0]

@@ -22,7 +22,7 @@ from tests.support import draw, largest_difference
 SHORT = replace(REQUEST, steps=2)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("naming", ["kohya_te1", "ldm", "peft", "diffusers"])
 def test_every_naming_is_understood_for_both_encoders(xl: Path, tmp_path: Path, naming: str) -> None:
     change = write_lora(xl, tmp_path / "x.safetensors", naming=naming)
@@ -34,6 +34,7 @@ def test_every_naming_is_understood_for_both_encoders(xl: Path, tmp_path: Path, 
     assert largest_difference(draw_with(xl, (tmp_path / "x.safetensors", 1.0), request=SHORT), expected) <= 1
 
 
+@pytest.mark.full
 def test_the_picture_is_the_same_under_every_ceiling(xl: Path, tmp_path: Path) -> None:
     write_lora(xl, tmp_path / "x.safetensors")
     lora = tmp_path / "x.safetensors", 0.7
@@ -57,6 +58,7 @@ def inversion(path: Path, first: int = 2, second: int = 2) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_a_word_of_two_vectors_has_a_say_in_both_encoders(xl: Path, tmp_path: Path) -> None:
     request = replace(SHORT, prompt="a foxy in the snow")
     model = Sources(str(xl), embeddings=(str(inversion(tmp_path / "foxy.safetensors")),))

@@ -74,6 +74,7 @@ def as_a_file(model: Model, path: Path) -> Model:
 
 
 @pytest.mark.parametrize("name", [*LORAS, *CHECKPOINTS])
+@pytest.mark.every(3)
 def test_nothing_said_draws_as_the_card_s_code_does(xl: Path, pipeline: Any, tmp_path: Path, name: str) -> None:
     card, model = (LORAS | CHECKPOINTS)[name], open_model("m", xl)
     path = tmp_path / f"{name}.safetensors"
@@ -114,6 +115,7 @@ def test_times_go_with_as_many_steps(xl: Path, tmp_path: Path) -> None:
         request_of(Asked("a", seed=0, sampler="lcm", schedule="3,99"), model, None, lambda note: None)
 
 
+@pytest.mark.full
 def test_trailing_times_of_lcm_are_those_that_are_named(xl: Path) -> None:
     request = replace(request_of(Asked("a", seed=0), open_model("m", xl), None, lambda note: None), guidance=1.0)
     named, even = (

@@ -35,6 +35,7 @@ run = partial(run_engine, keeps=True)
 SHORT = replace(REQUEST, width=64, steps=2)
 
 
+@pytest.mark.full
 def test_the_second_picture_of_a_prompt_begins_at_denoising(xl: Path, lent: list[str]) -> None:
     first = run(xl, SHORT)
     assert not was_kept(first) and {"text_encoder", "text_encoder_2"} <= {*lent}
@@ -45,6 +46,7 @@ def test_the_second_picture_of_a_prompt_begins_at_denoising(xl: Path, lent: list
 
 
 @pytest.mark.parametrize("name", ["after each piece, one by one", "some of it, decoded in less"])
+@pytest.mark.every(2)
 def test_the_bits_are_the_same_under_every_ceiling(xl: Path, name: str) -> None:
     request = replace(SHORT, prompt="a (fox:1.3) in [rain:snow:1]")
     whole = pictures(run(xl, request))[0]

@@ -32,6 +32,7 @@ def loud(xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.mark.full
 def test_fp16_decodes_as_fp32_does(loud: Path) -> None:
     exact, ours = draw(loud, request=SHORT), draw(loud, request=SHORT, dtype="fp16")
     assert exact.float().std() > 10
@@ -39,11 +40,13 @@ def test_fp16_decodes_as_fp32_does(loud: Path) -> None:
     assert not torch.equal(ours, exact)
 
 
+@pytest.mark.full
 def test_img2img_in_fp16_is_no_black_picture(loud: Path) -> None:
     request = replace(SHORT, strength=1.0)
     assert draw(loud, request=request, dtype="fp16", payload=bytes(range(192)) * 64).float().std() > 10
 
 
+@pytest.mark.full
 def test_one_that_is_said_to_be_fixed_is_trusted(loud: Path, tmp_path: Path) -> None:
     copy = tmp_path / "fixed"
     shutil.copytree(loud, copy)

@@ -75,6 +75,7 @@ def test_an_empty_negative_prompt_is_zeros(xl: Path, pipeline: Any) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.every(4)
 def test_every_plan_has_the_same_bits(xl: Path, plan: Any) -> None:
     assert torch.equal(draw(xl, request=REQUEST, plan=plan), draw(xl, request=REQUEST))
 
@@ -113,7 +114,7 @@ def changed(folder: Path, home: Path, **parts: dict[str, Any]) -> Path:
     return copy
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting_is_the_pipeline_s(xl: Path, tmp_path: Path, channels: int, strength: float) -> None:
@@ -158,6 +159,7 @@ VEGA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("depths", [SMALL, SSD_1B, VEGA], ids=["small", "SSD-1B", "Segmind-Vega"])
+@pytest.mark.every(3)
 def test_a_distilled_kind_of_other_depths_is_the_pipeline_s(xl: Path, tmp_path: Path, depths: dict[str, Any]) -> None:
     model, request = changed(xl, tmp_path, unet=depths), replace(REQUEST, steps=2, width=64)
     ours = draw(model, request=request)
@@ -165,6 +167,7 @@ def test_a_distilled_kind_of_other_depths_is_the_pipeline_s(xl: Path, tmp_path: 
     assert torch.equal(draw(model, request=request, plan=PLANS["after each piece, one by one"]), ours)
 
 
+@pytest.mark.full
 def test_clip_skip_is_the_pipeline_s(xl: Path, pipeline: Any) -> None:
     """Without guidance: the library takes its negative prompt from another layer, and nobody else does."""
     request = replace(REQUEST, clip_skip=3, guidance=1.0)
@@ -173,6 +176,7 @@ def test_clip_skip_is_the_pipeline_s(xl: Path, pipeline: Any) -> None:
     assert largest_difference(ours, draw(xl, request=replace(request, clip_skip=None))) > 1, "it has no say"
 
 
+@pytest.mark.full
 def test_an_index_that_wants_words_for_an_empty_prompt_gets_them(xl: Path, tmp_path: Path) -> None:
     copy, request = tmp_path / "copy", replace(REQUEST, negative="")
     shutil.copytree(xl, copy)
@@ -183,6 +187,7 @@ def test_an_index_that_wants_words_for_an_empty_prompt_gets_them(xl: Path, tmp_p
     assert largest_difference(ours, draw(xl, request=request)) > 1
 
 
+@pytest.mark.full
 def test_prompts_of_several_chunks_and_weights_have_one_pooled_vector(xl: Path) -> None:
     """No library does it: words beyond the first chunk change words alone, and every plan has the same bits."""
     long = replace(REQUEST, prompt="a fox " * 60 + "(in:1.3) [rain:snow:1]")

@@ -51,6 +51,7 @@ def pipeline(refiner: Path) -> Any:
 
 
 @pytest.mark.parametrize("change", [{}, {"guidance": 1.0}, {"negative": ""}], ids=repr)
+@pytest.mark.every(3)
 def test_it_refines_as_the_pipeline_does(refiner: Path, pipeline: Any, change: dict[str, Any]) -> None:
     request = replace(EDIT, **change)
     expected = theirs(pipeline, request, image=INIT, strength=request.strength)
@@ -73,6 +74,7 @@ def test_what_was_cut_off_is_told_with_the_prompt_alone(refiner: Path, pipeline:
 
 
 @pytest.mark.parametrize("name", ["after each piece, one by one", "some of it, decoded in less"])
+@pytest.mark.every(2)
 def test_every_plan_has_the_same_bits(refiner: Path, name: str) -> None:
     ours = draw(refiner, request=EDIT, payload=INIT.tobytes(), plan=PLANS[name])
     assert torch.equal(ours, draw(refiner, request=EDIT, payload=INIT.tobytes()))
@@ -90,6 +92,7 @@ def write_single(folder: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_a_file_is_the_model_that_its_folder_is(refiner: Path, tmp_path: Path) -> None:
     path = write_single(refiner, tmp_path / "m.safetensors")
     single, whole = open_model("m", path), open_model("m", refiner)

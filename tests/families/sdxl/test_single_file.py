@@ -91,6 +91,7 @@ def test_a_file_is_the_model_that_its_folder_is(wide: Path, tmp_path: Path) -> N
     assert any("epsilon-prediction assumed" in note for note in single.notes)
 
 
+@pytest.mark.full
 def test_the_picture_has_the_bits_of_the_folder_s(wide: Path, tmp_path: Path) -> None:
     path = write_single(wide, tmp_path / "m.safetensors")
     assert torch.equal(draw(path, request=REQUEST), draw(wide, request=REQUEST))
@@ -153,6 +154,7 @@ def test_keys_of_v_prediction_and_zero_snr_are_heard(wide: Path, tmp_path: Path)
     assert scheduler.config | wanted | {"timestep_spacing": "trailing"} == scheduler.config
 
 
+@pytest.mark.full
 def test_an_autoencoder_from_a_file_has_sdxl_s_scale(wide: Path, tmp_path: Path) -> None:
     vae = {name.removeprefix(HOMES["vae"]): one for name, one in originals(wide).items() if name.startswith("first")}
     save_file(vae, tmp_path / "vae.safetensors")
@@ -163,6 +165,7 @@ def test_an_autoencoder_from_a_file_has_sdxl_s_scale(wide: Path, tmp_path: Path)
     assert torch.equal(draw(sources, request=request), draw(wide, request=request))
 
 
+@pytest.mark.full
 def test_an_inpainting_checkpoint_has_nine_channels(tmp_path: Path) -> None:
     folder = with_tokenizers(made(tmp_path / "nine", {"unet": {"in_channels": 9}}, WIDE))
     path = write_single(folder, tmp_path / "m.safetensors")
@@ -186,6 +189,7 @@ def split(folder: Path, home: Path) -> tuple[Path, Path, Path, Path]:
     return files[0], files[1], files[2], files[3]
 
 
+@pytest.mark.full
 def test_a_denoiser_alone_draws_with_files_that_are_given_or_lie_beside_it(tmp_path: Path) -> None:
     sizes = {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 48 + 6 * 256}
     folder = with_tokenizers(made(tmp_path / "m", {"unet": sizes}, WIDE))

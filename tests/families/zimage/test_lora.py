@@ -92,6 +92,7 @@ NAMINGS = [diffusers_names, kohya_names, original_names]
 
 
 @pytest.mark.parametrize("write", NAMINGS)
+@pytest.mark.every(3)
 def test_every_naming_draws_what_merged_weights_draw(
     model: Path, tmp_path: Path, write: Callable[[Path, Path], None]
 ) -> None:

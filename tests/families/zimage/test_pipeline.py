@@ -95,6 +95,7 @@ def payload(request: Request) -> bytes:
     ],
     ids=repr,
 )
+@pytest.mark.every(7)
 def test_pictures_are_the_library_s(model: Path, change: dict[str, Any]) -> None:
     request = replace(FOX, **change)
     assert largest_difference(ours(model, request), drawn_by_diffusers(model, request)) <= 1
@@ -103,7 +104,7 @@ def test_pictures_are_the_library_s(model: Path, change: dict[str, Any]) -> None
 MASKED = replace(FOX, height=64, width=96, strength=0.6, steps=5, masked=True)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("change", [{}, {"strength": 1.0}, {"guidance": 3.0}, {"strength": 0.2}], ids=repr)
 def test_so_are_those_drawn_within_a_mask(model: Path, change: dict[str, Any]) -> None:
     request = replace(MASKED, **change)
@@ -134,6 +135,7 @@ def test_every_plan_draws_the_same_bits(model: Path, guidance: float) -> None:
         assert torch.equal(ours(model, request, plan=plan), first)
 
 
+@pytest.mark.full
 def test_bf16_weights_are_used_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "bf16"
     folder.mkdir()

@@ -81,6 +81,7 @@ def test_settings_are_those_of_the_folder(folder: Path, single: Path, whole: Pat
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.every(2)
 def test_both_draw_the_bits_of_the_folder(folder: Path, single: Path, whole: Path, dtype: str) -> None:
     expected = draw(folder, request=SHORT, dtype=dtype)
     assert expected.float().std() > 20
