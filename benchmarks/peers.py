@@ -6,9 +6,9 @@
 
 Peers run as their users would run them for speed, on the same weights. diffusers: its own pipeline in the type that
 sdcli chooses on this processor (BF16 or FP32), plain and with torch.compile (frozen weights);
-benchmarks/theirs/by_diffusers.py says where it begins. OpenVINO: in that type, the UNet converted from diffusers', both
-halves of guidance at once; text encoder, scheduler and decoder are left out, in its favour. stable-diffusion.cpp: the
-program `sd-cli` or `sd` of PATH, which reads the folder of a Stable Diffusion, in its files' type. A peer that is not
+benchmarks/theirs/by_diffusers.py says where it begins. OpenVINO: in that type, the denoiser converted from diffusers',
+a UNet with both halves of guidance at once; text encoder, scheduler and decoder are left out, in its favour.
+stable-diffusion.cpp: the program `sd-cli` or `sd` of PATH, which reads the same files in their type. A peer that is not
 installed or has no way to run the model is said and left out, and so is a run that fails.
 
 A median of steps is without the first one, which compiles kernels; ours is the program's own median, the first one
@@ -43,8 +43,12 @@ CEILINGS = {
     "z-image": "14GiB,6GiB,3GiB",
 }
 PEERS = ("diffusers", "compile", "openvino", "stable-diffusion.cpp")
-UNETS = ("sd15", "sdxl")
-"""Models with a UNet, which two peers have a way to read."""
+PARTS = {
+    "--diffusion-model": "transformer/diffusion_pytorch_model.safetensors",
+    "--llm": "text_encoder/model.safetensors",
+    "--vae": "vae/diffusion_pytorch_model.safetensors",
+}
+"""Z-Image's files as stable-diffusion.cpp wants them named, one by one."""
 
 SAMPLED = re.compile(r"sampling completed, taking ([\d.]+)s")
 DECODED = re.compile(r"decode_first_stage completed, taking ([\d.]+)s")
@@ -149,18 +153,18 @@ def ready(name: str, job: Job) -> Callable[[], tuple[float, float, Watched]]:
         more = ("--compile",) if name == "compile" else ()
         words = ("benchmarks.theirs.by_diffusers", str(job.folder), str(job.steps), *size, job.dtype, *more)
         return lambda: told(words, job.scratch)
-    if job.model not in UNETS:
-        raise LeftOutError(f"its way to {SYNTHETIC}{job.model} is not written: its parts lie in diffusers' layout")
     if name == "openvino":
         if find_spec("openvino") is None:
             raise LeftOutError("it is not installed: pip install openvino")
-        unet = job.scratch / "unet.xml"
+        denoiser = job.scratch / "denoiser.xml"
         module = "benchmarks.theirs.by_openvino"
-        done = watched([sys.executable, "-m", module, "convert", str(job.folder), str(unet), *size], job.scratch)
+        done = watched([sys.executable, "-m", module, "convert", str(job.folder), str(denoiser), *size], job.scratch)
         if done.code:
             raise LeftOutError(done.trouble)
-        steps = (module, "steps", str(job.folder), str(unet), *size, str(job.steps), job.dtype)
+        steps = (module, "steps", str(job.folder), str(denoiser), *size, str(job.steps), job.dtype)
         return lambda: told(steps, job.scratch)
+    if job.model == "klein":
+        raise LeftOutError(f"it does not know the names of tensors in {SYNTHETIC}{job.model}, which are diffusers'")
     program = shutil.which("sd-cli") or shutil.which("sd")
     if program is None:
         raise LeftOutError("neither sd-cli nor sd is on PATH")
@@ -177,9 +181,14 @@ def told(words: tuple[str, ...], scratch: Path) -> tuple[float, float, Watched]:
 
 
 def by_sd_cpp(program: str, job: Job) -> tuple[float, float, Watched]:
-    """One run of stable-diffusion.cpp, options as in its examples/cli/README.md."""
+    """One run of stable-diffusion.cpp, options as in its examples/cli/README.md and docs/z_image.md."""
+    model = ["-m", str(job.folder)]
+    if job.model == "z-image":
+        model = ["--cfg-scale", "1.0"]
+        for option, file in PARTS.items():
+            model += [option, str(job.folder / file)]
     size = ("-W", str(job.width), "-H", str(job.height), "--steps", str(job.steps))
-    words = ("-m", str(job.folder), "-p", "astronaut", *size, "--sampling-method", "euler")
+    words = (*model, "-p", "astronaut", *size, "--sampling-method", "euler")
     tree = watched([program, *words, "-o", str(job.scratch / "sd.png")], job.scratch)
     sampled, decoded = (pattern.search(tree.out + tree.errors) for pattern in (SAMPLED, DECODED))
     if tree.code or not sampled or not decoded:

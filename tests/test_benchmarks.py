@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import json
 import shutil
 import sys
@@ -13,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import peers
 from benchmarks.peers import Job
-from benchmarks.theirs import by_diffusers
+from benchmarks.theirs import by_diffusers, by_openvino
 from benchmarks.trees import Watched, watched
 from sdcli.engine.synthesize import write_model
 from tests.families.flux2.klein import KLEIN
@@ -98,10 +102,26 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(
     assert capsys.readouterr().out.count("stable-diffusion.cpp is left out: its last line") == 1
 
 
-def test_two_peers_are_left_out_where_there_is_no_unet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stable_diffusion_cpp_gets_z_image_s_files_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = Watching("sampling completed, taking 6.00s\ndecode_first_stage completed, taking 2.50s\n")
+    monkeypatch.setattr(peers, "watched", done)
+    for _ in write_model(Z_IMAGE, tmp_path):
+        pass
+    peers.by_sd_cpp("sd-cli", replace(JOB, model="z-image", folder=tmp_path))
+    given = dict(itertools.pairwise(done.command))
+    assert "-m" not in given
+    assert {name: Path(given[name]).parent.name for name in ("--diffusion-model", "--llm", "--vae")} == {
+        "--diffusion-model": "transformer",
+        "--llm": "text_encoder",
+        "--vae": "vae",
+    }
+    assert all(Path(given[name]).is_file() for name in ("--diffusion-model", "--llm", "--vae"))
+
+
+def test_a_peer_that_cannot_read_the_model_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     job = replace(JOB, model="klein")
-    assert peers.measured(job, [], ["openvino", "stable-diffusion.cpp"], rounds=1) == {}
-    assert capsys.readouterr().out.count("synthetic:klein") == 2
+    assert peers.measured(job, [], ["stable-diffusion.cpp"], rounds=1) == {}
+    assert "stable-diffusion.cpp is left out" in capsys.readouterr().out
 
 
 def test_a_command_is_watched_to_its_end(tmp_path: Path) -> None:
@@ -125,3 +145,40 @@ def test_diffusers_draws_without_a_text_encoder(
     assert len(told["steps"]) == 2 and min(*told["steps"], told["decode"]) > 0
     with Image.open(picture) as drawn:
         assert drawn.size == (96, 64)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("config", [KLEIN, {**Z_IMAGE, "dtype": "BF16"}], ids=["klein", "z-image"])
+def test_openvino_s_transformer_gives_what_diffusers_gives(config: dict[str, Any], tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    for _ in write_model(config, tmp_path):
+        pass
+    module, file = "benchmarks.theirs.by_openvino", tmp_path / "denoiser.xml"
+    command = [sys.executable, "-m", module, "convert", str(tmp_path), str(file), "112", "80"]
+    done = watched(command, tmp_path)
+    assert done.code == 0, done.errors
+    weights = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert file.with_suffix(".bin").stat().st_size < 1.1 * weights.stat().st_size
+    draw = np.random.default_rng(0).standard_normal
+    latents, _, context = (draw(shape, "f4") for shape in by_openvino.input_shapes(tmp_path, 112, 80, 2))
+    time = np.array([0.7], "f4")
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    made = openvino.Core().compile_model(file, "CPU", hints)([latents, time, context])[0]
+    given = [torch.from_numpy(one) for one in (latents, time, context)]
+    np.testing.assert_allclose(made, by_diffusers_itself(tmp_path, *given).numpy(), atol=1e-5)
+    assert len(by_openvino.seconds(file, by_openvino.input_shapes(tmp_path, 112, 80, 2), 2, "fp32")) == 2
+
+
+def by_diffusers_itself(folder: Path, latents: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """What diffusers' transformer of a folder makes of a picture of 112x80, in FP32."""
+    kind = by_openvino.config_of(folder)["_class_name"]
+    transformer = getattr(diffusers, kind).from_pretrained(folder, subfolder="transformer", dtype=torch.float32).eval()
+    with torch.no_grad():
+        if kind == "ZImageTransformer2DModel":
+            made = transformer([latents], time, [context], return_dict=False)[0][0]
+        else:
+            klein = diffusers.Flux2KleinPipeline
+            places = (klein._prepare_latent_ids(torch.empty(1, 1, 5, 7)), klein._prepare_text_ids(context))
+            made = transformer(latents, context, time, *places, return_dict=False)[0]
+    assert isinstance(made, torch.Tensor)
+    return made

@@ -18,13 +18,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.theirs.by_openvino import KLEIN_TOKENS, Z_IMAGE_TOKENS
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-KLEIN_TOKENS = 512
-"""Every prompt of klein's is padded to so many."""
-
-Z_IMAGE_TOKENS = 64
-"""A prompt of a sentence or two; Z-Image's denoiser pads to a multiple of 32."""
 
 
 def main() -> None:

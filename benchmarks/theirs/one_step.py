@@ -66,7 +66,7 @@ def convert_all(folder: Path, tiny: Path, home: Path, width: int, height: int) -
         pixels = openvino.convert_model(decoder, example_input=torch.randn(shapes[0]))
         pixels.reshape(list(shapes[0]))
         openvino.save_model(pixels, home / "pixels.xml", compress_to_fp16=True)
-    convert(folder, home / "unet.xml", shapes)
+    convert(folder, home / "unet.xml", width, height, 1)
     kept = float(DDIMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod[TIME])
     (home / "kept.json").write_text(json.dumps(kept), "utf-8")
 
