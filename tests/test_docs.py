@@ -21,6 +21,9 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in 
 }
 OTHERS = {"--negative-prompt", "--cfg-scale", "--init-img", "--batch-count", "--no-warmup", "--mount-proc"} | {
     "--all",
+    "--yes",
+    "--help",
+    "--version",
     "--user",
     "--scope",
 }
