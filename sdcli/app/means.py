@@ -80,14 +80,15 @@ class Prospect:
     def smaller(self, planned: Planned, stage: StageName, footprint_bytes: int | None) -> Planned | None:
         """The fastest plan that needs less in the stage where the ceiling was crossed, or the least; None if none does.
 
-        What was measured over what was predicted is left free from now on.
+        What was measured over what was predicted is left free from now on, and at each crossing twice as much: a worker
+        that is killed as it crosses does not show how far it would have gone.
         """
         limit_bytes = self.task.ceiling.limit_bytes
         if limit_bytes is None:
             return None
         had = _need(planned, stage)
         over = limit_bytes // 16 if footprint_bytes is None else footprint_bytes - had
-        self._lacking_bytes = max(self._lacking_bytes, over)
+        self._lacking_bytes = max(2 * self._lacking_bytes, over, limit_bytes // 32)
         try:
             smaller = self.plan(planned.baseline_bytes)
         except WillNotFit:

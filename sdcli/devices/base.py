@@ -46,6 +46,10 @@ class Device(Protocol):
         """The work inside is the same over and over: memory that it frees, it will want again."""
         ...
 
+    def exact(self) -> AbstractContextManager[None]:
+        """What is made inside is soon gone, and what comes next has another size: nothing of it is to be left."""
+        ...
+
     def between_blocks(self) -> None:
         """Called a dozen times a step, between pieces of work: give back what is cheap to give back."""
         ...

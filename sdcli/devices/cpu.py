@@ -47,6 +47,7 @@ class CpuDevice:
         self._libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
         if not hasattr(self._libc, "mallopt"):
             self._libc = None  # musl, macOS and Windows have no such dials
+        self._mapped_from_bytes = EXACT_BYTES
 
     def describe(self) -> str:
         """Processor family and the threads that torch uses."""
@@ -76,6 +77,16 @@ class CpuDevice:
         finally:
             self._set_threshold(EXACT_BYTES)
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Mappings of their own inside, though the work around it reuses the heap."""
+        before = self._mapped_from_bytes
+        self._set(_M_MMAP_THRESHOLD, EXACT_BYTES)
+        try:
+            yield
+        finally:
+            self._set(_M_MMAP_THRESHOLD, before)
+
     def between_blocks(self) -> None:
         """Hand the heap's free pages back to the system."""
         if self._libc is not None:
@@ -97,6 +108,10 @@ class CpuDevice:
         """Nothing to reset."""
 
     def _set_threshold(self, size_bytes: int) -> None:
+        self._mapped_from_bytes = size_bytes
+        self._set(_M_MMAP_THRESHOLD, size_bytes)
+        self._set(_M_TRIM_THRESHOLD, size_bytes)
+
+    def _set(self, parameter: int, size_bytes: int) -> None:
         if self._libc is not None:
-            self._libc.mallopt(_M_MMAP_THRESHOLD, size_bytes)
-            self._libc.mallopt(_M_TRIM_THRESHOLD, size_bytes)
+            self._libc.mallopt(parameter, size_bytes)

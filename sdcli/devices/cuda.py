@@ -71,6 +71,10 @@ class CudaDevice:
         """The allocator keeps what is freed anyway."""
         return nullcontext()
 
+    def exact(self) -> AbstractContextManager[None]:
+        """The allocator keeps what is freed anyway."""
+        return nullcontext()
+
     def between_blocks(self) -> None:
         """Nothing: the allocator keeps to its cap by itself."""
 

@@ -89,6 +89,10 @@ class MpsDevice:
         """The allocator keeps what is freed anyway."""
         return nullcontext()
 
+    def exact(self) -> AbstractContextManager[None]:
+        """The allocator keeps what is freed anyway."""
+        return nullcontext()
+
     def between_blocks(self) -> None:
         """Wait: a tensor freed while its commands still run is not free."""
         torch.mps.synchronize()

@@ -24,9 +24,8 @@ MAKING_BYTES = 16 * MIB
 STREAMING_BYTES = 6 * MIB
 """What streaming from a prepared copy takes: the thread that reads ahead, and descriptions of the weights."""
 
-STREAMED_TIMES = 5
-"""Halves of the largest weight that streaming takes from the model's own file: SDXL's steps in FP32, 2 times planned,
-came out 12 MiB above."""
+STREAMED_TIMES = 2
+"""The largest weight, cast and laid out, that streaming from the model's own file takes."""
 
 LEFT_BY_MAKING_BYTES = 6 * MIB
 """What that leaves behind in the heap and in the library's caches."""
@@ -195,10 +194,11 @@ def steps_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool
 def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool = False) -> int:
     """Bytes that a denoise step takes over the baseline and resident weights."""
     weights = subject.weights
-    # the model's own weights are there twice while they are used, cast and laid out, with gaps between
     streaming = LEFT_BY_MAKING_BYTES if making and plan.prepared else 0
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
-    streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes // 2
+    if not plan.prepared and plan.residency != "resident":
+        laying_out = remainder.kernels(way_of(subject, plan))  # as many kernels as compute with what is laid out
+        streaming += STREAMED_TIMES * weights.largest_bytes + min(laying_out, weights.largest_bytes)
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
     kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)
     alive = way_of(subject, plan).live_bytes

@@ -87,7 +87,8 @@ class Lent:
                 while self._recent and self._remembered() + stored.tensor.numel() > self._buffer.numel():
                     self._recent.popitem(last=False)
                 self._reads(name, stored.tensor.nbytes)
-                self._recent[name] = self.pack(packing, stored)
+                with self._device.exact():  # or as many sizes leave as many gaps in the heap
+                    self._recent[name] = self.pack(packing, stored)
             return self._recent[name]
 
         self._run_instead(layer, kind(layer, make))

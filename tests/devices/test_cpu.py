@@ -93,7 +93,7 @@ def test_a_system_without_mallopt_works_all_the_same(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: libc)
     device = CpuDevice()
     device.prepare(2**30)
-    with device.repeating():
+    with device.repeating(), device.exact():
         device.between_blocks()
     device.synchronize()
     device.release()
@@ -122,9 +122,12 @@ def test_both_thresholds_move_together_and_come_back(monkeypatch: pytest.MonkeyP
     exact = list(libc.calls)
     with device.repeating():
         reuse = libc.calls[2:]
+        with device.exact():
+            apart = libc.calls[4:]
     assert exact == [(-3, EXACT_BYTES), (-1, EXACT_BYTES)]
     assert reuse == [(-3, REUSE_BYTES), (-1, REUSE_BYTES)]
-    assert libc.calls[4:] == exact
+    assert apart == [(-3, EXACT_BYTES)]
+    assert libc.calls[5:] == [(-3, REUSE_BYTES), *exact]
 
 
 def test_the_cpu_says_what_it_is() -> None:
