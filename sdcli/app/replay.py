@@ -66,7 +66,12 @@ class Replay:
     """Options by name, as texts or lists of them; and lines about what is not known."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Each with the name of the option that would do in place of what is not known, if any."""
+
+    def note(self, what: str, option: str = "") -> None:
+        """Add a line."""
+        self.notes.append((option, what))
 
 
 def replay_of(told: Told) -> Replay:
@@ -101,7 +106,9 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
     )
     _take_edit(found, record)
     _take_hires(found, record)
-    found.notes += [f"{printable(key)[:40]} is not known here" for key in record if key not in _ABOUT]
+    for key in record:
+        if key not in _ABOUT:
+            found.note(f"{printable(key)[:40]} is not known here")
     return found
 
 
@@ -140,8 +147,8 @@ def _take_their_hires(found: Replay) -> None:
         options.pop("hires_steps", None)
     if "0" in sides:
         options.pop("hires_upscaler", None)
-        found.notes.append(
-            f"it was enlarged to {echo(options.pop('hires'))}, a side of which is not told: give --hires"
+        found.note(
+            f"it was enlarged to {echo(options.pop('hires'))}, a side of which is not told: give --hires", "hires"
         )
         return
     if "strength" in options:
@@ -149,7 +156,7 @@ def _take_their_hires(found: Replay) -> None:
     upscaler = options.pop("hires_upscaler", "Latent")
     options["hires_upscaler"] = "latent" if upscaler.startswith("Latent") else "lanczos"
     if upscaler not in ("Latent", "Lanczos"):
-        found.notes.append(f"its upscaler {echo(upscaler)} is not here: {options['hires_upscaler']} is taken")
+        found.note(f"its upscaler {echo(upscaler)} is not here: {options['hires_upscaler']} is taken", "hires_upscaler")
 
 
 def require_given(told: Told, given: Mapping[str, Any]) -> None:
@@ -181,7 +188,7 @@ def _of_others(told: Told) -> Replay:
     if all(size):
         found.options |= {"width": size[0], "height": size[2]}
     else:
-        found.notes.append("its size is not known: the file's is taken")
+        found.note("its size is not known: the file's is taken", "width")
         found.options |= {"width": str(told.width), "height": str(told.height)}
     schedule = found.options.pop("schedule", None)
     if "sampler" in found.options:
@@ -190,16 +197,16 @@ def _of_others(told: Told) -> Replay:
         try:
             found.options["schedule"] = schedule_named(schedule)
         except BadRequest:
-            found.notes.append(f"its schedule {echo(schedule)} is not known: the model's own is taken")
+            found.note(f"its schedule {echo(schedule)} is not known: the model's own is taken", "schedule")
     found.options["emphasis"] = "comfy" if told.writer == "comfyui" else "a1111"
     _take_model(found)
     _take_their_hires(found)
     if "strength" in found.options:
-        found.notes.append("it was drawn from another picture: give that as --init, or it is drawn from words")
+        found.note("it was drawn from another picture: give that as --init, or it is drawn from words", "init")
     if told.unknown:
         names = ", ".join(printable(key)[:40] for key in list(told.unknown)[:12])
-        found.notes.append(f"not honoured: {names}{' and more' if len(told.unknown) > 12 else ''}")
-    found.notes.append("other programs draw noise in other ways: expect another picture of the same kind")
+        found.note(f"not honoured: {names}{' and more' if len(told.unknown) > 12 else ''}")
+    found.note("other programs draw noise in other ways: expect another picture of the same kind")
     return found
 
 
@@ -208,7 +215,7 @@ def _take_sampler(found: Replay, name: str) -> None:
     try:
         sampler, schedule = sampler_named(name)
     except BadRequest:
-        found.notes.append(f"its sampler {echo(name)} is not known: the model's own is taken")
+        found.note(f"its sampler {echo(name)} is not known: the model's own is taken", "sampler")
         return
     found.options["sampler"] = sampler
     if schedule is not None:
@@ -219,14 +226,14 @@ def _take_model(found: Replay) -> None:
     """The model on this disk by the name that others give it: a file's, without folders and suffix."""
     name = found.options.pop("model", None)
     if name is None:
-        found.notes.append("its model is not known")
+        found.note("its model is not known", "model")
         return
     wanted = Path(name.replace("\\", "/")).name.removesuffix(".safetensors").removesuffix(".ckpt")
     matching = [ref for ref in refs_on_disk() if Path(ref).name.removesuffix(".safetensors") == wanted]
     if matching:
         found.options["model"] = matching[0]
     else:
-        found.notes.append(f"its model {echo(wanted)} is not on this disk: give --model")
+        found.note(f"its model {echo(wanted)} is not on this disk: give --model", "model")
 
 
 def compare(told: Told, task: Task, tell: Tell) -> None:

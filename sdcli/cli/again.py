@@ -83,8 +83,9 @@ def command(picture: str, **params: Any) -> None:
     told = read_told(Path(picture))
     found = replay_of(told)
     said = _said(params)
-    for note in found.notes:
-        voice.say(note)
+    for option, what in found.notes:
+        if option not in said:
+            voice.say(what)
     params |= {"prompt": None}
     if not said.isdisjoint(WAYS):
         found.options.pop("prompt", None)

@@ -274,6 +274,15 @@ def test_comfyuis_picture(asked: Ask, tiny: Path) -> None:
     assert (request.prompt, request.emphasis, request.sampler, request.steps) == ("a fox", "comfy", "DPM++ 2M", 3)
 
 
+def test_what_is_given_is_not_asked_for(sdcli: Command, tiny: Path) -> None:
+    text = A1111.replace("DPM++ 2M", "Warp 9").replace("<lora:fur:0.8>", "").replace("Size: 512x768, ", "")
+    options = ["-m", tiny, "--sampler", "euler", "--size", "64x64", "--hires", "2x", "--hires-upscaler", "latent"]
+    err = sdcli("again", png("a.png", parameters=text), *options, "--mem-limit", "100MiB").err
+    assert "expect another picture of the same kind" in err
+    for line in ("its sampler", "its model", "its size", "its upscaler"):
+        assert line not in err
+
+
 def test_info_prints_what_a_picture_says(sdcli: Command, record: dict[str, Any]) -> None:
     path = png("a.png", sdcli=json.dumps({**record, "prompt": "two\nlines \x1b[2J"}))
     lines = sdcli("info", path).out.splitlines()
