@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.app.asked import Note, Tell
 from sdcli.app.loras import without_tags
 from sdcli.app.on_disk import refs_on_disk
+from sdcli.app.pictures import digests
 from sdcli.app.record import Task
 from sdcli.app.references import digests_of_references
 from sdcli.errors import BadRequest, echo, printable
@@ -50,6 +51,7 @@ _ABOUT = {
     "model_sha256",
     "model_digest",
     "init_sha256",
+    "embedding_sha256",
     "reference_sha256",
     "mask",
     "mask_sha256",
@@ -74,21 +76,23 @@ class Replay:
         self.notes.append((option, what))
 
 
-def replay_of(told: Told) -> Replay:
-    """What draws the picture again, as far as it says so. Raises BadRequest for a record that is none."""
-    found = _of_ours(told.record) if told.writer == "sdcli" else _of_others(told)
+def replay_of(told: Told, given: Collection[str] = ()) -> Replay:
+    """What draws the picture again, as far as it says so. Raises BadRequest for a record that lacks what is not `given`
+    as an option."""
+    found = _of_ours(told.record, given) if told.writer == "sdcli" else _of_others(told)
     found.options.setdefault("count", "1")
     return found
 
 
-def _of_ours(record: Mapping[str, Any]) -> Replay:
+def _of_ours(record: Mapping[str, Any], given: Collection[str]) -> Replay:
     """Of our own JSON (images/metadata.py)."""
-    lacking = [name for name in _PLAIN if not isinstance(record.get(name), str | int | float)]
+    found = Replay({name: str(record[name]) for name in _PLAIN if isinstance(record.get(name), str | int | float)})
+    lacking = [name for name in _PLAIN if name not in found.options and name not in given]
     if lacking:
-        raise BadRequest(f"the picture's record lacks {', '.join(lacking)}: it was changed; give these as options")
-    found = Replay({name: str(record[name]) for name in _PLAIN})
+        how = "it as an option" if len(lacking) == 1 else "these as options"
+        raise BadRequest(f"the picture's record lacks {', '.join(lacking)}: it was changed; give {how}")
     found.options |= {name: str(record[name]) for name in _PERHAPS if record.get(name) is not None}
-    found.options["prompt"] = without_tags(found.options["prompt"])
+    found.options["prompt"] = without_tags(found.options.get("prompt", ""))
     # before there was a choice, brackets were words
     found.options["emphasis"] = str(record.get("emphasis", "none"))
     sampler = str(record.get("sampler"))
@@ -101,9 +105,8 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
         found.options |= {f"part {name}": str(path) for name, path in parts.items()}
     embeddings = record.get("embeddings")
     found.options["embeddings"] = [str(path) for path in embeddings] if isinstance(embeddings, list) else []
-    found.options["loras"] = (
-        [_lora(found, one) for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
-    )
+    told_of = [one for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
+    found.options["loras"] = [] if "loras" in given else [_lora(one) for one in told_of]
     _take_edit(found, record)
     _take_hires(found, record)
     for key in record:
@@ -122,7 +125,7 @@ def _take_edit(found: Replay, record: Mapping[str, Any]) -> None:
     found.options["outpaint"] = ",".join(map(str, margins))
     if record.get("inpaint_area") == "whole":
         for name, both in (("width", margins[::2]), ("height", margins[1::2])):
-            side = found.options[name]
+            side = found.options.get(name, "")
             found.options[name] = str(int(side) - sum(both)) if side.isdecimal() else side
 
 
@@ -174,7 +177,7 @@ def require_given(told: Told, given: Mapping[str, Any]) -> None:
         raise BadRequest(f"the picture was drawn from another one, which it does not hold: give {', '.join(lacking)}")
 
 
-def _lora(found: Replay, one: Mapping[str, Any]) -> str:
+def _lora(one: Mapping[str, Any]) -> str:
     """A LoRA as the option takes it, by its file."""
     file = one.get("file")
     if not isinstance(file, str):
@@ -255,8 +258,12 @@ def compare(told: Told, task: Task, tell: Tell) -> None:
     if task.references and differs("reference_sha256", digests_of_references(task)):
         tell(Note("the pictures to go by are not those that the picture was drawn with", "warning"))
     if differs("device", task.device) or differs("dtype", task.dtype):
-        was = f"{record.get('device')} in {record.get('dtype')}"
-        tell(Note(f"the picture was drawn on {printable(was)[:40]}: the same is drawn up to rounding", "warning"))
+        drawn = f"{record.get('device')} in {record.get('dtype')}"
+        tell(Note(f"the picture was drawn on {printable(drawn)[:40]}: the same is drawn up to rounding", "warning"))
+    was = record.get("embedding_sha256")
+    for name, digest in digests(task.model.sources.embeddings).items():
+        if isinstance(was, dict) and was.get(name, digest) != digest:
+            tell(Note(f"the embedding {echo(name)} is not the one that the picture was drawn with", "warning"))
     for lora in task.model.loras:
         loras = record.get("loras")
         loras = loras if isinstance(loras, list) else []
