@@ -59,7 +59,7 @@ def _size(asked: float | tuple[int, int], request: Request, multiple: int) -> tu
             f"--hires makes it {width}x{height}, not larger than {request.width}x{request.height}: give more"
         )
     if max(width, height) > SIDE_MOST or width * height > PIXELS_MOST:
-        raise BadRequest(
-            f"--hires makes it {width}x{height}, which is too large: sides have at most {SIDE_MOST} pixels"
-        )
+        wide = f"sides have at most {SIDE_MOST} pixels"
+        most = wide if max(width, height) > SIDE_MOST else f"it may have {PIXELS_MOST / 10**6:.1f} megapixels"
+        raise BadRequest(f"--hires makes it {width}x{height}, which is too large: {most}")
     return width, height

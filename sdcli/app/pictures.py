@@ -32,7 +32,7 @@ def saving(task: Task, wanted: Wanted) -> Save:
     sha256 = FileHash(task.model)
     init_sha256 = hashlib.sha256(task.pixels).hexdigest() if task.request.strength is not None else None
     loras = [_told(lora) for lora in task.model.loras] if keep_text else []
-    embeddings = _digests(task.model.sources.embeddings) if keep_text else {}
+    embeddings = digests(task.model.sources.embeddings) if keep_text else {}
 
     def save(picture: PictureDone, record: RunRecord) -> str | None:
         data = encode_picture(
@@ -73,7 +73,7 @@ def _told(lora: Lora) -> dict[str, Any]:
     }
 
 
-def _digests(paths: Iterable[str]) -> dict[str, str]:
+def digests(paths: Iterable[str]) -> dict[str, str]:
     """The sha256 of each file, by its name without the suffix: some kilobytes each. None of one that has gone."""
     found = {}
     for path in map(Path, paths):

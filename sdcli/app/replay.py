@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.app.asked import Note, Tell
 from sdcli.app.loras import without_tags
 from sdcli.app.on_disk import refs_on_disk
+from sdcli.app.pictures import digests
 from sdcli.app.record import Task
 from sdcli.app.references import digests_of_references
 from sdcli.errors import BadRequest, echo, printable
@@ -50,6 +51,7 @@ _ABOUT = {
     "model_sha256",
     "model_digest",
     "init_sha256",
+    "embedding_sha256",
     "reference_sha256",
     "mask",
     "mask_sha256",
@@ -66,24 +68,31 @@ class Replay:
     """Options by name, as texts or lists of them; and lines about what is not known."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Each with the name of the option that would do in place of what is not known, if any."""
+
+    def note(self, what: str, option: str = "") -> None:
+        """Add a line."""
+        self.notes.append((option, what))
 
 
-def replay_of(told: Told) -> Replay:
-    """What draws the picture again, as far as it says so. Raises BadRequest for a record that is none."""
-    found = _of_ours(told.record) if told.writer == "sdcli" else _of_others(told)
+def replay_of(told: Told, given: Collection[str] = ()) -> Replay:
+    """What draws the picture again, as far as it says so. Raises BadRequest for a record that lacks what is not `given`
+    as an option."""
+    found = _of_ours(told.record, given) if told.writer == "sdcli" else _of_others(told)
     found.options.setdefault("count", "1")
     return found
 
 
-def _of_ours(record: Mapping[str, Any]) -> Replay:
+def _of_ours(record: Mapping[str, Any], given: Collection[str]) -> Replay:
     """Of our own JSON (images/metadata.py)."""
-    lacking = [name for name in _PLAIN if not isinstance(record.get(name), str | int | float)]
+    found = Replay({name: str(record[name]) for name in _PLAIN if isinstance(record.get(name), str | int | float)})
+    lacking = [name for name in _PLAIN if name not in found.options and name not in given]
     if lacking:
-        raise BadRequest(f"the picture's record lacks {', '.join(lacking)}: it was changed; give these as options")
-    found = Replay({name: str(record[name]) for name in _PLAIN})
+        how = "it as an option" if len(lacking) == 1 else "these as options"
+        raise BadRequest(f"the picture's record lacks {', '.join(lacking)}: it was changed; give {how}")
     found.options |= {name: str(record[name]) for name in _PERHAPS if record.get(name) is not None}
-    found.options["prompt"] = without_tags(found.options["prompt"])
+    found.options["prompt"] = without_tags(found.options.get("prompt", ""))
     # before there was a choice, brackets were words
     found.options["emphasis"] = str(record.get("emphasis", "none"))
     sampler = str(record.get("sampler"))
@@ -96,12 +105,13 @@ def _of_ours(record: Mapping[str, Any]) -> Replay:
         found.options |= {f"part {name}": str(path) for name, path in parts.items()}
     embeddings = record.get("embeddings")
     found.options["embeddings"] = [str(path) for path in embeddings] if isinstance(embeddings, list) else []
-    found.options["loras"] = (
-        [_lora(found, one) for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
-    )
+    told_of = [one for one in loras if isinstance(one, dict)] if isinstance(loras, list) else []
+    found.options["loras"] = [] if "loras" in given else [_lora(one) for one in told_of]
     _take_edit(found, record)
     _take_hires(found, record)
-    found.notes += [f"{printable(key)[:40]} is not known here" for key in record if key not in _ABOUT]
+    for key in record:
+        if key not in _ABOUT:
+            found.note(f"{printable(key)[:40]} is not known here")
     return found
 
 
@@ -115,7 +125,7 @@ def _take_edit(found: Replay, record: Mapping[str, Any]) -> None:
     found.options["outpaint"] = ",".join(map(str, margins))
     if record.get("inpaint_area") == "whole":
         for name, both in (("width", margins[::2]), ("height", margins[1::2])):
-            side = found.options[name]
+            side = found.options.get(name, "")
             found.options[name] = str(int(side) - sum(both)) if side.isdecimal() else side
 
 
@@ -140,8 +150,8 @@ def _take_their_hires(found: Replay) -> None:
         options.pop("hires_steps", None)
     if "0" in sides:
         options.pop("hires_upscaler", None)
-        found.notes.append(
-            f"it was enlarged to {echo(options.pop('hires'))}, a side of which is not told: give --hires"
+        found.note(
+            f"it was enlarged to {echo(options.pop('hires'))}, a side of which is not told: give --hires", "hires"
         )
         return
     if "strength" in options:
@@ -149,7 +159,7 @@ def _take_their_hires(found: Replay) -> None:
     upscaler = options.pop("hires_upscaler", "Latent")
     options["hires_upscaler"] = "latent" if upscaler.startswith("Latent") else "lanczos"
     if upscaler not in ("Latent", "Lanczos"):
-        found.notes.append(f"its upscaler {echo(upscaler)} is not here: {options['hires_upscaler']} is taken")
+        found.note(f"its upscaler {echo(upscaler)} is not here: {options['hires_upscaler']} is taken", "hires_upscaler")
 
 
 def require_given(told: Told, given: Mapping[str, Any]) -> None:
@@ -167,7 +177,7 @@ def require_given(told: Told, given: Mapping[str, Any]) -> None:
         raise BadRequest(f"the picture was drawn from another one, which it does not hold: give {', '.join(lacking)}")
 
 
-def _lora(found: Replay, one: Mapping[str, Any]) -> str:
+def _lora(one: Mapping[str, Any]) -> str:
     """A LoRA as the option takes it, by its file."""
     file = one.get("file")
     if not isinstance(file, str):
@@ -181,7 +191,7 @@ def _of_others(told: Told) -> Replay:
     if all(size):
         found.options |= {"width": size[0], "height": size[2]}
     else:
-        found.notes.append("its size is not known: the file's is taken")
+        found.note("its size is not known: the file's is taken", "width")
         found.options |= {"width": str(told.width), "height": str(told.height)}
     schedule = found.options.pop("schedule", None)
     if "sampler" in found.options:
@@ -190,16 +200,16 @@ def _of_others(told: Told) -> Replay:
         try:
             found.options["schedule"] = schedule_named(schedule)
         except BadRequest:
-            found.notes.append(f"its schedule {echo(schedule)} is not known: the model's own is taken")
+            found.note(f"its schedule {echo(schedule)} is not known: the model's own is taken", "schedule")
     found.options["emphasis"] = "comfy" if told.writer == "comfyui" else "a1111"
     _take_model(found)
     _take_their_hires(found)
     if "strength" in found.options:
-        found.notes.append("it was drawn from another picture: give that as --init, or it is drawn from words")
+        found.note("it was drawn from another picture: give that as --init, or it is drawn from words", "init")
     if told.unknown:
         names = ", ".join(printable(key)[:40] for key in list(told.unknown)[:12])
-        found.notes.append(f"not honoured: {names}{' and more' if len(told.unknown) > 12 else ''}")
-    found.notes.append("other programs draw noise in other ways: expect another picture of the same kind")
+        found.note(f"not honoured: {names}{' and more' if len(told.unknown) > 12 else ''}")
+    found.note("other programs draw noise in other ways: expect another picture of the same kind")
     return found
 
 
@@ -208,7 +218,7 @@ def _take_sampler(found: Replay, name: str) -> None:
     try:
         sampler, schedule = sampler_named(name)
     except BadRequest:
-        found.notes.append(f"its sampler {echo(name)} is not known: the model's own is taken")
+        found.note(f"its sampler {echo(name)} is not known: the model's own is taken", "sampler")
         return
     found.options["sampler"] = sampler
     if schedule is not None:
@@ -219,14 +229,14 @@ def _take_model(found: Replay) -> None:
     """The model on this disk by the name that others give it: a file's, without folders and suffix."""
     name = found.options.pop("model", None)
     if name is None:
-        found.notes.append("its model is not known")
+        found.note("its model is not known", "model")
         return
     wanted = Path(name.replace("\\", "/")).name.removesuffix(".safetensors").removesuffix(".ckpt")
     matching = [ref for ref in refs_on_disk() if Path(ref).name.removesuffix(".safetensors") == wanted]
     if matching:
         found.options["model"] = matching[0]
     else:
-        found.notes.append(f"its model {echo(wanted)} is not on this disk: give --model")
+        found.note(f"its model {echo(wanted)} is not on this disk: give --model", "model")
 
 
 def compare(told: Told, task: Task, tell: Tell) -> None:
@@ -248,8 +258,12 @@ def compare(told: Told, task: Task, tell: Tell) -> None:
     if task.references and differs("reference_sha256", digests_of_references(task)):
         tell(Note("the pictures to go by are not those that the picture was drawn with", "warning"))
     if differs("device", task.device) or differs("dtype", task.dtype):
-        was = f"{record.get('device')} in {record.get('dtype')}"
-        tell(Note(f"the picture was drawn on {printable(was)[:40]}: the same is drawn up to rounding", "warning"))
+        drawn = f"{record.get('device')} in {record.get('dtype')}"
+        tell(Note(f"the picture was drawn on {printable(drawn)[:40]}: the same is drawn up to rounding", "warning"))
+    was = record.get("embedding_sha256")
+    for name, digest in digests(task.model.sources.embeddings).items():
+        if isinstance(was, dict) and was.get(name, digest) != digest:
+            tell(Note(f"the embedding {echo(name)} is not the one that the picture was drawn with", "warning"))
     for lora in task.model.loras:
         loras = record.get("loras")
         loras = loras if isinstance(loras, list) else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import machine
-from sdcli.app.asked import SEED_END, STRENGTH, Asked, Note, Tell
+from sdcli.app.asked import MASK_BLUR, SEED_END, STRENGTH, Asked, Note, Tell
 from sdcli.app.embeddings import embeddings_of, idle
 from sdcli.app.enlarging import enlarged
 from sdcli.app.loras import has_tags, loras_of, without_tags
@@ -67,6 +67,8 @@ def read_init_of(asked: Asked, tell: Tell) -> InitImage | None:
     if not masks and (asked.invert_mask or asked.inpaint_area == "masked"):
         option = "--invert-mask" if asked.invert_mask else "--inpaint-area masked"
         raise BadRequest(f"{option} without a mask: give --mask IMAGE, --mask alpha or --outpaint")
+    if not masks and asked.mask_blur != MASK_BLUR:
+        tell(Note("--mask-blur has no effect without a mask", "warning"))
     if asked.init is None:
         if masks:
             raise BadRequest("a mask without a picture: give --init IMAGE")

@@ -81,10 +81,11 @@ def command(picture: str, **params: Any) -> None:
 
     voice = voice_of(params)
     told = read_told(Path(picture))
-    found = replay_of(told)
     said = _said(params)
-    for note in found.notes:
-        voice.say(note)
+    found = replay_of(told, said | ({"prompt"} if not said.isdisjoint(WAYS) else set()))
+    for option, what in found.notes:
+        if option not in said:
+            voice.say(what)
     params |= {"prompt": None}
     if not said.isdisjoint(WAYS):
         found.options.pop("prompt", None)
@@ -121,4 +122,4 @@ def _taken(name: str, value: Any) -> Any:
         return kind.convert(value, None, ctx)
     except (click.UsageError, BadRequest) as error:
         what = error.message if isinstance(error, click.UsageError) else str(error)
-        raise BadRequest(f"the picture's {name}: {what}; give it as an option") from error
+        raise BadRequest(f"the picture's {name}: {what.rstrip('.')}; give it as an option") from error

@@ -55,6 +55,7 @@ def _parsed(ctx: click.Context, at: int, line: str) -> dict[str, Any]:
         raise BadRequest(f"line {at} of --prompts: {error}; put quotes in pairs") from error
     if "--" in own:
         raise BadRequest(f"line {at} of --prompts: -- is no option; write the prompt first")
+    _require_of_a_line(ctx, at, own)
     given = [*ctx.meta[ARGUMENTS], *_sides(ctx, own), *(["--", prompt] if prompt else [])]
     try:
         with ctx.command.make_context(ctx.info_name, given, ctx.parent, obj=LINE) as of_line:
@@ -67,6 +68,16 @@ def _parsed(ctx: click.Context, at: int, line: str) -> dict[str, Any]:
     except (click.UsageError, BadRequest) as error:
         said = error.format_message() if isinstance(error, click.UsageError) else str(error)
         raise BadRequest(f"line {at} of --prompts: {printable(said)}") from error
+
+
+def _require_of_a_line(ctx: click.Context, at: int, own: list[str]) -> None:
+    """Raise BadRequest where an option lacks its value, which what follows would be taken for, or is of no line."""
+    try:
+        _, _, options = ctx.command.make_parser(ctx).parse_args([*own])
+    except click.UsageError as error:
+        raise BadRequest(f"line {at} of --prompts: {printable(error.format_message())}") from error
+    for name in {"--help", "--prompts"}.intersection(name for option in options for name in option.opts):
+        raise BadRequest(f"line {at} of --prompts: {name} is none of a line's options: leave it out")
 
 
 def _sides(ctx: click.Context, own: list[str]) -> list[str]:

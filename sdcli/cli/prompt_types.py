@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
 import sys
 import time
@@ -76,7 +77,8 @@ class PromptLines(PromptFile):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, tuple) or (ctx is not None and ctx.obj is LINE):
             return ()  # of a line of it
-        lines = self.text(value, param, ctx).lstrip("\ufeff").splitlines()
+        text = self.text(value, param, ctx).lstrip("\ufeff")
+        lines = re.split(r"\r\n|\n|\r", text)  # a prompt may have other characters that break lines
         found = [(at, line.strip()) for at, line in enumerate(lines, start=1) if line.strip()[:1] not in ("", "#")]
         if not found:
             self.fail(f"{echo(value)} has no prompts", param, ctx)

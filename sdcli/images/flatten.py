@@ -16,6 +16,7 @@ from sdcli.images.profile import PLAIN, Profile
 Colour = tuple[int, int, int]
 
 BACKGROUND: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
 
 
 def to_rgb(image: Image.Image, background: Colour = BACKGROUND, profile: Profile = PLAIN) -> Image.Image:

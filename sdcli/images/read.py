@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.images.chunks import Damaged, PngEssence
 from sdcli.images.fit import SHARP, SIDE_MULTIPLE, SMOOTH, Fit, extended, fitted, resized_size
-from sdcli.images.flatten import BACKGROUND, Colour, alpha_of, colours_of, to_rgb
+from sdcli.images.flatten import BACKGROUND, BLACK, Colour, alpha_of, colours_of, to_rgb
 from sdcli.images.masks import (
     PADDING,
     Area,
@@ -202,7 +202,7 @@ def _mask(path: Path, edit: Edit, size: tuple[int, int], alpha: Image.Image | No
         if alpha is None:
             raise BadRequest(f"{echo(path)} has no transparency: give the picture with some, or a --mask of its own")
         return black_and_white(alpha, invert=not edit.invert)
-    frames, image, _, _ = _read(Path(edit.mask), with_profile=False)
+    frames, image, _, _ = _read(Path(edit.mask), background=BLACK, with_profile=False)
     if frames > 1:
         notes.append(f"{echo(edit.mask)} has {frames} frames: the first one is the mask")
     return black_and_white(of_size(image.convert("L"), size, edit.mask), edit.invert)

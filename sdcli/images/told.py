@@ -130,49 +130,47 @@ _INPUTS = {
 }
 """ComfyUI's names of what options say, of its node KSampler."""
 
+_SAMPLING = re.compile(r"KSampler(?!Select)|SamplerCustom")
+_PIECES = ("noise", "guider", "sampler", "sigmas")
+"""Inputs of a sampler that is of several nodes: what those say is as if it said so."""
+
+_WORDS = ("text", "text_g", "value", "string")
+"""Inputs of nodes that have words."""
+
 _HOPS = 32
 """Nodes between one that samples and what it needs."""
 
 
+Nodes = Mapping[str, Mapping[str, Any]]
+"""ComfyUI's, by their numbers: each with a class and inputs, which are values or links to other nodes."""
+
+
 def _graph(graph: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """ComfyUI's nodes by their numbers, each with a class and inputs: values, or a link to another node."""
+    """What the first node that samples says, and the nodes that it gets words, size and model from."""
     nodes = {
         key: node for key, node in graph.items() if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
     }
-    sampling = [node for node in nodes.values() if str(node.get("class_type")).startswith("KSampler")]
+    sampling = [node for node in nodes.values() if _SAMPLING.match(str(node.get("class_type")))]
     if not sampling:
         return {}, {}
-    first, seen = sampling[0], {str(sampling[0].get("class_type"))}
-
-    def behind(link: object, *through: str) -> Iterator[dict[str, Any]]:
-        for _ in range(_HOPS):
-            node = nodes.get(str(link[0])) if isinstance(link, list) and link else None
-            if node is None:
-                return
-            yield node
-            link = next((node["inputs"][name] for name in through if isinstance(node["inputs"].get(name), list)), None)
-
-    inputs = first["inputs"]
-    values = {
-        option: str(inputs[key]) for key, option in _INPUTS.items() if isinstance(inputs.get(key), int | float | str)
-    }
-    for name, option in (("positive", "prompt"), ("negative", "negative")):
-        for node in behind(inputs.get(name), "conditioning", "text"):
-            text = next(
-                (node["inputs"][k] for k in ("text", "value", "string") if _is_text(node["inputs"].get(k))), None
-            )
-            if text is not None:
-                values[option] = text
-                seen.add(str(node.get("class_type")))
-                break
-    for node in behind(inputs.get("model"), "model"):
+    first, *more = sampling
+    seen = {str(first.get("class_type"))}
+    inputs = dict(first["inputs"])
+    for name in _PIECES:
+        for node in _behind(nodes, inputs.get(name)):
+            inputs = {**node["inputs"], **inputs}
+            seen.add(str(node.get("class_type")))
+    inputs.setdefault("positive", inputs.get("conditioning"))
+    values, unused = _plain_values(nodes, inputs, seen), _words(nodes, inputs, seen)
+    values |= {option: unused.pop(option) for option in ("prompt", "negative") if option in unused}
+    for node in _behind(nodes, inputs.get("model"), "model"):
         named = next(
             (v for k, v in node["inputs"].items() if k.endswith(("ckpt_name", "net_name")) and _is_text(v)), None
         )
         if named is not None:
             values["model"] = named
             seen.add(str(node.get("class_type")))
-    for node in behind(inputs.get("latent_image"), "samples", "latent"):
+    for node in _behind(nodes, inputs.get("latent_image"), "samples", "latent"):
         sides = node["inputs"].get("width"), node["inputs"].get("height")
         if all(isinstance(side, int) for side in sides):
             values["size"] = f"{sides[0]}x{sides[1]}"
@@ -181,7 +179,48 @@ def _graph(graph: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         values["strength"] = str(inputs["denoise"])
     idle = {"VAEDecode", "SaveImage", "PreviewImage"}
     others = sorted({str(node.get("class_type")) for node in nodes.values()} - seen - idle)
-    return values, dict.fromkeys(others, "a node")
+    others += [f"another {node.get('class_type')}" for node in more]
+    return values, {**dict.fromkeys(others, "a node"), **unused}
+
+
+def _behind(nodes: Nodes, link: object, *through: str) -> Iterator[Mapping[str, Any]]:
+    """The node that a link leads to, and those behind its own inputs of these names."""
+    for _ in range(_HOPS):
+        node = nodes.get(str(link[0])) if isinstance(link, list) and link else None
+        if node is None:
+            return
+        yield node
+        link = next((node["inputs"][name] for name in through if isinstance(node["inputs"].get(name), list)), None)
+
+
+def _plain_values(nodes: Nodes, inputs: Mapping[str, Any], seen: set[str]) -> dict[str, str]:
+    """Numbers and names, of the sampler's own or of the node that an input is linked to."""
+    values = {}
+    for key, option in _INPUTS.items():
+        value = inputs.get(key)
+        for node in _behind(nodes, value):
+            value = node["inputs"].get("value", node["inputs"].get(key))
+            seen.add(str(node.get("class_type")))
+        if isinstance(value, int | float | str):
+            values[option] = str(value)
+    return values
+
+
+def _words(nodes: Nodes, inputs: Mapping[str, Any], seen: set[str]) -> dict[str, str]:
+    """Both prompts, and by their names in the graph other words that go with them."""
+    values = {}
+    for name, option in (("positive", "prompt"), ("negative", "negative")):
+        for node in _behind(nodes, inputs.get(name), "conditioning", "text"):
+            if node.get("class_type") == "ConditioningZeroOut":  # of the words behind it nothing is left
+                break
+            text = next((node["inputs"][k] for k in _WORDS if _is_text(node["inputs"].get(k))), None)
+            if text is not None:
+                values[option] = text
+                if _is_text(other := node["inputs"].get("text_l", text)) and other != text:
+                    values["text_l"] = other
+                seen.add(str(node.get("class_type")))
+                break
+    return values
 
 
 def _is_text(value: object) -> bool:

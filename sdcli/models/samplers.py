@@ -103,12 +103,12 @@ def _ours(levels: str) -> dict[str, object]:
 
 
 SCHEDULES = (
-    Schedule("model", ("automatic", "default", "normal", "discrete"), "the model's own"),
+    Schedule("model", ("automatic", "default", "normal", "uniform", "discrete"), "the model's own"),
     Schedule("karras", (), "Karras et al. 2022, rho 7", {**_LEVELS, "use_karras_sigmas": True}),
     Schedule("exponential", (), "even in the logarithm of the level", {**_LEVELS, "use_exponential_sigmas": True}),
     Schedule(
         "trailing",
-        ("sgm_uniform", "uniform"),
+        ("sgm_uniform",),
         "even in time, from the noisiest level on",
         {**_LEVELS, "timestep_spacing": "trailing"},
     ),

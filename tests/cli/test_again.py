@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdcli.app.pictures import digests
 from sdcli.cli.main import run
 from sdcli.domain import Hires
+from sdcli.images.metadata import Provenance
 from tests.cli.conftest import Asked, Command, shell
 from tests.images.test_masks import photo, spot
 from tests.images.test_told import A1111, COMFY
+from tests.laid_out import laid_out
 
 Ask = Callable[..., Asked]
 
@@ -62,7 +66,7 @@ def test_a_picture_of_ours_comes_out_with_the_same_bits(tiny: Path, work: Path, 
     others |= {"SDCLI_SCHEDULE": "beta", "SDCLI_CLIP_SKIP": "1", "SDCLI_PREDICTION": "v", "SDCLI_EMPHASIS": "none"}
     done = shell(work, "again", f"one{suffix}", "-o", f"two{suffix}", env=others)
     assert (done.returncode, done.stdout) == (0, f"two{suffix}\n".encode()), done.stderr
-    assert b"warning" not in done.stderr
+    assert b"warning" not in done.stderr and b"not known" not in done.stderr
     with Image.open(work / f"one{suffix}") as one, Image.open(work / f"two{suffix}") as two:
         assert one.tobytes() == two.tobytes()
     assert (work / f"one{suffix}").read_bytes() == (work / f"two{suffix}").read_bytes()
@@ -161,6 +165,39 @@ def test_all_that_it_says_comes_to_the_task_and_options_go_before_it(
     request = changed.task.request
     assert (request.prompt, request.steps, request.width, request.height) == ("a cat", 3, 80, 64)
     assert (list(request.seeds), request.sampler, request.guidance) == ([1, 2], "LMS", 3.5)
+
+
+def test_all_that_our_pictures_say_is_known(
+    asked: Ask, record: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = {**{one.name: None for one in fields(Provenance)}, **record, "emphasis": "a1111"}
+    run(["again", str(png("a.png", sdcli=json.dumps(said)))])
+    err = capfd.readouterr().err
+    assert "Error" not in err and "not known" not in err
+
+
+def test_another_embedding_of_the_same_name_is_told(
+    asked: Ask, record: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "hat.safetensors"
+    file.write_bytes(laid_out({"emb_params": ("F32", [1, 32])}))
+    said = {**record, "prompt": "a hat", "embeddings": [str(file)], "embedding_sha256": digests([str(file)])}
+    path = png("a.png", sdcli=json.dumps(said))
+    run(["again", str(path), "-o", "b.png"])
+    assert "embedding" not in capfd.readouterr().err
+    file.write_bytes(laid_out({"emb_params": ("F32", [2, 32])}))
+    run(["again", str(path), "-o", "c.png"])
+    assert "the embedding 'hat' is not the one that the picture was drawn with" in capfd.readouterr().err
+
+
+def test_what_a_record_lacks_may_be_given(asked: Ask, sdcli: Command, record: dict[str, Any]) -> None:
+    lacking = {name: value for name, value in record.items() if name not in ("steps", "prompt", "width")}
+    path = png("a.png", sdcli=json.dumps(lacking))
+    sdcli("again", path, "-s", "3", "-p", "a cat").refused(2, "lacks width: it was changed; give it as an option")
+    request = asked("again", path, "-s", "3", "-p", "a cat", "--size", "80x64").task.request
+    assert (request.prompt, request.steps, request.width, request.height) == ("a cat", 3, 80, 64)
+    path = png("b.png", sdcli=json.dumps({**record, "loras": [{"name": "fur", "weight": 1}]}))
+    sdcli("again", path, "--lora", "gone.safetensors").refused(1, "gone.safetensors': No such file")
 
 
 def test_brackets_of_pictures_before_there_were_weights_are_words(asked: Ask, record: dict[str, Any]) -> None:
@@ -272,6 +309,15 @@ def test_what_is_not_known_of_anothers_picture_is_told(sdcli: Command, tiny: Pat
 def test_comfyuis_picture(asked: Ask, tiny: Path) -> None:
     request = asked("again", png("a.png", prompt=json.dumps(COMFY)), "-m", tiny, "-s", "3").task.request
     assert (request.prompt, request.emphasis, request.sampler, request.steps) == ("a fox", "comfy", "DPM++ 2M", 3)
+
+
+def test_what_is_given_is_not_asked_for(sdcli: Command, tiny: Path) -> None:
+    text = A1111.replace("DPM++ 2M", "Warp 9").replace("<lora:fur:0.8>", "").replace("Size: 512x768, ", "")
+    options = ["-m", tiny, "--sampler", "euler", "--size", "64x64", "--hires", "2x", "--hires-upscaler", "latent"]
+    err = sdcli("again", png("a.png", parameters=text), *options, "--mem-limit", "100MiB").err
+    assert "expect another picture of the same kind" in err
+    for line in ("its sampler", "its model", "its size", "its upscaler"):
+        assert line not in err
 
 
 def test_info_prints_what_a_picture_says(sdcli: Command, record: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ def test_what_is_asked_for(asked: Ask, tiny: Path, options: list[str], hires: Hi
             ["--hires", "2x", "--hires-steps", "900", "--hires-strength", "0.5"],
             "--hires-steps 900 at --hires-strength 0.5 are the last of 1800, more than the 1000 that the model knows",
         ),
-        (["--hires", "8x", "--size", "1032x1032"], "which is too large"),
+        (["--hires", "8x", "--size", "1032x1032"], "which is too large: sides have at most 8192 pixels"),
+        (["--hires", "8192x8192"], "which is too large: it may have 16.8 megapixels"),
     ],
     ids=str,
 )

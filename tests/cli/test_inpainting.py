@@ -132,5 +132,13 @@ def test_what_cannot_be_meant_is_refused(
     assert photo().tobytes() == Image.open("init.png").tobytes()
 
 
+def test_a_blur_without_a_mask_has_no_effect_and_that_is_told(
+    sdcli: Command, tiny: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    outcome = sdcli("plan", "a", "-i", "init.png", "-m", tiny, "--mask-blur", "9")
+    assert (outcome.code, outcome.err) == (0, "warning: --mask-blur has no effect without a mask\n")
+
+
 def test_a_mask_without_a_picture_is_refused(sdcli: Command, tiny: Path) -> None:
     sdcli("plan", "a", "-m", tiny, "--mask", "x.png").refused(2, "give --init")

@@ -100,6 +100,12 @@ def test_prompts_of_a_file_are_a_job_each(jobs: Callable[..., list[Asked]], tiny
     assert all(one.as_json for one in found)
 
 
+def test_a_line_ends_where_an_editor_ends_it(jobs: Callable[..., list[Asked]], tiny: Path) -> None:
+    Path("foxes.txt").write_bytes("a\u2028fox\r\na\x85cat\ra\x0bdog\n".encode())
+    found = jobs("txt2img", "--prompts", "foxes.txt", "-m", tiny)
+    assert [one.task.request.prompt for one in found] == ["a\u2028fox", "a\x85cat", "a\x0bdog"]
+
+
 def test_each_prompt_has_a_random_seed_of_its_own(jobs: Callable[..., list[Asked]], tiny: Path) -> None:
     Path("foxes.txt").write_text("a\nb\nc --seed random\n")
     for options in ([], ["--seed", "random"]):
@@ -126,6 +132,10 @@ def test_each_prompt_has_a_random_seed_of_its_own(jobs: Callable[..., list[Asked
         ("x" * 70_000, [], "the text has 70000 bytes"),
         ("x\n" * 600_000, [], "is longer than a list of prompts may be: 1048576 bytes"),
         ("a\0b", [], "line 1 of --prompts: "),
+        ("a fox --negative", [], "line 1 of --prompts: Option '--negative' requires an argument"),
+        ("a fox --seed", [], "line 1 of --prompts: Option '--seed' requires an argument"),
+        ("a fox --steps 2 --help", [], "line 1 of --prompts: --help is none of a line's options"),
+        ("a fox --prompts other.txt", [], "line 1 of --prompts: --prompts is none of a line's options"),
     ],
 )
 def test_a_line_that_cannot_be_meant_is_named_before_anything_is_drawn(

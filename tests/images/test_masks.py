@@ -106,6 +106,15 @@ def test_what_is_transparent_changes(tmp_path: Path) -> None:
         edited(tmp_path, Edit(mask="alpha"), photo(mode="RGBA"))
 
 
+@pytest.mark.parametrize("under", ["black", "white"])
+def test_what_is_transparent_in_a_mask_is_not_white(tmp_path: Path, under: str) -> None:
+    """As painted on a layer of its own, whatever colour an editor leaves where nothing is."""
+    layer = Image.new("RGB", (128, 96), under)
+    layer.paste("white", (40, 30, 60, 50))
+    layer.putalpha(spot())
+    assert edited(tmp_path, masked(tmp_path), mask=layer).mask == spot().tobytes()
+
+
 def test_greys_are_black_or_white_and_a_smaller_mask_grows(tmp_path: Path) -> None:
     grey = spot().point([100] * 128 + [140] * 128)
     assert edited(tmp_path, masked(tmp_path), mask=grey).mask == spot().tobytes()

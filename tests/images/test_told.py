@@ -129,6 +129,57 @@ def test_comfyuis_graph(tmp_path: Path) -> None:
     }
 
 
+KLEIN = {
+    "1": node(
+        "SamplerCustomAdvanced",
+        noise=["2", 0],
+        guider=["3", 0],
+        sampler=["4", 0],
+        sigmas=["5", 0],
+        latent_image=["6", 0],
+    ),
+    "2": node("RandomNoise", noise_seed=["12", 0]),
+    "3": node("CFGGuider", model=["7", 0], positive=["8", 0], negative=["9", 0], cfg=1),
+    "4": node("KSamplerSelect", sampler_name="euler"),
+    "5": node("Flux2Scheduler", steps=4, width=640, height=512),
+    "6": node("EmptyFlux2LatentImage", width=640, height=512, batch_size=1),
+    "7": node("UNETLoader", unet_name="flux-2-klein-4b.safetensors", weight_dtype="default"),
+    "8": node("CLIPTextEncode", text="a fox", clip=["10", 0]),
+    "9": node("ConditioningZeroOut", conditioning=["8", 0]),
+    "10": node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="flux2"),
+    "11": node("VAEDecode", samples=["1", 0]),
+    "12": node("PrimitiveInt", value=42),
+}
+"""As ComfyUI's own example of FLUX.2 [klein] has its nodes."""
+
+
+def test_a_graph_whose_sampler_is_of_several_nodes(tmp_path: Path) -> None:
+    told = read_told(png(tmp_path / "a.png", prompt=json.dumps(KLEIN)))
+    assert told.values == {
+        "prompt": "a fox",
+        "seed": "42",
+        "steps": "4",
+        "guidance": "1",
+        "sampler": "euler",
+        "model": "flux-2-klein-4b.safetensors",
+        "size": "640x512",
+    }
+    assert set(told.unknown) == {"CLIPLoader", "ConditioningZeroOut"}
+
+
+def test_words_that_were_zeroed_are_no_negative_prompt(tmp_path: Path) -> None:
+    graph = {**COMFY, "3": {**COMFY["3"], "inputs": {**COMFY["3"]["inputs"], "negative": ["9", 0]}}}
+    graph["9"] = node("ConditioningZeroOut", conditioning=["6", 0])
+    assert "negative" not in read_told(png(tmp_path / "a.png", prompt=json.dumps(graph))).values
+
+
+def test_both_prompts_of_sdxls_node_and_a_second_sampler_are_told(tmp_path: Path) -> None:
+    graph = {**COMFY, "6": node("CLIPTextEncodeSDXL", text_g="a fox", text_l="a cat"), "20": COMFY["3"]}
+    told = read_told(png(tmp_path / "a.png", prompt=json.dumps(graph)))
+    assert told.values["prompt"] == "a fox"
+    assert set(told.unknown) == {"LoraLoader", "text_l", "another KSampler"}
+
+
 def test_a_graph_in_a_circle_ends(tmp_path: Path) -> None:
     graph = {
         "1": node("KSampler", positive=["2", 0], model=["2", 0]),

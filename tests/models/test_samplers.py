@@ -53,6 +53,7 @@ def test_names_of_others_are_known(name: str, sampler: str, schedule: str | None
         ("Automatic", "model"),
         ("normal", "model"),
         ("sgm_uniform", "trailing"),
+        ("Uniform", "model"),
         ("SGM Uniform", "trailing"),
         ("Align Your Steps", "ays"),
         ("KARRAS", "karras"),
