@@ -35,7 +35,8 @@ def draw(
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
     destination = plan_output(product.output, asked.count, force=product.force)
-    previews = previews_of(product.preview, product.output, product.force, voice.quiet)
+    pages.require_apart(destination, product.preview)
+    previews = previews_of(product.preview, destination, product.force, voice.quiet)
     if previews is None:
         asked = replace(asked, preview_every=0)
     task = prepare(asked, voice.tell, voice.debug)

@@ -49,6 +49,7 @@ def _resume(run: str | None, params: Params, pages: Pages) -> None:
         wanted = _wanted(found, params)
         if wanted.destination.folder is None and params["as_json"]:
             raise BadRequest("--json and a picture both want stdout: give --output a file")
+        pages.require_apart(wanted.destination)
         require_place(record, wanted.destination)
     except BaseException:
         record.folder.close(finished=False)
