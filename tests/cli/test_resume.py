@@ -283,6 +283,16 @@ def test_a_damaged_checkpoint_is_none_and_the_picture_is_begun_anew(
     assert Path("jobs").read_text() == "whole () () b''\n" and len(names(work)) == 4
 
 
+def test_a_run_whose_checkpoint_is_damaged_is_not_said_to_go_on(
+    left: Callable[..., Path], script: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    left(checkpoint_0=b"step|2")
+    failed = "say(Failed('CheckpointDamaged', 'a checkpoint is damaged: draw anew'))"
+    script(f"say(Ready('a script', '2.0'))\nhear()\n{failed}")
+    assert run(["resume"]) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == "Error: a checkpoint is damaged: draw anew"
+
+
 # sdcli runs
 
 
