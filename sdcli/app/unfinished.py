@@ -58,20 +58,27 @@ class Unfinished:
         return self.file.request.count
 
 
-def unfinished_runs() -> Iterator[Unfinished]:
+def unfinished_runs(tell: Callable[[str], None] = lambda _: None) -> Iterator[Unfinished]:
     """All that can be gone on with, the newest first; also those that go on just now.
 
-    One that was killed when it had saved all its pictures leaves a folder that is deleted here.
+    Of one that cannot, such as another version's, it is told why. One that was killed when it had saved all its
+    pictures leaves a folder that is deleted here.
     """
     for folder in run_folders():
-        with suppress(SdcliError, OSError):
+        with suppress(OSError):
             if not (folder / RUN_FILE).is_file():
                 continue
-            run = look_at(folder)
+            try:
+                run = look_at(folder)
+            except SdcliError as error:
+                if (folder / RUN_FILE).is_file():  # else it ended meanwhile
+                    tell(str(error))
+                continue
             if run.saved < run.count:
                 yield run
             elif not run.in_use:
-                remove(folder)
+                with suppress(SdcliError):
+                    remove(folder)
 
 
 def clean_after(file: RunFile, lock: int) -> None:
@@ -115,9 +122,10 @@ def find_run(name: str | None) -> Unfinished:
     Raises SdcliError where there is none, BadRequest where several begin so.
     """
     if name is None:
-        run = next((run for run in unfinished_runs() if not run.in_use), None)
+        unusable = list[str]()
+        run = next((run for run in unfinished_runs(unusable.append) if not run.in_use), None)
         if run is None:
-            raise SdcliError("no run is unfinished: there is nothing to go on with")
+            raise SdcliError(unusable[0] if unusable else "no run is unfinished: there is nothing to go on with")
         return run
     return look_at(find_folder(name))
 
