@@ -17,6 +17,7 @@ from sdcli.app.folder import BLOB_BYTES
 from sdcli.app.own_files import read_own, unsealed
 from sdcli.app.run_file import RunFile, read_run_file
 from sdcli.app.runs import DAY_S, RUN_FILE, hold, is_in_use, last_holder, last_use, run_folders, size_bytes_of
+from sdcli.domain import Request
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.plan.remembered import change_table, number, read_table
 from sdcli.units import GIB
@@ -48,6 +49,8 @@ class Unfinished:
     denoised: int
     picture: int
     step: int | None
+    steps: int
+    """Of the round that it is at."""
     age_s: float
     size_bytes: int
     in_use: bool
@@ -102,6 +105,10 @@ def look_at(folder: Path) -> Unfinished:
     left = [image for image in range(file.request.count) if image not in done]
     begun = [image for image in left if image in by_kind["checkpoint"]]
     at = begun[0] if begun else left[0] if left else file.request.count - 1
+    step, steps = (_step_of(folder / f"checkpoint-{at}", file.request) if begun else None) or (
+        None,
+        file.request.steps_run,
+    )
     return Unfinished(
         id=folder.name,
         folder=folder,
@@ -109,7 +116,8 @@ def look_at(folder: Path) -> Unfinished:
         saved=len(by_kind["saved"]),
         denoised=len(done),
         picture=at + 1,
-        step=_step_of(folder / f"checkpoint-{at}") if begun else None,
+        step=step,
+        steps=steps,
         age_s=max(0.0, time.time() - last_use(folder)),
         size_bytes=size_bytes_of(folder),
         in_use=is_in_use(folder),
@@ -212,13 +220,17 @@ def _left_of(folder: Path) -> int | None:
     return run.count - run.saved
 
 
-def _step_of(path: Path) -> int | None:
-    """The step of a checkpoint (engine/checkpoint.py): a number in JSON, in a tensor of a safetensors blob."""
+def _step_of(path: Path, request: Request) -> tuple[int, int] | None:
+    """The step of a checkpoint (engine/checkpoint.py) and the steps of its round; None where they are not possible.
+
+    They are numbers in JSON, in a tensor of a safetensors blob.
+    """
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         blob = unsealed(read_own(path, BLOB_BYTES))
         header_bytes = int.from_bytes(blob[:8], "little")
         table: Any = json.loads(blob[8 : 8 + header_bytes])
         begin, end = table["plain"]["data_offsets"]
-        step = json.loads(blob[8 + header_bytes + begin : 8 + header_bytes + end])[1]
-        return step if isinstance(step, int) else None
+        _, step, number, _ = json.loads(blob[8 + header_bytes + begin : 8 + header_bytes + end])
+        steps = dict(enumerate(request.rounds))[number].steps_run
+        return (step, steps) if isinstance(step, int) and 0 <= step <= steps else None
     return None

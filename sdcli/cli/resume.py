@@ -62,7 +62,7 @@ def progress_of(run: Unfinished) -> str:
     """How far it is."""
     if run.denoised == run.count:
         return "all pictures are denoised" if run.saved < run.count else "all pictures are saved"
-    step = "" if run.step is None else f", step {run.step} of {run.file.request.steps_run}"
+    step = "" if run.step is None else f", step {run.step} of {run.steps}"
     return f"picture {run.picture} of {run.count}{step}"
 
 

@@ -111,7 +111,7 @@ def _table(run: Unfinished) -> dict[str, Any]:
         "denoised": run.denoised,
         "picture": run.picture,
         "step": run.step,
-        "steps": run.file.request.steps_run,
+        "steps": run.steps,
         "age_s": round(run.age_s),
         "size_bytes": run.size_bytes,
         "in_use": run.in_use,

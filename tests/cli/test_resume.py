@@ -22,7 +22,7 @@ from sdcli.app.run_file import Maker, run_file_of
 from sdcli.app.runs import RUN_FILE
 from sdcli.app.unfinished import sweep
 from sdcli.cli.main import run
-from sdcli.domain import Request
+from sdcli.domain import Hires, Request
 from sdcli.images.write import Destination
 from sdcli.settings import cache_dir
 from tests.app.conftest import script
@@ -311,6 +311,18 @@ def test_runs_are_listed_shown_and_removed(left: Callable[..., Path], sdcli: Com
     assert table["request"]["prompt"] == FOUR.prompt and table["schema"] == "sdcli.runs/1"
     sdcli("runs", "remove").refused(2, "which runs")
     assert f"removed {first.name}" in sdcli("runs", "remove", first.name).err and folders() == [second]
+
+
+def test_the_step_is_told_of_the_steps_of_its_round(left: Callable[..., Path], sdcli: Command) -> None:
+    def shown(step: object, number: int) -> str:
+        plain = json.dumps([0, step, number, {}]).encode()
+        header = json.dumps({"plain": {"dtype": "U8", "shape": [len(plain)], "data_offsets": [0, len(plain)]}}).encode()
+        twice = replace(FOUR, count=1, hires=Hires(128, 128, 9, 0.7))
+        path = left(request=twice, checkpoint_0=len(header).to_bytes(8, "little") + header + plain)
+        return sdcli("runs", "show", path.name).out.splitlines()[0]
+
+    assert "step 2 of 4," in shown(2, 0) and "step 7 of 9," in shown(7, 1)
+    assert not any("step" in shown(*never) for never in ((10**9, 0), (-3, 0), (5, 0), ("a", 0), (1, 2)))
 
 
 def test_where_pictures_go_is_shown_with_their_names(left: Callable[..., Path], sdcli: Command) -> None:
