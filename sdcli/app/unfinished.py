@@ -34,6 +34,9 @@ SOON_S = 3 * DAY_S
 NOTHING_S = 3600.0
 """A folder without a run file and latents goes when it is older: its run was killed as it began."""
 
+CALLS_MOST = 4
+"""Of a denoiser for a step, each of which schedulers count: as of Runge-Kutta's fourth order."""
+
 TOLD = "told.json"
 """When it was said of which run that it goes."""
 
@@ -232,5 +235,5 @@ def _step_of(path: Path, request: Request) -> tuple[int, int] | None:
         begin, end = table["plain"]["data_offsets"]
         _, step, number, _ = json.loads(blob[8 + header_bytes + begin : 8 + header_bytes + end])
         steps = dict(enumerate(request.rounds))[number].steps_run
-        return (step, steps) if isinstance(step, int) and 0 <= step <= steps else None
+        return (step, steps) if isinstance(step, int) and 0 <= step <= steps * CALLS_MOST else None
     return None

@@ -322,7 +322,7 @@ def test_the_step_is_told_of_the_steps_of_its_round(left: Callable[..., Path], s
         return sdcli("runs", "show", path.name).out.splitlines()[0]
 
     assert "step 2 of 4," in shown(2, 0) and "step 7 of 9," in shown(7, 1)
-    assert not any("step" in shown(*never) for never in ((10**9, 0), (-3, 0), (5, 0), ("a", 0), (1, 2)))
+    assert not any("step" in shown(*never) for never in ((10**9, 0), (-3, 0), (17, 0), ("a", 0), (1, 2)))
 
 
 def test_where_pictures_go_is_shown_with_their_names(left: Callable[..., Path], sdcli: Command) -> None:
