@@ -50,6 +50,10 @@ class WillNotFit(SdcliError):
     exit_code = 4
 
 
+class CheckpointDamaged(SdcliError):
+    """The step that a run would go on from cannot be used: nothing goes on with that run."""
+
+
 class NotFinite(SdcliError):
     """The model produced NaN or infinity."""
 
@@ -94,6 +98,7 @@ BY_NAME: dict[str, type[SdcliError]] = {
         BadRequest,
         ModelMissing,
         LacksFiles,
+        CheckpointDamaged,
         WillNotFit,
         NotFinite,
         NotFiniteInHalf,

@@ -212,6 +212,7 @@ def test_the_exit_codes_are_those_of_the_contract() -> None:
         "BadRequest": 2,
         "ModelMissing": 3,
         "LacksFiles": 1,
+        "CheckpointDamaged": 1,
         "WillNotFit": 4,
         "NotFinite": 5,
         "NotFiniteInHalf": 5,

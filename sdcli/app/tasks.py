@@ -27,9 +27,9 @@ from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named,
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.models.synthetic import is_outline
-from sdcli.plan.ceiling import Ceiling, decide_ceiling
+from sdcli.plan.ceiling import Ceiling, ceiling_elsewhere, decide_ceiling
 from sdcli.settings import Profile
-from sdcli.units import format_size, parse_size
+from sdcli.units import format_size
 
 if TYPE_CHECKING:
     from sdcli.images.read import InitImage
@@ -314,12 +314,14 @@ def _elsewhere(asked: Asked, posed: Profile, tell: Tell) -> tuple[DeviceName, Dt
     if asked.device != "auto":
         what = f"--device {asked.device} has no effect: {posed.name} computes with {posed.machine.processor}"
         tell(Note(what, "warning"))
+    if asked.kernel_limit is not None:
+        tell(Note(f"--kernel-limit has no effect: {posed.name} is another machine", "warning"))
     named = posed.machine.dtype if asked.dtype == "auto" else asked.dtype
     dtype, _ = machine.choose_dtype("cpu", named)
-    if asked.mem_limit == "none":
-        return "cpu", dtype, decide_ceiling("none", "cpu")
-    limit_bytes = posed.limit_bytes if asked.mem_limit == "auto" else parse_size(asked.mem_limit)
-    return "cpu", dtype, Ceiling(limit_bytes, posed.limit_from)
+    ceiling = ceiling_elsewhere(asked.mem_limit, posed)
+    if ceiling.warning:
+        tell(Note(ceiling.warning, "warning"))
+    return "cpu", dtype, ceiling
 
 
 def _require_possible(request: Request, model: Model) -> None:

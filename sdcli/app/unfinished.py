@@ -17,6 +17,7 @@ from sdcli.app.folder import BLOB_BYTES
 from sdcli.app.own_files import read_own, unsealed
 from sdcli.app.run_file import RunFile, read_run_file
 from sdcli.app.runs import DAY_S, RUN_FILE, hold, is_in_use, last_holder, last_use, run_folders, size_bytes_of
+from sdcli.domain import Request
 from sdcli.errors import BadRequest, SdcliError, echo
 from sdcli.plan.remembered import change_table, number, read_table
 from sdcli.units import GIB
@@ -33,6 +34,9 @@ SOON_S = 3 * DAY_S
 NOTHING_S = 3600.0
 """A folder without a run file and latents goes when it is older: its run was killed as it began."""
 
+CALLS_MOST = 4
+"""Of a denoiser for a step, each of which schedulers count: as of Runge-Kutta's fourth order."""
+
 TOLD = "told.json"
 """When it was said of which run that it goes."""
 
@@ -48,6 +52,8 @@ class Unfinished:
     denoised: int
     picture: int
     step: int | None
+    steps: int
+    """Of the round that it is at."""
     age_s: float
     size_bytes: int
     in_use: bool
@@ -58,20 +64,27 @@ class Unfinished:
         return self.file.request.count
 
 
-def unfinished_runs() -> Iterator[Unfinished]:
+def unfinished_runs(tell: Callable[[str], None] = lambda _: None) -> Iterator[Unfinished]:
     """All that can be gone on with, the newest first; also those that go on just now.
 
-    One that was killed when it had saved all its pictures leaves a folder that is deleted here.
+    Of one that cannot, such as another version's, it is told why. One that was killed when it had saved all its
+    pictures leaves a folder that is deleted here.
     """
     for folder in run_folders():
-        with suppress(SdcliError, OSError):
+        with suppress(OSError):
             if not (folder / RUN_FILE).is_file():
                 continue
-            run = look_at(folder)
+            try:
+                run = look_at(folder)
+            except SdcliError as error:
+                if (folder / RUN_FILE).is_file():  # else it ended meanwhile
+                    tell(str(error))
+                continue
             if run.saved < run.count:
                 yield run
             elif not run.in_use:
-                remove(folder)
+                with suppress(SdcliError):
+                    remove(folder)
 
 
 def clean_after(file: RunFile, lock: int) -> None:
@@ -95,6 +108,10 @@ def look_at(folder: Path) -> Unfinished:
     left = [image for image in range(file.request.count) if image not in done]
     begun = [image for image in left if image in by_kind["checkpoint"]]
     at = begun[0] if begun else left[0] if left else file.request.count - 1
+    step, steps = (_step_of(folder / f"checkpoint-{at}", file.request) if begun else None) or (
+        None,
+        file.request.steps_run,
+    )
     return Unfinished(
         id=folder.name,
         folder=folder,
@@ -102,7 +119,8 @@ def look_at(folder: Path) -> Unfinished:
         saved=len(by_kind["saved"]),
         denoised=len(done),
         picture=at + 1,
-        step=_step_of(folder / f"checkpoint-{at}") if begun else None,
+        step=step,
+        steps=steps,
         age_s=max(0.0, time.time() - last_use(folder)),
         size_bytes=size_bytes_of(folder),
         in_use=is_in_use(folder),
@@ -115,9 +133,10 @@ def find_run(name: str | None) -> Unfinished:
     Raises SdcliError where there is none, BadRequest where several begin so.
     """
     if name is None:
-        run = next((run for run in unfinished_runs() if not run.in_use), None)
+        unusable = list[str]()
+        run = next((run for run in unfinished_runs(unusable.append) if not run.in_use), None)
         if run is None:
-            raise SdcliError("no run is unfinished: there is nothing to go on with")
+            raise SdcliError(unusable[0] if unusable else "no run is unfinished: there is nothing to go on with")
         return run
     return look_at(find_folder(name))
 
@@ -204,13 +223,17 @@ def _left_of(folder: Path) -> int | None:
     return run.count - run.saved
 
 
-def _step_of(path: Path) -> int | None:
-    """The step of a checkpoint (engine/checkpoint.py): a number in JSON, in a tensor of a safetensors blob."""
+def _step_of(path: Path, request: Request) -> tuple[int, int] | None:
+    """The step of a checkpoint (engine/checkpoint.py) and the steps of its round; None where they are not possible.
+
+    They are numbers in JSON, in a tensor of a safetensors blob.
+    """
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         blob = unsealed(read_own(path, BLOB_BYTES))
         header_bytes = int.from_bytes(blob[:8], "little")
         table: Any = json.loads(blob[8 : 8 + header_bytes])
         begin, end = table["plain"]["data_offsets"]
-        step = json.loads(blob[8 + header_bytes + begin : 8 + header_bytes + end])[1]
-        return step if isinstance(step, int) else None
+        _, step, number, _ = json.loads(blob[8 + header_bytes + begin : 8 + header_bytes + end])
+        steps = dict(enumerate(request.rounds))[number].steps_run
+        return (step, steps) if isinstance(step, int) and 0 <= step <= steps * CALLS_MOST else None
     return None

@@ -20,7 +20,7 @@ from sdcli.cli.parsed import Product
 from sdcli.cli.preview import Previews, previews_of
 from sdcli.cli.progress import ProgressLines, making_lines
 from sdcli.cli.say import Voice, hand_out, say
-from sdcli.errors import Interrupted, SdcliError
+from sdcli.errors import CheckpointDamaged, Interrupted, SdcliError
 from sdcli.messages import PictureDone
 
 
@@ -35,7 +35,8 @@ def draw(
     from sdcli.images.write import plan_output  # here, because Pillow takes a third of the time that --help takes
 
     destination = plan_output(product.output, asked.count, force=product.force)
-    previews = previews_of(product.preview, product.output, product.force, voice.quiet)
+    pages.require_apart(destination, product.preview)
+    previews = previews_of(product.preview, destination, product.force, voice.quiet)
     if previews is None:
         asked = replace(asked, preview_every=0)
     task = prepare(asked, voice.tell, voice.debug)
@@ -85,7 +86,7 @@ def carry_out(
             hand_out(json.dumps(report(record)))
         if record.pictures:
             voice.say(f"saved before that: {len(record.pictures)} of {request.count}")
-        if record.folder.left is not None:
+        if record.folder.left is not None and not isinstance(error, CheckpointDamaged):
             _name_the_way_on(error, f"sdcli resume {record.folder.left} goes on with it", voice)
         raise
     pages.take(record)

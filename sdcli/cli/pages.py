@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,10 @@ from sdcli.cli.main import COMMAND_LINE
 from sdcli.cli.say import Voice
 from sdcli.cli.types import FilePath
 from sdcli.errors import BadRequest, SdcliError, echo
+from sdcli.settings import at_home
+
+if TYPE_CHECKING:
+    from sdcli.images.write import Destination
 
 LIBRARIES = ("matplotlib", "jinja2")
 """Of the extra `report`."""
@@ -75,6 +80,15 @@ class Pages:
 
         for option, path in asked.items():
             require_file(path, self._force, option)
+
+    def require_apart(self, destination: Destination, preview: str | None = None) -> None:
+        """Raise BadRequest where the chart would take the place of a picture, or of its preview."""
+        if self._plot is None:
+            return
+        if destination.takes(self._plot):
+            raise BadRequest(f"--plot {echo(self._plot)} is the --output as well: give another file")
+        if preview is not None and os.path.realpath(at_home(preview)) == os.path.realpath(self._plot):
+            raise BadRequest(f"--plot {echo(self._plot)} is the --preview as well: give another file")
 
     def take(self, record: RunRecord, error: BaseException | None = None, outcome: str | None = None) -> None:
         """A run that is over, and what ended it early. Its outcome may be known by name."""

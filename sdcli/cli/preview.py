@@ -20,6 +20,7 @@ from sdcli.settings import at_home
 
 if TYPE_CHECKING:
     from sdcli.images.preview import Protocol
+    from sdcli.images.write import Destination
 
 TERMINAL = "terminal"
 """What the option is where no file is named."""
@@ -111,12 +112,12 @@ class Previews:
             place(os.path.dirname(file) or ".", [os.path.basename(file)], data, replace=True)
 
 
-def previews_of(asked: str | None, output: str | None, force: bool, quiet: bool) -> Previews | None:
+def previews_of(asked: str | None, destination: Destination, force: bool, quiet: bool) -> Previews | None:
     """What shows previews, None where nobody wants any. Raises BadRequest for a file that may not be replaced."""
     if asked is None:
         return None
     if asked != TERMINAL:
-        return Previews(_checked(at_home(asked), output, force))
+        return Previews(_checked(at_home(asked), destination, force))
     if quiet:
         return None
     if not is_terminal():
@@ -128,11 +129,11 @@ def previews_of(asked: str | None, output: str | None, force: bool, quiet: bool)
     return Previews(None)
 
 
-def _checked(file: str, output: str | None, force: bool) -> str:
+def _checked(file: str, destination: Destination, force: bool) -> str:
     from sdcli.images.preview import is_preview
 
     path = Path(file)
-    if output is not None and path.absolute() == Path(at_home(output)).absolute():
+    if destination.takes(file):
         raise BadRequest(f"--preview {echo(file)} is the --output as well: give another file")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise BadRequest(f"--preview {echo(file)}: no file can be there; give one in a folder that exists")

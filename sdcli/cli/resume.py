@@ -49,6 +49,7 @@ def _resume(run: str | None, params: Params, pages: Pages) -> None:
         wanted = _wanted(found, params)
         if wanted.destination.folder is None and params["as_json"]:
             raise BadRequest("--json and a picture both want stdout: give --output a file")
+        pages.require_apart(wanted.destination)
         require_place(record, wanted.destination)
     except BaseException:
         record.folder.close(finished=False)
@@ -61,7 +62,7 @@ def progress_of(run: Unfinished) -> str:
     """How far it is."""
     if run.denoised == run.count:
         return "all pictures are denoised" if run.saved < run.count else "all pictures are saved"
-    step = "" if run.step is None else f", step {run.step} of {run.file.request.steps_run}"
+    step = "" if run.step is None else f", step {run.step} of {run.steps}"
     return f"picture {run.picture} of {run.count}{step}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -33,12 +34,15 @@ def command(ctx: click.Context) -> None:
 
 @command.command("list")
 @options((JSON,), TALK)
-def _list(as_json: bool, **_: Any) -> None:
+def _list(as_json: bool, **params: Any) -> None:
     """Show the runs that sdcli resume can go on with, the newest first."""
-    runs = list(unfinished_runs())
+    voice = voice_of(params)
+    runs = list(unfinished_runs(voice.warn))
     if as_json:
         hand_out(json.dumps({"schema": SCHEMA, "runs": [_table(run) for run in runs]}))
         return
+    if not runs:
+        voice.say("no run is unfinished")
     for run in runs:
         words = printable(run.file.request.prompt[: PROMPT_SHOWN + 1])
         words = words if len(words) <= PROMPT_SHOWN else f"{words[: PROMPT_SHOWN - 1]}…"
@@ -55,12 +59,15 @@ def _show(run: str | None, as_json: bool, **_: Any) -> None:
         hand_out(json.dumps({"schema": SCHEMA, **_table(found), "request": found.file.table["request"]}))
         return
     request, place = found.file.request, found.file.wanted.destination.seen_from(found.file.wanted.working_folder)
+    busy = ", under way" if found.in_use else ""
+    names = f"{place.names[0]} … {place.names[-1]}" if len(place.names) > 1 else "".join(place.names)
+    to = "stdout" if place.folder is None else printable(os.path.join(place.folder, names) or ".")
     lines = (
-        f"{found.id}: {progress_of(found)}, {found.saved} of {found.count} saved, {_age(found.age_s)}",
+        f"{found.id}: {progress_of(found)}, {found.saved} of {found.count} saved, {_age(found.age_s)}{busy}",
         f"  {printable(str(found.folder))}, {format_size(found.size_bytes)}",
         f"  model {printable(found.file.origins.ref)}, {request.width}x{request.height}, {request.steps} steps,"
         f" seed {request.seed}",
-        f"  to {'stdout' if place.folder is None else printable(place.folder or '.')}",
+        f"  to {to}",
         f"  {printable(request.prompt[:1000])}",
     )
     for line in lines:
@@ -104,7 +111,7 @@ def _table(run: Unfinished) -> dict[str, Any]:
         "denoised": run.denoised,
         "picture": run.picture,
         "step": run.step,
-        "steps": run.file.request.steps_run,
+        "steps": run.steps,
         "age_s": round(run.age_s),
         "size_bytes": run.size_bytes,
         "in_use": run.in_use,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sdcli.engine.schedulers import restore_scheduler, scheduler_state
-from sdcli.errors import SdcliError
+from sdcli.errors import CheckpointDamaged
 
 DAMAGED = "a checkpoint of this run is damaged: sdcli runs remove takes the run away; draw it anew"
 
@@ -51,17 +51,19 @@ class Checkpoint:
         return cls(image, step, latents, generator.get_state(), *history, round=number)
 
     def restore(self, generator: torch.Generator, scheduler: Any) -> torch.Tensor:
-        """Bring generator and scheduler to where they were; returns the latents. Raises SdcliError for one that is of
-        others."""
+        """Bring generator and scheduler to where they were; returns the latents.
+
+        Raises CheckpointDamaged for one that is of others.
+        """
         try:
             generator.set_state(self.generator)
             restore_scheduler(scheduler, self.scheduler_tensors, self.scheduler_plain)
         except (RuntimeError, TypeError, LookupError) as error:
-            raise SdcliError(DAMAGED) from error
+            raise CheckpointDamaged(DAMAGED) from error
         return self.latents
 
     def require_sound(self, shape: torch.Size, count: int) -> None:
-        """Raise SdcliError for one that is not of a picture of this shape, drawn in so many steps.
+        """Raise CheckpointDamaged for one that is not of a picture of this shape, drawn in so many steps.
 
         A scheduler's own numbers may be infinite: logarithms of a noise level of 0.
         """
@@ -74,7 +76,7 @@ class Checkpoint:
             and all(isinstance(length, int) and 0 <= length <= LENGTH_MOST for length in lengths)
         )
         if not sound:
-            raise SdcliError(DAMAGED)
+            raise CheckpointDamaged(DAMAGED)
 
     def to_bytes(self) -> bytes:
         """As one blob."""
@@ -88,14 +90,14 @@ class Checkpoint:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Checkpoint:
-        """Undo `to_bytes`. Raises SdcliError for what is no checkpoint."""
+        """Undo `to_bytes`. Raises CheckpointDamaged for what is no checkpoint."""
         try:
             tensors = load(blob)
             image, step, number, plain = json.loads(bytes(tensors.pop("plain").tolist()))
             latents, generator = tensors.pop("latents"), tensors.pop("generator")
         except (SafetensorError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-            raise SdcliError(DAMAGED) from error
+            raise CheckpointDamaged(DAMAGED) from error
         if not all(type(one) is int for one in (image, step, number)) or not isinstance(plain, dict):
-            raise SdcliError(DAMAGED)
+            raise CheckpointDamaged(DAMAGED)
         scheduler = {name.removeprefix("scheduler."): tensor for name, tensor in tensors.items()}
         return cls(image, step, latents, generator, scheduler, plain, number)

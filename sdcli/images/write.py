@@ -110,6 +110,11 @@ class Destination:
         here = self.folder is None or os.path.isabs(self.folder) or working_folder == os.getcwd()
         return self if here else replace(self, folder=os.path.join(working_folder, self.folder or ""))
 
+    def takes(self, path: str) -> bool:
+        """Whether one of its pictures is to have that path, as far as their names are known before."""
+        folder, name = os.path.split(path)
+        return name in self.names and os.path.realpath(folder) == os.path.realpath(self.folder or "")
+
     def _shown(self, image: int) -> str:
         return os.path.join(self.folder or "", self.names[image]) if self.names else self.folder or ""
 

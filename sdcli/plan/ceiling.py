@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sdcli import machine
-from sdcli.units import MIB, format_limit, format_size, parse_size
+from sdcli.settings import Profile
+from sdcli.units import KIB, MIB, format_limit, format_size, parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,22 @@ def _decide(text: str, device: str, kernel_limit_bytes: int | None) -> Ceiling:
         return Ceiling(share, f"an app's share, as on iOS, of the {format_size(has)} of {owner}")
     asked = parse_size(text)
     least = min(has, container) if container is not None else has
+    return _within(asked, least, owner if least == has else holder)
+
+
+def ceiling_elsewhere(text: str, posed: Profile) -> Ceiling:
+    """The same on the machine of a profile, which `auto` and the profile's own size, in whole KiB, mean there."""
+    if text == "none":
+        return Ceiling(None, "none asked for: footprint is measured, not limited")
+    has, asked = posed.machine.memory_bytes, posed.limit_bytes if text == "auto" else parse_size(text)
+    if asked // KIB == posed.limit_bytes // KIB:
+        return Ceiling(asked, posed.limit_from)
+    return _within(asked, has, posed.name)
+
+
+def _within(asked: int, least: int, whose: str) -> Ceiling:
+    """A size that was asked for, and no more than there is."""
     if asked > least:
-        whose = owner if least == has else holder
         warning = f"the ceiling of {format_size(asked)} is more than {whose} has: {format_size(least)} is used"
         return Ceiling(least, f"all that {whose} has", warning)
     return Ceiling(asked, f"asked for: {asked} bytes")

@@ -49,6 +49,26 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_begins(
     assert (work / "there.html").read_text() == "somebody else's" and len(list(work.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("-o", "a.png", "--plot", "a.png"), "--plot 'a.png' is the --output as well"),
+        (("-o", "a.png", "--plot", "sub/../a.png"), "is the --output as well"),
+        (("-o", "{}/a.png", "--plot", "a.png"), "is the --output as well"),
+        (("-o", "a.png", "-b", "2", "--plot", "a-2.png"), "--plot 'a-2.png' is the --output as well"),
+        (("-o", "a.png", "-b", "2", "--preview", "a-2.png"), "--preview 'a-2.png' is the --output as well"),
+        (("-o", "a.png", "--preview", "b.png", "--plot", "./b.png"), "--plot './b.png' is the --preview as well"),
+    ],
+)
+def test_the_chart_never_takes_the_place_of_a_picture(
+    sdcli: Command, work: Path, tiny: Path, argv: tuple[str, ...], words: str
+) -> None:
+    (work / "sub").mkdir()
+    argv = tuple(one.format(work) for one in argv)
+    sdcli(*FOX, "--model", tiny, "--force", *argv).refused(2, words)
+    assert [path.name for path in work.iterdir()] == ["sub"]
+
+
 def test_a_prompt_of_many_has_no_page_of_its_own(sdcli: Command, work: Path, tiny: Path) -> None:
     (work / "lines.txt").write_text("a fox\na cat --report cat.html\n")
     sdcli("txt2img", "--prompts", "lines.txt", "--model", tiny).refused(2, "line 2 of --prompts: --report and --plot")

@@ -146,6 +146,16 @@ def test_what_was_said_goes_before_the_profile(sdcli: Command, tiny: Path) -> No
     assert "warning: --device cpu has no effect: iphone-4gb computes with its GPU" in outcome.err
 
 
+def test_a_ceiling_that_was_asked_for_is_not_said_to_be_the_profile_s(sdcli: Command, tiny: Path) -> None:
+    job = ["plan", "a fox", "-m", tiny, "--profile", "cloud-1gb"]
+    assert "ceiling: 512 MiB, what --mem-limit auto takes of 1 GiB" in sdcli(*job).out
+    assert "ceiling: 768 MiB, asked for: 805306368 bytes" in sdcli(*job, "--mem-limit", "768MiB").out
+    beyond = sdcli(*job, "--mem-limit", "8GiB", "--kernel-limit", "2GiB")
+    assert "ceiling: 1.00 GiB, all that cloud-1gb has" in beyond.out
+    assert "warning: the ceiling of 8.00 GiB is more than cloud-1gb has: 1.00 GiB is used" in beyond.err
+    assert "warning: --kernel-limit has no effect: cloud-1gb is another machine" in beyond.err
+
+
 def test_a_plan_for_another_machine_says_whose_figures_it_has(sdcli: Command, tiny: Path) -> None:
     outcome = sdcli("plan", "a fox", "-m", tiny, "--profile", "raspberry-pi-5-4gb")
     assert (outcome.code, outcome.err) == (0, "")

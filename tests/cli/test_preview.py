@@ -14,6 +14,7 @@ from sdcli.app.record import RunRecord, Task
 from sdcli.cli.preview import TERMINAL, previews_of, protocol_of
 from sdcli.cli.progress import ProgressLines
 from sdcli.images.preview import is_preview, picture_of, png_of
+from sdcli.images.write import place_of
 from sdcli.messages import Preview
 from sdcli.models.opened import open_model
 from sdcli.plan.ceiling import Ceiling
@@ -51,8 +52,8 @@ def test_a_terminal_gets_each_in_the_place_of_the_one_before(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sdcli.cli.preview.is_terminal", lambda: True)
     monkeypatch.setattr("sdcli.cli.progress.is_terminal", lambda: True)
-    previews = previews_of(TERMINAL, None, False, quiet=False)
-    assert previews is not None and previews_of(TERMINAL, None, False, quiet=True) is None
+    previews = previews_of(TERMINAL, place_of(None, 1, force=False), False, quiet=False)
+    assert previews is not None and previews_of(TERMINAL, place_of(None, 1, force=False), False, quiet=True) is None
     record = RunRecord(Task(open_model("m", tiny), ASTRONAUT, "cpu", "fp32", Ceiling(None, "")))
     progress = ProgressLines(record, record.task.ceiling, quiet=False, verbose=False, previews=previews)
     shown: Any = Preview(0, 16, 16, bytes(16 * 16 * 3)), None
@@ -64,7 +65,7 @@ def test_a_terminal_gets_each_in_the_place_of_the_one_before(
     assert out == "" and err.count("\u2580") == 3 * 16 * 32 and err.count("\x1b[0m\n") == 3 * 16
     assert err.index("\x1b[16A") > err.index("\x1b[0m") and err.count("\x1b[16A") == 1
     monkeypatch.setenv("NO_COLOR", "1")
-    assert previews_of(TERMINAL, None, False, quiet=False) is None
+    assert previews_of(TERMINAL, place_of(None, 1, force=False), False, quiet=False) is None
     assert "takes no colours" in capfd.readouterr().err
 
 

@@ -22,7 +22,7 @@ from sdcli.app.run_file import Maker, run_file_of
 from sdcli.app.runs import RUN_FILE
 from sdcli.app.unfinished import sweep
 from sdcli.cli.main import run
-from sdcli.domain import Request
+from sdcli.domain import Hires, Request
 from sdcli.images.write import Destination
 from sdcli.settings import cache_dir
 from tests.app.conftest import script
@@ -188,7 +188,8 @@ def test_with_nothing_unfinished_one_line_says_so(sdcli: Command) -> None:
     sdcli("resume").refused(1, "no run is unfinished")
     sdcli("resume", "2026").refused(1, "no run '2026': sdcli runs list")
     sdcli("resume", "../../etc").refused(1, "no run '../../etc'")
-    assert sdcli("runs").out == "" and json.loads(sdcli("runs", "list", "--json").out)["runs"] == []
+    assert (sdcli("runs").out, sdcli("runs").err) == ("", "no run is unfinished\n")
+    assert json.loads(sdcli("runs", "list", "--json").out)["runs"] == []
 
 
 def test_a_name_that_several_have_is_none(left: Callable[..., Path], sdcli: Command) -> None:
@@ -283,6 +284,16 @@ def test_a_damaged_checkpoint_is_none_and_the_picture_is_begun_anew(
     assert Path("jobs").read_text() == "whole () () b''\n" and len(names(work)) == 4
 
 
+def test_a_run_whose_checkpoint_is_damaged_is_not_said_to_go_on(
+    left: Callable[..., Path], script: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    left(checkpoint_0=b"step|2")
+    failed = "say(Failed('CheckpointDamaged', 'a checkpoint is damaged: draw anew'))"
+    script(f"say(Ready('a script', '2.0'))\nhear()\n{failed}")
+    assert run(["resume"]) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == "Error: a checkpoint is damaged: draw anew"
+
+
 # sdcli runs
 
 
@@ -300,6 +311,37 @@ def test_runs_are_listed_shown_and_removed(left: Callable[..., Path], sdcli: Com
     assert table["request"]["prompt"] == FOUR.prompt and table["schema"] == "sdcli.runs/1"
     sdcli("runs", "remove").refused(2, "which runs")
     assert f"removed {first.name}" in sdcli("runs", "remove", first.name).err and folders() == [second]
+
+
+def test_the_step_is_told_of_the_steps_of_its_round(left: Callable[..., Path], sdcli: Command) -> None:
+    def shown(step: object, number: int) -> str:
+        plain = json.dumps([0, step, number, {}]).encode()
+        header = json.dumps({"plain": {"dtype": "U8", "shape": [len(plain)], "data_offsets": [0, len(plain)]}}).encode()
+        twice = replace(FOUR, count=1, hires=Hires(128, 128, 9, 0.7))
+        path = left(request=twice, checkpoint_0=len(header).to_bytes(8, "little") + header + plain)
+        return sdcli("runs", "show", path.name).out.splitlines()[0]
+
+    assert "step 2 of 4," in shown(2, 0) and "step 7 of 9," in shown(7, 1)
+    assert not any("step" in shown(*never) for never in ((10**9, 0), (-3, 0), (17, 0), ("a", 0), (1, 2)))
+
+
+def test_where_pictures_go_is_shown_with_their_names(left: Callable[..., Path], sdcli: Command) -> None:
+    one, four = (
+        Destination("", ("a.png",), ".png", force=False),
+        Destination("x", tuple(f"a-{number}.png" for number in range(1, 5)), ".png", force=False),
+    )
+    assert "\n  to a.png\n" in sdcli("runs", "show", left(output=one, request=replace(FOUR, count=1)).name).out
+    assert f"\n  to {os.path.join('x', 'a-1.png')} … a-4.png\n" in sdcli("runs", "show", left(output=four).name).out
+
+
+def test_a_run_of_another_version_is_told_and_not_passed_over(left: Callable[..., Path], sdcli: Command) -> None:
+    path = left(latents_0=b"x")
+    told = json.loads((path / RUN_FILE).read_text())
+    (path / RUN_FILE).write_text(json.dumps(told | {"schema": "sdcli.run/99"}))
+    listed = sdcli("runs", "list")
+    assert (listed.code, listed.out.strip()) == (0, "") and f"sdcli runs remove {path.name} takes it away" in listed.err
+    sdcli("resume").refused(1, "it is of another version of sdcli", f"sdcli runs remove {path.name}")
+    assert sdcli("runs", "remove", path.name).code == 0 and folders() == []
 
 
 def test_a_run_is_said_to_go_and_goes_a_day_later(left: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

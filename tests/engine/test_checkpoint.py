@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 from sdcli.engine.checkpoint import Checkpoint
 from sdcli.engine.schedulers import build_scheduler
-from sdcli.errors import SdcliError
+from sdcli.errors import CheckpointDamaged
 from sdcli.models.opened import open_model
 
 STEPS, SHAPE = 4, torch.Size((1, 4, 8, 8))
@@ -68,7 +68,7 @@ def test_a_checkpoint_comes_back(blob: bytes, scheduler: Any) -> None:
 )
 def test_one_that_was_tampered_with_is_refused(blob: bytes, scheduler: Any, plain: object) -> None:
     step = type(scheduler).step
-    with pytest.raises(SdcliError, match="a checkpoint of this run is damaged"):
+    with pytest.raises(CheckpointDamaged, match="a checkpoint of this run is damaged"):
         restored(edited(blob, plain), scheduler)
     assert scheduler.step.__func__ is step
 
@@ -79,5 +79,5 @@ def test_what_is_none_and_tensors_of_others_are_refused(blob: bytes, scheduler: 
     blobs += [edited(blob, latents=torch.zeros(SHAPE).half()), edited(blob, generator=torch.zeros(3))]
     blobs += [edited(blob, **{"scheduler.step": torch.zeros(3)}), save(load(blob) | {"plain": torch.zeros(3)})]
     for one in blobs:
-        with pytest.raises(SdcliError, match="a checkpoint of this run is damaged"):
+        with pytest.raises(CheckpointDamaged, match="a checkpoint of this run is damaged"):
             restored(one, scheduler)
