@@ -196,9 +196,7 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     weights = subject.weights
     streaming = LEFT_BY_MAKING_BYTES if making and plan.prepared else 0
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
-    if not plan.prepared and plan.residency != "resident":
-        laying_out = remainder.kernels(way_of(subject, plan))  # as many kernels as compute with what is laid out
-        streaming += STREAMED_TIMES * weights.largest_bytes + min(laying_out, weights.largest_bytes)
+    streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
     kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)
     alive = way_of(subject, plan).live_bytes

@@ -25,6 +25,11 @@ Packing = tuple[nn.Module, type[Packed], MapShape]
 """Whose forward uses a weight, how it is packed for that, and the map that the layer sees."""
 
 
+RECENT_MOST = 4
+"""Weights that are remembered as they were packed: an attention goes by turns to four layers, for one sample after
+another, and a feed-forward to two, for some tokens after others."""
+
+
 class Lent:
     """The weights of one module while they are lent. `bytes_read` counts what streaming read from the files."""
 
@@ -78,13 +83,15 @@ class Lent:
     def compute_packing(self, name: str, packing: Packing, stored: Stored) -> None:
         """Have the layer's weight cast and packed whenever it is needed, unless it was needed a moment ago.
 
-        All that is remembered is no larger than the buffer. A feed-forward goes by turns to its two layers.
+        A few are remembered, and no more than the buffer has: they lie in the heap, where what the work around them
+        makes finds no room then.
         """
         layer, kind, _ = packing
 
         def make() -> list[torch.Tensor]:
             if name not in self._recent:
-                while self._recent and self._remembered() + stored.tensor.numel() > self._buffer.numel():
+                room = self._buffer.numel() - stored.tensor.numel()
+                while self._recent and (len(self._recent) == RECENT_MOST or self._remembered() > room):
                     self._recent.popitem(last=False)
                 self._reads(name, stored.tensor.nbytes)
                 with self._device.exact():  # or as many sizes leave as many gaps in the heap

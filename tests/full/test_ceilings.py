@@ -99,6 +99,17 @@ def test_a_predicted_peak_is_never_under_the_measured_one_and_little_over(
     assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= 1.08 * memory["peak_bytes"]
 
 
+@pytest.mark.parametrize("limit", ["1GiB", "2GiB"])
+def test_nor_is_it_where_weights_are_laid_out_whenever_they_are_used(program: Program, limit: str) -> None:
+    options = ["--size", "256x256", "-s", "3", "--no-prepare", "--mem-limit", limit, "--on-limit", "kill"]
+    seen = watch(program.line("txt2img", *options, "-o", "a.png"), program.environment)
+    assert seen.code == 0, seen.err
+    report = json.loads(seen.out)
+    memory = report["memory"]
+    assert not report["plan"]["prepared"] and report["plan"]["residency"] == "partial"
+    assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= 1.08 * memory["peak_bytes"]
+
+
 def test_the_ceiling_that_is_offered_survives_and_a_little_less_is_refused(program: Program) -> None:
     # making the prepared copy takes more than using it: it is made first
     assert watch(program.line("txt2img", "--mem-limit", "1GiB", "-o", "first.png"), program.environment).code == 0
