@@ -88,11 +88,14 @@ def _tokens(tokenizer: Any, length: int, prompts: Sequence[Wording], own: Mappin
 
 
 def _framed(tokenizer: Any, part: list[tuple[int, float]], room: int) -> tuple[list[int], list[float], int]:
-    """A chunk's token numbers and weights, with its marks, and where the one at its end is."""
+    """A chunk's token numbers and weights, with its marks, and where its first end mark is: a prompt may spell one."""
     pad = [(tokenizer.pad_token_id, 1.0)] * (room - len(part))
     marked = [(tokenizer.bos_token_id, 1.0), *part, (tokenizer.eos_token_id, 1.0)]
-    whole = [*pad, *marked] if tokenizer.padding_side == "left" else [*marked, *pad]
-    end = len(whole) - 1 if tokenizer.padding_side == "left" else len(marked) - 1
+    end = next(at for at, (number, _) in enumerate(marked) if at and number == tokenizer.eos_token_id)
+    if tokenizer.padding_side == "left":
+        whole, end = [*pad, *marked], len(pad) + end
+    else:
+        whole = [*marked, *pad]
     return [number for number, _ in whole], [weight for _, weight in whole], end
 
 

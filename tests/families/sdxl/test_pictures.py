@@ -66,6 +66,11 @@ def test_a_picture_is_the_pipeline_s(xl: Path, pipeline: Any, guidance: float) -
     assert largest_difference(ours, theirs(pipeline, request)) <= 1
 
 
+def test_a_prompt_that_spells_the_end_mark_is_pooled_there(xl: Path, pipeline: Any) -> None:
+    request = replace(REQUEST, prompt="a fox <|endoftext|> in the snow")
+    assert largest_difference(draw(xl, request=request), theirs(pipeline, request)) <= 1
+
+
 def test_an_empty_negative_prompt_is_zeros(xl: Path, pipeline: Any) -> None:
     request = replace(REQUEST, negative="")
     ours = draw(xl, request=request)
