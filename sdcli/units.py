@@ -44,9 +44,17 @@ def format_limit(size_bytes: int) -> str:
     return f"{-(-size_bytes // MIB)}MiB"
 
 
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in two figures."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    if seconds >= 100:
+        return f"{seconds / 60:.{int(seconds < 600)}f} min"
+    return f"{seconds:.{0 if seconds >= 10 else 1 if seconds >= 0.995 else 2}f} s"
+
+
 def format_pace(seconds: float) -> str:
     """About how many seconds, in two figures, as one can know them beforehand."""
     if seconds < 0.1:
         return "less than 0.1 s"
-    figures = ".0f" if seconds >= 10 else ".1f" if seconds >= 0.95 else ".2g"
-    return f"about {seconds:{figures}} s"
+    return f"about {format_duration(seconds)}"

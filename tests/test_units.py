@@ -135,9 +135,12 @@ def test_a_limit_that_is_shown_can_be_passed_back_and_is_enough(size_bytes: int)
     [
         (0.004, "less than 0.1 s"),
         (0.123, "about 0.12 s"),
-        (0.96, "about 1.0 s"),
+        (0.96, "about 0.96 s"),
+        (0.996, "about 1.0 s"),
         (2.345, "about 2.3 s"),
         (41.6, "about 42 s"),
+        (900, "about 15 min"),
+        (9000, "about 2.5 h"),
     ],
 )
 def test_a_pace_is_told_in_two_figures(seconds: float, shown: str) -> None:

@@ -25,7 +25,7 @@ from sdcli.cli.say import hand_out
 from sdcli.errors import SdcliError, printable
 from sdcli.models.synthetic import SYNTHETIC
 from sdcli.settings import read_profile
-from sdcli.units import format_size
+from sdcli.units import format_duration, format_size
 
 NAME_WIDTH, REF_WIDTH = 16, 26
 NARROW, WIDE = 60, 120
@@ -172,24 +172,15 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.width}x{row.height}",
         "yes" if row.fits else "no",
         "" if least is None else format_size(least),
-        "-" if seconds is None else _time(seconds.step_s) + ("*" if seconds.bound == "disk" else ""),
+        "-" if seconds is None else format_duration(seconds.step_s) + ("*" if seconds.bound == "disk" else ""),
         str(row.steps),
-        "-" if seconds is None else _time(seconds.picture_s),
+        "-" if seconds is None else format_duration(seconds.picture_s),
         format_size(row.download_bytes) if row.hub else "here",
     )
 
 
 def _name(row: Row) -> str:
     return printable(row.ref).removeprefix(SYNTHETIC)
-
-
-def _time(seconds: float) -> str:
-    """In two figures."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    if seconds >= 100:
-        return f"{seconds / 60:.{int(seconds < 600)}f} min"
-    return f"{seconds:.{0 if seconds >= 10 else 1 if seconds >= 1 else 2}f} s"
 
 
 def _every(value: Any, said: Callable[[str], str]) -> Any:

@@ -195,7 +195,7 @@ def _require_usable(folder: str, option: str = "--output") -> None:
         sweep(folder)
         probe(folder)
     except FileNotFoundError as error:
-        if os.path.normpath(folder) == os.curdir:
+        if os.path.normpath(folder) == os.curdir and not os.path.exists(os.curdir):
             raise SdcliError(f"the working folder has been deleted: change to another, or give {option} one") from error
         if os.path.isdir(folder):  # as /proc, where nothing can be made
             raise SdcliError(f"cannot write to the folder {echo(folder)}: give {option} another") from error

@@ -55,6 +55,9 @@ def _require_all(ref: str, folder: Path, parts: list[Part]) -> None:
         inner = "" if known else model_folders_in(folder)
         if inner:
             raise SdcliError(f"{echo(ref)} is not a model's folder, it has some in it: give {inner}")
+        whole = folder.absolute().parent
+        if not known and looks_like_a_model(lambda name: (whole / name).is_dir()):
+            raise SdcliError(f"{echo(ref)} is a part of a model: give {echo(whole)}")
         hint = next(filter(None, hints), "")
         raise LacksFiles(
             f"the model {echo(ref)} lacks {', '.join(missing)}{'; ' if hint else ''}{hint}: complete the folder"

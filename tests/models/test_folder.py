@@ -79,6 +79,11 @@ def test_all_that_is_missing_is_named_at_once(tmp_path: Path, refused: Refused) 
         open_model("typo", tmp_path)
 
 
+def test_a_part_s_folder_is_refused_with_the_model_s(model_folder: Path, refused: Refused) -> None:
+    with refused(1, "is a part of a model: give ", model_folder.name):
+        open_model("m", model_folder / "unet")
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae", "scheduler", "tokenizer"])
 def test_a_missing_part_is_named_and_no_other(model_folder: Path, refused: Refused, part: str) -> None:
     shutil.rmtree(model_folder / part)
