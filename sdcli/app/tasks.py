@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli import machine
 from sdcli.app.asked import MASK_BLUR, SEED_END, STRENGTH, Asked, Note, Tell
+from sdcli.app.deciding import decided, decided_elsewhere
 from sdcli.app.embeddings import embeddings_of, idle
 from sdcli.app.enlarging import enlarged
 from sdcli.app.loras import has_tags, loras_of, without_tags
 from sdcli.app.record import Task
 from sdcli.app.references import with_references
-from sdcli.domain import DeviceName, DtypeName, Model, Request, Sources
+from sdcli.domain import Model, Request, Sources
 from sdcli.errors import BadRequest, echo
 from sdcli.families.prompts import is_marked
 from sdcli.families.registry import family_of
 from sdcli.families.tiny.parts import TINY
 from sdcli.host.making import make_synthetic
-from sdcli.models.disks import model_in_memory
 from sdcli.models.few_steps import FewSteps, few_steps_of
 from sdcli.models.reference import DEMO, resolve_model
 from sdcli.models.samplers import OWN, no_effect, sampler_named, schedule_named, scheduler_of, times_in
 from sdcli.models.schedulers import adds_noise, possible_steps
 from sdcli.models.stamps import stamps_of
 from sdcli.models.synthetic import is_outline
-from sdcli.plan.ceiling import Ceiling, ceiling_elsewhere, decide_ceiling
 from sdcli.settings import Profile
 from sdcli.units import format_size
 
@@ -263,7 +262,7 @@ def task_of(
     posed: Profile | None = None,
 ) -> Task:
     """Device, type and ceiling decided, each told with its reason."""
-    name, dtype, ceiling = _decided(asked, model, tell) if posed is None else _elsewhere(asked, posed, tell)
+    name, dtype, ceiling = decided(asked, model, tell) if posed is None else decided_elsewhere(asked, posed, tell)
     for part in model.parts.values():
         if part.passed_over:
             keys = ", ".join(map(echo, part.passed_over[:KEYS_SHOWN]))
@@ -290,38 +289,6 @@ def task_of(
     if image is None:
         return task
     return replace(task, pixels=image.pixels, mask=image.mask, canvas=image.canvas, edit=image.edit)
-
-
-def _decided(asked: Asked, model: Model, tell: Tell) -> tuple[DeviceName, DtypeName, Ceiling]:
-    """On this machine."""
-    device = machine.choose_device(asked.device)
-    name: DeviceName = "cuda" if device.value == "cuda" else "mps" if device.value == "mps" else "cpu"
-    dtype, why = machine.choose_dtype(name, asked.dtype)
-    if name == "cpu" and dtype == "fp16":
-        tell(Note("fp16 arithmetic on a CPU can be hundreds of times slower than bf16 or fp32", "warning"))
-    ceiling = decide_ceiling(asked.mem_limit, name, asked.kernel_limit)
-    if ceiling.warning:
-        tell(Note(ceiling.warning, "warning"))
-    if model_in_memory(model):
-        what = "the model lies on a RAM disk: the system counts all of it as memory, beside the ceiling"
-        tell(Note(f"{what}; a folder on a disk takes none", "warning"))
-    tell(Note(f"device: {name}, {device.reason}; {dtype}: {why}; ceiling: {ceiling.reason}", "detail"))
-    return name, dtype, ceiling
-
-
-def _elsewhere(asked: Asked, posed: Profile, tell: Tell) -> tuple[DeviceName, DtypeName, Ceiling]:
-    """On the machine of a profile, whose memory is counted as if this one's CPU drew in its type."""
-    if asked.device != "auto":
-        what = f"--device {asked.device} has no effect: {posed.name} computes with {posed.machine.processor}"
-        tell(Note(what, "warning"))
-    if asked.kernel_limit is not None:
-        tell(Note(f"--kernel-limit has no effect: {posed.name} is another machine", "warning"))
-    named = posed.machine.dtype if asked.dtype == "auto" else asked.dtype
-    dtype, _ = machine.choose_dtype("cpu", named)
-    ceiling = ceiling_elsewhere(asked.mem_limit, posed)
-    if ceiling.warning:
-        tell(Note(ceiling.warning, "warning"))
-    return "cpu", dtype, ceiling
 
 
 def _require_possible(request: Request, model: Model) -> None:
