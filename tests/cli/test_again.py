@@ -299,7 +299,6 @@ def test_what_is_not_known_of_anothers_picture_is_told(sdcli: Command, tiny: Pat
     err = sdcli("again", path, "-m", tiny, "--mem-limit", "100MiB").err
     for line in (
         "its sampler 'Warp 9' is not known: the model's own is taken",
-        "its model 'v1-5, pruned' is not on this disk: give --model",
         "not honoured: ADetailer prompt",
         "expect another picture of the same kind",
     ):

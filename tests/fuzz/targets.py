@@ -272,7 +272,7 @@ def _told(path: Path) -> object:
     told = read_told(path)
     json.dumps(info_report(str(path), told)).encode()
     found = replay_of(told)
-    assert all(note.isprintable() for note in found.notes), found.notes
+    assert all(text.isprintable() for note in found.notes for text in note), found.notes
     require_given(told, {"init": None, "mask": None, "references": ()})
     return found
 
@@ -307,8 +307,8 @@ def _run_folder(name: str) -> Any:
             path.write_bytes(data)
             try:
                 _retry(home)
-                _step_of(path)
                 found = look_at(home)
+                _step_of(path, found.file.request)
                 job = found.file.task() if name == "job.json" else None
                 lock = take_lock(home)
                 assert lock is not None
