@@ -53,7 +53,7 @@ if "PICTURES" in ends:
         say(PictureDone(image, job.request.seed + image, 64, 64, bytes([image]) * 64 * 64 * 3))
     say(StageEnded("decode", 1.0))
 say(Finished())
-time.sleep(600)
+sys.stdin.buffer.read()  # until its host has gone
 """
 
 
