@@ -16,6 +16,7 @@ def test_every_kind_of_failure_has_the_exit_code_of_the_contract() -> None:
         "SdcliError": 1,
         "BadRequest": 2,
         "ModelMissing": 3,
+        "CheckpointDamaged": 1,
         "LacksFiles": 1,
         "WillNotFit": 4,
         "NotFinite": 5,

@@ -188,6 +188,14 @@ def _require_one_line(output: str) -> None:
         raise BadRequest(f"{echo(output)} has a control character: choose another name")
 
 
+def _working_folder_has_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def _require_usable(folder: str, option: str = "--output") -> None:
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
@@ -195,7 +203,7 @@ def _require_usable(folder: str, option: str = "--output") -> None:
         sweep(folder)
         probe(folder)
     except FileNotFoundError as error:
-        if os.path.normpath(folder) == os.curdir and not os.path.exists(os.curdir):
+        if os.path.normpath(folder) == os.curdir and _working_folder_has_gone():
             raise SdcliError(f"the working folder has been deleted: change to another, or give {option} one") from error
         if os.path.isdir(folder):  # as /proc, where nothing can be made
             raise SdcliError(f"cannot write to the folder {echo(folder)}: give {option} another") from error
