@@ -108,10 +108,8 @@ def look_at(folder: Path) -> Unfinished:
     left = [image for image in range(file.request.count) if image not in done]
     begun = [image for image in left if image in by_kind["checkpoint"]]
     at = begun[0] if begun else left[0] if left else file.request.count - 1
-    step, steps = (_step_of(folder / f"checkpoint-{at}", file.request) if begun else None) or (
-        None,
-        file.request.steps_run,
-    )
+    told = _step_of(folder / f"checkpoint-{at}", file.request) if begun else None
+    step, steps = told or (None, file.request.steps_run)
     return Unfinished(
         id=folder.name,
         folder=folder,

@@ -94,7 +94,7 @@ class Lent:
                 while self._recent and (len(self._recent) == RECENT_MOST or self._remembered() > room):
                     self._recent.popitem(last=False)
                 self._reads(name, stored.tensor.nbytes)
-                with self._device.exact():  # or as many sizes leave as many gaps in the heap
+                with self._device.exact():  # in the heap they took 82 MiB more of a step of SD 1.5
                     self._recent[name] = self.pack(packing, stored)
             return self._recent[name]
 
