@@ -9,7 +9,7 @@ from sdcli.app.record import Task
 from sdcli.messages import Ready
 from sdcli.plan.baselines import VARYING_BYTES, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.plan.meter import TreeMeter
-from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
+from sdcli.plan.remainder import ON_CUDA, WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.seconds import Speed
 from sdcli.plan.speeds import remembered_speed, typical_speed
 from sdcli.units import MIB
@@ -66,8 +66,10 @@ def speed_of(task: Task) -> Speed:
 def shipped_remainder(task: Task) -> tuple[Remainder, bool]:
     """The remainder of this kind of processor or of the nearest, and whether it was measured on it.
 
-    A GPU's is that of Intel's matrix unit.
+    That of Apple's GPUs is Intel's matrix unit's.
     """
+    if task.device == "cuda":
+        return ON_CUDA, True
     if task.device != "cpu":
         return WITH_AVX512, True
     measured = machine.cpu_is_measured(task.dtype)

@@ -135,7 +135,8 @@ def _ready(device: Device, start: Start, tripped: str) -> Ready:
         from sdcli.devices.base import DTYPES
         from sdcli.engine.pace import operations_a_second
 
-        flops = operations_a_second(device, DTYPES[start.measure])
+        with suppress(torch.OutOfMemoryError):  # the ceiling is a GPU's, and too small for any run
+            flops = operations_a_second(device, DTYPES[start.measure])
         device.release()
     return Ready(device.describe(), torch.__version__, device.peak_bytes(), flops, tripped, torch.get_num_threads())
 

@@ -45,6 +45,11 @@ LEFT_OUT = (
     "torch.optim",
     "torch.testing",
     "torch.utils.data",
+    "transformers.loss.loss_d_fine",
+    "transformers.loss.loss_deformable_detr",
+    "transformers.loss.loss_for_object_detection",
+    "transformers.loss.loss_grounding_dino",
+    "transformers.loss.loss_rt_detr",
     # weights of eight bits and less
     "diffusers.quantizers",
     "torch.ao",

@@ -179,9 +179,7 @@ def _pictures(subject: Subject, plan: Plan, stage: Stage, remainder: Remainder) 
 def steps_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool = False) -> int:
     """Bytes of the denoise stage over the baseline."""
     weights = subject.weights
-    resident = min(plan.resident_bytes, weights.matrices_bytes)
-    if plan.residency == "resident":
-        resident = int(resident * remainder.padding)
+    resident = int(min(plan.resident_bytes, weights.matrices_bytes) * remainder.padding)
     # laying out what stays, or goes to a prepared copy, has the largest weight there twice; using a copy not at all
     laying_out = 2 * weights.largest_bytes if making or not plan.prepared else 0
     copying = MAKING_BYTES if making and plan.prepared else 0
@@ -196,7 +194,8 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     weights = subject.weights
     streaming = LEFT_BY_MAKING_BYTES if making and plan.prepared else 0
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
-    streaming += 0 if plan.prepared or plan.residency == "resident" else STREAMED_TIMES * weights.largest_bytes
+    if weights.matrices_bytes and not plan.prepared and plan.residency != "resident":
+        streaming += STREAMED_TIMES * weights.largest_bytes + remainder.laying_out_bytes
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
     kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)
     alive = way_of(subject, plan).live_bytes

@@ -259,7 +259,8 @@ class _Planner:
                 continue
             streamed = replace(tactic, prepared=self._means.prepared)
             step = self._step_bytes(streamed)
-            share = min(self._limit - self._means.margin_bytes - self._baseline - step, everything)
+            room = self._limit - self._means.margin_bytes - self._baseline - step
+            share = min(int(room / self._means.remainder.padding), everything)
             if share > 0:
                 reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
                 yield replace(streamed, residency="partial", resident_bytes=share, reasons=(reason, *tactic.reasons))

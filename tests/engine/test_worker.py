@@ -16,8 +16,9 @@ import psutil
 import pytest
 import torch
 
+from sdcli.devices.cpu import CpuDevice
 from sdcli.domain import Sources
-from sdcli.engine.__main__ import PLAINLY, _failure
+from sdcli.engine.__main__ import PLAINLY, _failure, _ready
 from sdcli.errors import BY_NAME, NotFinite
 from sdcli.messages import (
     Failed,
@@ -345,3 +346,14 @@ def test_a_worker_that_is_not_watched_any_more_stands_still_until_it_is(tiny: Pa
             heard.append(message)
             worker.say(Watched())
         assert sum(isinstance(event, PictureDone) for event in heard) == 1
+
+
+def test_a_gpu_without_room_to_be_measured_is_ready_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crowded(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sdcli.engine.pace.operations_a_second", crowded)
+    device = CpuDevice()
+    assert _ready(device, Start("cpu", None, measure="fp32"), "").flops is None
+    monkeypatch.undo()
+    assert _ready(device, Start("cpu", None, measure="fp32"), "").flops

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdcli import machine
 from sdcli.units import MIB
-from tests.full.conftest import Program
+from tests.full.conftest import SIDE, Program
 from tests.full.outside import watch
 
 pytestmark = [
@@ -42,7 +42,7 @@ def test_the_peak_is_under_the_ceiling_with_the_denoiser_resident_or_nearly(
 ) -> None:
     options = ["--mem-limit", limit, "-o", "out.png"]
     if command == "img2img":
-        ramp = np.add.outer(np.arange(512), np.arange(512)) // 4
+        ramp = np.add.outer(np.arange(SIDE), np.arange(SIDE)) // (SIDE // 128)
         Image.fromarray(np.stack([ramp, ramp, 255 - ramp], axis=-1).astype(np.uint8)).save("init.png")
         options += ["--init", "init.png", "--strength", "1"]
     seen = watch(program.line(command, *options), program.environment)
@@ -56,13 +56,13 @@ def test_the_peak_is_under_the_ceiling_with_the_denoiser_resident_or_nearly(
     assert memory["peak_rss_bytes"] == pytest.approx(seen.rss_bytes, rel=0.03)
     assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= memory["limit_bytes"]
     with Image.open("out.png") as picture:
-        assert picture.size == (512, 512)
+        assert picture.size == (SIDE, SIDE)
 
 
 def test_smaller_ceilings_stream_and_give_the_same_bits_in_less_memory(program: Program) -> None:
     peaks, pixels = [], []
     for asked in (2800, 1024, 600, 450, None):
-        least = smallest_mib(program)  # of 512x512 when the first run has made the prepared copy
+        least = smallest_mib(program)  # when the first run has made the prepared copy
         limit = asked or least
         if limit < least:
             continue
@@ -80,7 +80,7 @@ def test_smaller_ceilings_stream_and_give_the_same_bits_in_less_memory(program: 
     ("size", "limit"),
     [
         ("512x512", "none"),
-        ("768x512", "least"),
+        pytest.param("768x512", "least", marks=pytest.mark.long),
         ("640x384", "600MiB"),
         pytest.param("1024x576", "least", marks=half),
         pytest.param("1024x1024", "1GiB", marks=half),
@@ -89,8 +89,7 @@ def test_smaller_ceilings_stream_and_give_the_same_bits_in_less_memory(program: 
 def test_a_predicted_peak_is_never_under_the_measured_one_and_little_over(
     program: Program, size: str, limit: str
 ) -> None:
-    width, height = size.split("x")
-    sides, most = ["-W", width, "-H", height], 1.08
+    sides, most = ["--size", size], 1.08
     if limit == "least":
         limit = f"{smallest_mib(program, *sides)}MiB"
         most = 1.14  # some 40 MiB of the remainder are too much there since less is imported (benchmarks/RESULTS.md)

@@ -63,9 +63,9 @@ def test_a_container_too_small_is_seen_and_the_run_refused_before_it_starts(prog
 
 
 KINDS = {
-    "img2img": ["--init", "init.png", "--strength", "0.6"],
-    "inpainting": ["--init", "init.png", "--mask", "mask.png", "--strength", "0.6"],
-    "a count of 8": ["--count", "8", "-s", "1"],
+    "img2img": ["--size", "256x256", "--init", "init.png", "--strength", "0.6"],
+    "inpainting": ["--size", "256x256", "--init", "init.png", "--mask", "mask.png", "--strength", "0.6"],
+    "a count of 8": ["--size", "128x128", "--count", "8", "-s", "1"],
 }
 
 
@@ -74,13 +74,12 @@ def test_every_kind_of_run_survives_where_one_without_a_ceiling_dies(program: Pr
     Image.radial_gradient("L").convert("RGB").save("init.png")
     Image.linear_gradient("L").point(lambda level: 255 * (level > 127)).save("mask.png")
     command = "txt2img" if kind == "a count of 8" else "img2img"
-    options = ["--size", "256x256", *KINDS[kind]]
     for ceiling, limit_bytes, name in (("600MiB", 700 * MIB, "kept"), ("none", 500 * MIB, "lost")):
         with kernel_limit() as limit:
             if limit is None:
                 pytest.skip("needs root and a memory control group")
             evict(sd15.parent.parent)
-            line = program.line(command, "--mem-limit", ceiling, *options, "-o", f"{name}.png")
+            line = program.line(command, "--mem-limit", ceiling, *KINDS[kind], "-o", f"{name}.png")
             seen, kills = limit.run(line, program.environment, limit_bytes)
             assert (seen.code, kills > 0) == ((0, False) if name == "kept" else (1, True)), seen.err
     assert len(list(Path().glob("kept*.png"))) == (8 if kind == "a count of 8" else 1)

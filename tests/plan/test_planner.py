@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from sdcli.domain import DtypeName, GiveBack, Plan, Request
+from sdcli.domain import DtypeName, GiveBack, Plan, Request, Residency
 from sdcli.errors import WillNotFit
 from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
 from sdcli.plan.counts import Counts
-from sdcli.plan.planner import MARGIN_BYTES, OFFER_BYTES, Means, Planned, make_plan, smallest_limit_bytes
+from sdcli.plan.planner import MARGIN_BYTES, OFFER_BYTES, Means, Planned, make_plan, smallest_limit_bytes, smallest_plan
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.ways import SCRATCHES
 from sdcli.units import GIB, MIB, parse_size
@@ -92,6 +92,20 @@ def test_a_higher_ceiling_never_means_a_slower_step(request_: Request, dtype: Dt
             higher.plan, residency="", resident_bytes=0, reasons=()
         ):
             assert higher.plan.resident_bytes >= lower.plan.resident_bytes
+
+
+@every_request
+@pytest.mark.parametrize("residency", ["partial", "resident"])
+def test_weights_that_stay_are_padded_whether_all_of_them_stay_or_some(
+    request_: Request, dtype: DtypeName, residency: Residency
+) -> None:
+    asked, share = subject_of(request_, dtype), 512 * MIB
+    plan = replace(smallest_plan(asked, BASELINE).plan, residency=residency, resident_bytes=share, prepared=True)
+    plain, padded = (
+        next(need for need in needs_of(asked, plan, BASELINE, remainder=remainder) if need.name == "denoise")
+        for remainder in (WITH_AVX2, replace(WITH_AVX2, padding=1.25))
+    )
+    assert padded.peak_bytes - plain.peak_bytes == pytest.approx((1.25 - WITH_AVX2.padding) * share, abs=2)
 
 
 @every_request

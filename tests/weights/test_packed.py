@@ -126,6 +126,19 @@ def test_every_kind_is_the_layer_and_adds_a_residual(dtype: torch.dtype, sees: M
 @packs
 @pytest.mark.parametrize("dtype", PACKED_DTYPES)
 @torch.no_grad()
+def test_a_map_of_one_pixel_has_its_residual_added_too(dtype: torch.dtype) -> None:
+    convolution = nn.Conv2d(16, 16, 3, padding=1).to(dtype)
+    states, residual = numbers(2, 16, 1, 1, dtype=dtype), numbers(2, 16, 1, 1, seed=1, dtype=dtype)
+    expected, before = convolution(states) + residual, residual.clone()
+    forward, _ = packed(convolution, convolution.weight.clone(), (1, 1, 1))
+    convolution.forward = forward
+    torch.testing.assert_close(plus(convolution, states, residual), expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
+    assert torch.equal(residual, before)
+
+
+@packs
+@pytest.mark.parametrize("dtype", PACKED_DTYPES)
+@torch.no_grad()
 def test_a_convolution_s_shift_is_added_to_every_pixel(dtype: torch.dtype) -> None:
     convolution = nn.Conv2d(16, 24, 3, padding=1).to(dtype)
     states, shift = numbers(2, 16, 5, 7, dtype=dtype), numbers(24, dtype=dtype)
