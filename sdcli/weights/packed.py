@@ -96,9 +96,8 @@ class PackedConvolution(Packed):
         if weight.ndim == 2:
             plain = torch.frombuffer(raw_bytes(weight), dtype=states.dtype).view(weight.shape)
             output = winograd.convolve(states, plain, bias, self._padding, residual)
-        elif residual is None or residual[0, 0].numel() == 1:  # one pixel has no layout that the sum could be told
+        elif residual is None:
             output = run(states, weight, bias, *geometry, "none", [], "")
-            output = output if residual is None else output.add_(residual)
         else:
             output = run.binary(states, residual, weight, bias, *geometry, "add", 1.0, None, [], None)
         return output

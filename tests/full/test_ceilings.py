@@ -113,7 +113,7 @@ def test_nor_is_it_where_weights_are_laid_out_whenever_they_are_used(program: Pr
 def test_the_ceiling_that_is_offered_survives_and_a_little_less_is_refused(program: Program) -> None:
     # making the prepared copy takes more than using it: it is made first
     assert watch(program.line("txt2img", "--mem-limit", "1GiB", "-o", "first.png"), program.environment).code == 0
-    refused = watch(program.line("txt2img", "--mem-limit", "300MiB", "-o", "small.png"), program.environment)
+    refused = watch(program.line("txt2img", "--mem-limit", "200MiB", "-o", "small.png"), program.environment)
     assert refused.code == 4
     offered = int(refused.err.partition("give --mem-limit ")[2].partition("MiB")[0])
 

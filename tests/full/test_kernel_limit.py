@@ -57,9 +57,9 @@ def test_a_container_too_small_is_seen_and_the_run_refused_before_it_starts(prog
         if limit is None:
             pytest.skip("needs root and a memory control group")
         line = program.line("txt2img", "--mem-limit", "2GiB", "-o", "refused.png")
-        seen, kills = limit.run(line, program.environment, 320 * MIB)
+        seen, kills = limit.run(line, program.environment, 240 * MIB)
         assert (seen.code, kills) == (4, 0)
-        assert "the ceiling is 320 MiB" in seen.err
+        assert "the ceiling is 240 MiB" in seen.err
 
 
 KINDS = {

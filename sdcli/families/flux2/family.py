@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sdcli.domain import Model, Request
@@ -15,6 +16,8 @@ from sdcli.families.flux2.parts import PARTS, PATCH
 from sdcli.families.flux2.schema import Autoencoder, Transformer
 from sdcli.families.qwen3.parts import TEXT_ENCODER, TOKENIZER, TOKENIZER_BYTES, TOKENS_LIMIT
 from sdcli.families.qwen3.vocabulary import written_tokenizer
+from sdcli.families.tiny.parts import TINY
+from sdcli.families.tiny.parts import require_fit as require_fit_of_tiny
 
 WORD_LAYERS = (9, 18, 27)
 """Layers of the text encoder whose states the denoiser takes, side by side."""
@@ -37,7 +40,7 @@ class Flux2:
     pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     index_extras: Mapping[str, object] = {"is_distilled": True}
     parts: tuple[Part, ...] = (TOKENIZER, TEXT_ENCODER, *PARTS)
-    extras: tuple[Part, ...] = ()
+    extras: tuple[Part, ...] = (replace(TINY, pulled="madebyollin/taef2", stem="taef2"),)
     defaults = DISTILLED
 
     def stages(self, model: Model, request: Request) -> tuple[Stage, ...]:
@@ -54,6 +57,8 @@ class Flux2:
         init = Stage("encode_image", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         steps = Stage("denoise", "steps", ("transformer",), "the denoiser")
         pictures = Stage("decode", "pictures", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
+        if TINY.name in model.parts:
+            pictures = Stage("decode", "pictures", (TINY.name,), "the tiny autoencoder")
         others = Stage("encode_references", "once", ("vae",), "the autoencoder", ways=AUTOENCODER_WAYS)
         given = ((others,) if request.references else ()) + ((init,) if request.strength is not None else ())
         return (words, *given, steps, pictures)
@@ -87,6 +92,7 @@ class Flux2:
                 f"the model {echo(ref)} has a denoiser of {transformer.in_channels} channels for latents of {latents}:"
                 " they are of two models; fetch it again"
             )
+        require_fit_of_tiny(ref, model, vae.latent_channels, self.geometry(model).latent_factor // PATCH)
         words = text.hidden_size * len(WORD_LAYERS)
         if transformer.joint_attention_dim != words:
             raise SdcliError(

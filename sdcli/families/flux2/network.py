@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from torch import nn
 
@@ -14,9 +15,12 @@ from sdcli.domain import Component, Model, Request
 from sdcli.families.flux2.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
 from sdcli.families.flux2.denoiser import Denoiser, borrow_denoiser, build_transformer, places_of
 from sdcli.families.flux2.family import WORD_LAYERS
+from sdcli.families.flux2.parts import PATCH
 from sdcli.families.qwen3.parts import TOKENS_LIMIT
 from sdcli.families.qwen3.text_encoder import borrow_text_encoder, build_text_encoder
 from sdcli.families.qwen3.tokens import tokens_of
+from sdcli.families.tiny.autoencoder import borrow_tiny
+from sdcli.families.tiny.parts import TINY
 from sdcli.weights.borrow import Borrow
 
 REFERENCES_APART = 10
@@ -84,11 +88,16 @@ def denoise(model: Model, request: Request, borrow: Borrow) -> AbstractContextMa
     return borrow_denoiser(model.parts["transformer"], borrow)
 
 
-def decode(
-    model: Model, request: Request, borrow: Borrow
-) -> AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
-    """Latents of one picture to its pixels, (1, 3, h, w) in -1…1."""
-    return borrow_decoder(model.parts["vae"], borrow)
+@contextmanager
+def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Latents of one picture to its pixels, (1, 3, h, w) in -1…1; a tiny decoder takes them as the denoiser does."""
+    tiny = model.parts.get(TINY.name)
+    if tiny is None:
+        with borrow_decoder(model.parts["vae"], borrow) as run:
+            yield run
+    else:
+        with borrow_tiny(tiny, borrow) as run:
+            yield lambda latents: run(F.pixel_shuffle(latents, PATCH))
 
 
 def try_out() -> None:

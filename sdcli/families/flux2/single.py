@@ -15,7 +15,7 @@ from sdcli.families.flux2.original import autoencoder_names, transformer_names
 from sdcli.families.flux2.parts import STATISTICS, TRANSFORMER, VAE
 from sdcli.families.flux2.schema import AXES
 from sdcli.families.qwen3.single import TEXT_SEARCH, TOKENIZER_ELSEWHERE, text_encoder_elsewhere
-from sdcli.families.sd.single import vae_config
+from sdcli.families.sd.single import TINY_SEARCH, vae_config
 from sdcli.families.single_file import Names, Search, Shapes, levels_of, networks_in
 
 SCHEDULE: dict[str, Any] = {
@@ -41,7 +41,7 @@ _VAE_ELSEWHERE = Elsewhere(
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has. Raises SdcliError for types that are not read."""
-    found = networks_in(file, (TRANSFORMER_SEARCH, TEXT_SEARCH, VAE_SEARCH))
+    found = networks_in(file, (TRANSFORMER_SEARCH, TEXT_SEARCH, VAE_SEARCH, TINY_SEARCH))
     if "transformer" not in found:
         return Found(found)
     found["scheduler"] = Component("scheduler", FLOW_CLASS, SCHEDULE, file.path, config_name="")

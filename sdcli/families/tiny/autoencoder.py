@@ -20,6 +20,7 @@ from sdcli.blocks.planes import (
     Convolved,
     Doubled,
     Halved,
+    Normed,
     Parted,
     Plane,
     Stored,
@@ -32,6 +33,9 @@ from sdcli.domain import Component
 from sdcli.families.tiny.schema import TinyAutoencoder
 from sdcli.weights.borrow import Borrow
 from sdcli.weights.empty import build
+
+POOL_TIMES = POOL_GROUPS = 4
+"""A pool has so many times a block's channels, normed in so many groups."""
 
 CLAMPED = 3
 """Latents beyond plus and minus this say nothing more."""
@@ -64,9 +68,19 @@ def build_tiny(component: Component) -> nn.Module:
             settings.act_fn,
             settings.upsample_fn,
         )
+        if settings.use_midblock_gn:
+            for block in decoder.layers[2 : 2 + settings.num_decoder_blocks[0]]:
+                block.pool = _pool(settings.decoder_block_out_channels[0])
         return nn.ModuleDict({"decoder": decoder})
 
     return build(component, make)
+
+
+def _pool(channels: int) -> nn.Sequential:
+    """What the blocks of the smallest map add to it first, which diffusers does not have (taesd.py, Block)."""
+    wide = POOL_TIMES * channels
+    first, last = nn.Conv2d(channels, wide, 1, bias=False), nn.Conv2d(wide, channels, 1, bias=False)
+    return nn.Sequential(first, nn.GroupNorm(POOL_GROUPS, wide), nn.ReLU(), last)
 
 
 @contextmanager
@@ -104,11 +118,19 @@ def decode(layers: nn.Sequential, latents: torch.Tensor, borrow: Borrow) -> torc
 
 
 def _block(plane: Plane, block: Any, borrow: Borrow) -> Plane:
-    """relu(x + conv(relu(conv(relu(conv(x)))))), in the place of x if that is stored."""
+    """relu(x + conv(relu(conv(relu(conv(x)))))), in the place of x if that is stored.
+
+    Where the block has a pool, conv(relu(norm(conv(x)))) is added to x first.
+    """
+    device, dtype = borrow.device, borrow.dtype
+    if hasattr(block, "pool") and isinstance(plane, Parted):
+        wide, norm, activation, narrow = block.pool
+        normed = Normed(Convolved(plane, wide, device, dtype), norm, activation, device)
+        plane = overwrite(plane, Sum(Convolved(normed, narrow, device, dtype), plane), device)
     source = plane if isinstance(plane, Parted) else Remembered(plane)
     first, _, second, _, third = block.conv
     hidden: Plane = source
     for layer in (first, second):
-        hidden = Above0(Convolved(hidden, layer, borrow.device, borrow.dtype))
-    whole = Above0(Sum(Convolved(hidden, third, borrow.device, borrow.dtype), source))
-    return overwrite(plane, whole, borrow.device) if isinstance(plane, Parted) else whole
+        hidden = Above0(Convolved(hidden, layer, device, dtype))
+    whole = Above0(Sum(Convolved(hidden, third, device, dtype), source))
+    return overwrite(plane, whole, device) if isinstance(plane, Parted) else whole

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from sdcli.families.contract import Settings
-from sdcli.families.rules import among, between, is_layer_count, is_number, is_size, list_of, setting
+from sdcli.families.rules import among, between, is_bool, is_layer_count, is_number, is_size, list_of, setting
 
 LEVELS_LIMIT = 7
 """Each but the last doubles the sides of the map."""
@@ -35,6 +35,8 @@ class TinyAutoencoder(Settings):
     upsampling_scaling_factor: int = setting(2, among(2))
     scaling_factor: float = setting(1.0, between(1e-3, 1e3))
     shift_factor: float = setting(0.0, is_number)
+    use_midblock_gn: bool = setting(False, is_bool)
+    """Whether blocks of the smallest map look at all of it, as FLUX.2's do. Its author's setting, not diffusers'."""
 
     def faults(self, given: Collection[str]) -> Iterator[str]:
         """Its levels are of one width, and both lists have an entry for each."""

@@ -42,4 +42,5 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "out_channels": shapes[f"{HOME}{last}.weight"][0],
         "decoder_block_out_channels": [width for _ in counts[:-1]],
         "num_decoder_blocks": counts[:-1],
+        "use_midblock_gn": any(".pool." in name for name in shapes),
     }

@@ -33,7 +33,7 @@ _VAE_ELSEWHERE = Elsewhere(
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has. Raises SdcliError for types that are not read."""
-    found = networks_in(file, (TRANSFORMER_SEARCH, TEXT_SEARCH, VAE_SEARCH))
+    found = networks_in(file, (TRANSFORMER_SEARCH, TEXT_SEARCH, VAE_SEARCH, single.TINY_SEARCH))
     if "vae" in found:
         found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR, shift_factor=SHIFT_FACTOR)
     if "transformer" not in found:

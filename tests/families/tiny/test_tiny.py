@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sdcli.app.asked import Asked, Note
 from sdcli.app.tasks import _parts_of
@@ -19,10 +20,12 @@ from sdcli.devices.base import DTYPES
 from sdcli.domain import DtypeName, Sources
 from sdcli.engine.synthesize import write_model
 from sdcli.errors import ModelMissing, SdcliError
+from sdcli.families.flux2.network import decode as decode_klein
 from sdcli.families.sd.network import decode
 from sdcli.models.opened import open_model
 from sdcli.units import MIB
 from sdcli.weights.borrow import Borrow
+from tests.families.flux2.klein import KLEIN
 from tests.families.zimage.tiny import FOX
 from tests.families.zimage.tiny import TINY as Z_IMAGE
 from tests.support import ASTRONAUT, STREAMED, counted, draw, largest_difference, subject, tables
@@ -144,6 +147,86 @@ def test_z_image_takes_that_of_its_latents(tmp_path: Path) -> None:
     request = replace(FOX, steps=1)
     ours = draw(with_tiny(folder, tmp_path / "taef"), request=request)
     assert ours.shape == (96, 64, 3) and largest_difference(ours, draw(folder, request=request)) > 1
+    file = tmp_path / "taef" / "diffusion_pytorch_model.safetensors"
+    assert torch.equal(draw(with_tiny(folder, file), request=request), ours)
+
+
+class Pooled(nn.Module):
+    """A block that looks at all of the smallest map first, as the author of FLUX.2's has it (taesd.py)."""
+
+    def __init__(self, block: Any, channels: int = 64) -> None:
+        super().__init__()
+        self.conv, wide = block.conv, 4 * channels
+        first, last = nn.Conv2d(channels, wide, 1, bias=False), nn.Conv2d(wide, channels, 1, bias=False)
+        self.pool = nn.Sequential(first, nn.GroupNorm(4, wide), nn.ReLU(), last)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        states = states + self.pool(states)
+        return torch.relu(self.conv(states) + states)
+
+
+def taef2(path: Path, first: int = 0) -> AutoencoderTiny:
+    """One for a tiny klein's latents, written by diffusers' names, or by the author's, who counts from 1."""
+    model = weights(KLEIN["vae"]["latent_channels"])
+    torch.manual_seed(5)
+    for number in (2, 3, 4):
+        model.decoder.layers[number] = Pooled(model.decoder.layers[number])
+        nn.init.normal_(model.decoder.layers[number].pool[1].weight, 1.0, 0.5)
+    home = "" if first else "decoder.layers."
+    named = {k.removeprefix("layers.").partition(".")[::2]: one for k, one in model.decoder.state_dict().items()}
+    others = {} if first else {f"encoder.{name}": one for name, one in model.encoder.state_dict().items()}
+    save_file({f"{home}{int(n) + first}.{rest}": one for (n, rest), one in named.items()} | others, path)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "klein"
+    folder.mkdir()
+    deque(write_model(KLEIN, folder), maxlen=0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "most"), [((4, 4), "fp32", 1), ((9, 14), "fp32", 1), ((40, 30), "fp32", 1), ((4, 5), "bf16", 6)]
+)
+@torch.inference_mode()
+def test_flux_2_s_looks_at_all_of_its_smallest_map(
+    klein: Path, tmp_path: Path, size: tuple[int, int], dtype: DtypeName, most: int
+) -> None:
+    model, request = taef2(tmp_path / "taef2.safetensors"), replace(FOX, steps=1)
+    channels = KLEIN["transformer"]["in_channels"]
+    latents = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(1)) * 2
+    unpatchified = latents.view(1, channels // 4, 2, 2, *size).permute(0, 1, 4, 2, 5, 3)
+    unpatchified = unpatchified.reshape(1, channels // 4, 2 * size[0], 2 * size[1])
+    theirs = model.to(DTYPES[dtype]).decode(unpatchified.to(DTYPES[dtype])).sample.float()
+    sources = with_tiny(klein, tmp_path / "taef2.safetensors")
+    borrow = Borrow(open_device("cpu"), DTYPES[dtype], tables(sources, request, dtype=dtype)["decode"])
+    with decode_klein(open_model("m", sources), request, borrow) as run:
+        ours = run(latents)
+    assert ours.shape == theirs.shape and ours.std() > 0.01
+    assert (ours - theirs).abs().max() * 127.5 <= most
+
+
+def test_flux_2_takes_that_of_its_latents_from_either_naming(klein: Path, tmp_path: Path) -> None:
+    request = replace(FOX, steps=1)
+    taef2(tmp_path / "taef2.safetensors")
+    taef2(tmp_path / "taef2_decoder.safetensors", first=1)
+    ours, named = (
+        draw(with_tiny(klein, tmp_path / f"{name}.safetensors"), request=request) for name in ("taef2", "taef2_decoder")
+    )
+    assert torch.equal(ours, named) and largest_difference(ours, draw(klein, request=request)) > 1
+    large = replace(request, width=1024, height=1024)
+    tiny, own = (
+        min(way.live_bytes for way in counted(sources, large)["decode"].ways.values())
+        for sources in (with_tiny(klein, tmp_path / "taef2.safetensors"), Sources(str(klein)))
+    )
+    assert tiny < 150 * MIB and own > 0
+    with pytest.raises(ModelMissing, match=r"sdcli models pull madebyollin/taef2 taef2.safetensors"):
+        open_model("m", Sources(str(klein), {"tiny_decoder": ""}))
+    weights(4).save_pretrained(tmp_path / "taesd")
+    with pytest.raises(SdcliError, match="latents of 4 channels, and those"):
+        open_model("m", with_tiny(klein, tmp_path / "taesd"))
 
 
 def test_it_is_used_where_it_is_asked_for() -> None:
