@@ -45,6 +45,7 @@ FLOORS = {
     "uses": 0,
     "errors": 0,
     "settings": 0,
+    "locks": 0,
     "messages": 0,
     "interrupts": 0,
     "sniff": 0,

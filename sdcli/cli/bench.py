@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from filelock import FileLock, Timeout
 
 from sdcli import settings
 from sdcli.app.asked import Asked
@@ -34,6 +33,7 @@ from sdcli.domain import Model
 from sdcli.errors import BadRequest, Interrupted
 from sdcli.families.registry import family_of
 from sdcli.host.control_group import group_of_run
+from sdcli.locks import Held, lock
 from sdcli.models.synthetic import is_outline
 
 if TYPE_CHECKING:
@@ -187,18 +187,17 @@ def _alone(voice: Voice) -> Iterator[None]:
     Whoever opens the file of the lock leaves the time on it. Without a cache to lock in nobody is told.
     """
     path = settings.cache_dir() / "bench.lock"
-    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held = lock(path, 0)
         mine = path.stat().st_mtime_ns
-    except Timeout:
+    except Held:
         with suppress(OSError):
             os.utime(path)
         voice.warn("another sdcli bench is running: the figures of both are disturbed")
         yield
         return
-    except (OSError, NotImplementedError):  # the latter is filelock's where a file system has no locks
+    except OSError:
         yield
         return
     try:
@@ -207,7 +206,7 @@ def _alone(voice: Voice) -> Iterator[None]:
             if path.stat().st_mtime_ns != mine:
                 voice.warn("another sdcli bench ran at the same time: the figures of both are disturbed")
     finally:
-        lock.release()
+        held.release()
 
 
 def _measure(case: Task, number: int, voice: Voice) -> Ran:

@@ -17,6 +17,7 @@ from typing import Any
 
 from sdcli import settings
 from sdcli.errors import SdcliError
+from sdcli.locks import Held, lock
 from sdcli.units import KIB
 
 Table = dict[str, Any]
@@ -44,19 +45,17 @@ def change_table(name: str, change: Callable[[Table], Table]) -> None:
             return
         path = settings.cache_dir() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        from filelock import FileLock, Timeout  # here, because it costs 2 MiB and is seldom needed
-
-        lock = FileLock(path.with_name(f".{name}.lock"), timeout=WAIT_S)
         try:
-            lock.acquire()
-        except Timeout:
+            held = lock(path.with_name(f".{name}.lock"), WAIT_S)
+        except Held:
             return
-        except (OSError, RuntimeError):  # a file system without locks: the last one wins
-            lock.release()
+        except OSError:  # a file system without locks: the last one wins
+            held = None
         try:
             _write(path, change(read_table(name)))
         finally:
-            lock.release()
+            if held is not None:
+                held.release()
 
 
 def number(value: object, least: float, most: float) -> float | None:

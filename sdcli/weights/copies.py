@@ -27,6 +27,7 @@ import psutil
 from sdcli import machine, settings
 from sdcli.domain import Component, DeviceName, DtypeName
 from sdcli.errors import BadRequest, SdcliError, echo
+from sdcli.locks import Held, lock
 from sdcli.models.disks import lies_in_memory
 from sdcli.models.header import sample_sha256
 from sdcli.units import GIB, format_size, parse_size
@@ -124,18 +125,15 @@ def in_use(folder: Path) -> Iterator[None]:
 
 def being_made(folder: Path) -> bool:
     """Whether another process is making the copy in `folder`."""
-    from filelock import FileLock, Timeout
-
-    lock = folder.with_name(f"{folder.name}.lock")
-    if not lock.exists():
-        return False
+    path = folder.with_name(f"{folder.name}.lock")
     try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
+        if path.exists():
+            lock(path, 0).release()
+    except Held:
         return True
-    except (OSError, RuntimeError):
-        return False
+    except OSError:
+        pass
+    return False
 
 
 @contextmanager
@@ -144,19 +142,16 @@ def making(folder: Path) -> Iterator[None]:
 
     Others wait, and after WAIT_S go on: two makers cost time and harm nothing.
     """
-    from filelock import FileLock, Timeout  # here, because the host, which makes none, would pay 2 MiB for it
-
-    lock, mine = FileLock(folder.with_name(f"{folder.name}.lock")), False
-    with suppress(Timeout, OSError, RuntimeError):  # RuntimeError: no locks on this file system
-        lock.acquire(timeout=WAIT_S)
-        mine = True
+    path, held = folder.with_name(f"{folder.name}.lock"), None
+    with suppress(Held, OSError):
+        held = lock(path, WAIT_S)
     try:
         yield
     finally:
-        if mine:
-            with suppress(OSError, RuntimeError):
-                lock.release()
-                Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the copy made
+        if held is not None:
+            with suppress(OSError):
+                held.release()
+                path.unlink(missing_ok=True)  # whoever waits for it finds the copy made
 
 
 def sweep(folder: Path) -> None:

@@ -294,7 +294,9 @@ def test_m5_a_ceiling_below_the_interpreter_and_torch_names_them(
 
 def test_m6_a_ceiling_below_what_a_stage_needs_names_stage_need_and_what_would_do(sdcli: Command, tiny: Path) -> None:
     outcome = sdcli("txt2img", "a", "-m", tiny, "--mem-limit", "210MiB", "-q")
-    outcome.refused(4, "the stage denoise needs ", " MiB at 64x64", "the ceiling is 210 MiB", "give --mem-limit ")
+    outcome.refused(
+        4, "will not fit: the stage ", " needs ", " MiB at 64x64", "the ceiling is 210 MiB", "give --mem-limit "
+    )
 
 
 def test_m6_img2img_is_refused_as_well(sdcli: Command, tiny: Path) -> None:
