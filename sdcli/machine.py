@@ -125,8 +125,8 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_is_measured(dtype: DtypeName) -> bool:
-    """Whether plan/remainder.py was measured on this kind of processor: in bf16 with AMX, in fp32 on x86."""
-    return _on_x86() and (cpu_has_amx() if dtype == "bf16" else dtype == "fp32")
+    """Whether plan/remainder.py was measured on this kind of processor: x86, in bf16 if it multiplies that."""
+    return _on_x86() and (cpu_has_bf16() if dtype == "bf16" else dtype == "fp32")
 
 
 def cpu_has_amx() -> bool:
@@ -168,11 +168,12 @@ def _on_x86_without_avx512() -> bool:
 def cpu_packs_for(height: int, width: int, dtype: str) -> MapShape:
     """Samples, height and width of latents that weights are best laid out for, where these are the picture's.
 
-    In bf16 the library wants the same layout for nearly every size, in fp32 another one for each size: given the wrong
-    one, it lays the weights out again in every call (a fifth of a step's time with AVX2; with AVX-512 three fifths of
-    one at 256x256). Both samples of guidance are served by the layout for one, with AVX-512 also both at a time.
+    With Intel's matrix unit the library wants the same layout for nearly every size, else another one for each size:
+    given the wrong one, it lays the weights out again in every call (a fifth of a step's time with AVX2; with AVX-512
+    three fifths of one at 256x256, in bf16 three quarters). Both samples of guidance are served by the layout for one,
+    with AVX-512 also both at a time.
     """
-    return (1, height, width) if _on_x86() and (dtype == "fp32" or _on_x86_without_avx512()) else ANY_SIZE
+    return (1, height, width) if _on_x86() and (dtype == "fp32" or not cpu_has_amx()) else ANY_SIZE
 
 
 def cpu_gains_by_winograd() -> bool:

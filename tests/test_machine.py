@@ -246,7 +246,7 @@ def test_attention_is_fused_where_it_was_measured_to_be_faster(
     assert machine.attends_fused(device, dtype) is fused
 
 
-def test_in_fp32_or_without_avx_512_weights_are_laid_out_for_the_size_and_for_one_sample(
+def test_without_a_matrix_unit_weights_are_laid_out_for_the_size_and_for_one_sample(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
@@ -254,10 +254,14 @@ def test_in_fp32_or_without_avx_512_weights_are_laid_out_for_the_size_and_for_on
     for dtype in ("fp32", "bf16"):
         assert machine.cpu_packs_for(48, 64, dtype) == (1, 48, 64) and not machine.cpu_batches()
     assert machine.cpu_gains_by_winograd()
-    files({"/proc/cpuinfo": "flags\t\t: fpu avx2 fma avx512bw\n"})
+    for units in ("avx512bw", "avx512bw avx512_bf16"):
+        files({"/proc/cpuinfo": f"flags\t\t: fpu avx2 fma {units}\n"})
+        for dtype in ("fp32", "bf16"):
+            assert machine.cpu_packs_for(48, 64, dtype) == (1, 48, 64) and machine.cpu_batches()
+        assert not machine.cpu_gains_by_winograd()
+    files({"/proc/cpuinfo": "flags\t\t: fpu avx2 fma avx512bw avx512_bf16 amx_bf16\n"})
     assert machine.cpu_packs_for(48, 64, "bf16") == machine.cpu_packs_for(9, 13, "bf16") and machine.cpu_batches()
     assert machine.cpu_packs_for(48, 64, "fp32") == (1, 48, 64), "in fp32 it is the size's as well"
-    assert not machine.cpu_gains_by_winograd()
     files({"/proc/cpuinfo": "Features\t: fp asimd bf16\n"})
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert machine.cpu_batches() and not machine.cpu_gains_by_winograd(), "nothing is packed there"
@@ -324,7 +328,7 @@ DTYPES: tuple[DtypeName, ...] = ("fp32", "bf16", "fp16")
     [
         ("avx2 fma", {"fp32"}),
         ("avx2 fma avx512bw", {"fp32"}),
-        ("avx2 fma avx512bw avx512_bf16", {"fp32"}),
+        ("avx2 fma avx512bw avx512_bf16", {"fp32", "bf16"}),
         ("avx2 fma avx512bw avx512_bf16 amx_bf16", {"fp32", "bf16"}),
         ("avx2 fma avx_ne_convert", {"fp32"}),
     ],

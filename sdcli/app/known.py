@@ -9,7 +9,7 @@ from sdcli.app.record import Task
 from sdcli.messages import Ready
 from sdcli.plan.baselines import VARYING_BYTES, remember_baseline, remembered_baseline, typical_bytes
 from sdcli.plan.meter import TreeMeter
-from sdcli.plan.remainder import ON_CUDA, WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
+from sdcli.plan.remainder import ON_CUDA, WITH_AVX2, WITH_AVX512, WITH_AVX512_BF16, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.seconds import Speed
 from sdcli.plan.speeds import remembered_speed, typical_speed
 from sdcli.units import MIB
@@ -75,7 +75,9 @@ def shipped_remainder(task: Task) -> tuple[Remainder, bool]:
     measured = machine.cpu_is_measured(task.dtype)
     if not machine.cpu_batches():
         return WITH_AVX2, measured
-    return WITH_AVX512_IN_FP32 if measured and task.dtype == "fp32" else WITH_AVX512, measured
+    if measured and task.dtype == "fp32":
+        return WITH_AVX512_IN_FP32, measured
+    return WITH_AVX512_BF16 if measured and not machine.cpu_has_amx() else WITH_AVX512, measured
 
 
 def remainder_key(task: Task) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
+from sdcli.blocks.softmax import MULTIPLE, goes_by_library, softmax
 from sdcli.units import KIB
 
 FEW_KEYS = 256
@@ -26,6 +28,9 @@ KEYS_MULTIPLE = 16
 """Keys that the CPU's fused kernel takes at a time, half of that at least."""
 
 
+FEW_ROWS = 256
+"""Queries that go together where heads go a few at a time: with fewer the products take longer."""
+
 HEADS_BYTES = 640 * KIB
 """Two heads of a 512x512 picture's first level, which take less time so than all at once."""
 
@@ -35,11 +40,11 @@ class BoundedAttention:
 
     A single query's scores are the least that can be computed: heads x keys numbers. With `fused` the library's
     own kernel is used for the heads that it is made for; it keeps no scores (Dao et al. 2022,
-    https://arxiv.org/abs/2205.14135), and goes `by_heads`, a few at a time, as is best on a CPU.
+    https://arxiv.org/abs/2205.14135), and goes a few heads at a time `on_cpu`, as is best there.
     """
 
-    def __init__(self, scratch_bytes: int, fused: bool = False, by_heads: bool = True) -> None:
-        self._scratch_bytes, self._fused, self._by_heads = scratch_bytes, fused, by_heads
+    def __init__(self, scratch_bytes: int, fused: bool = False, on_cpu: bool = True) -> None:
+        self._scratch_bytes, self._fused, self._on_cpu = scratch_bytes, fused, on_cpu
         self._scratch = torch.empty(0)
 
     def __call__(
@@ -85,10 +90,44 @@ class BoundedAttention:
         """Over (batch, heads, tokens, head size), maybe in the place of the queries; `upcast` has scores in FP32."""
         # the fused kernels have scores in FP32, and BF16 holds what FP32 does
         if self._fused and key.shape[3] <= FUSED_HEAD_LIMIT:
-            return _fused(query, key, value, scale, self._by_heads)
+            return _fused(query, key, value, scale, self._on_cpu)
+        if self._on_cpu and not upcast and goes_by_library(query.dtype):
+            return self._attend_by_library(query, key, value, scale)
         if key.shape[2] < FEW_KEYS and not upcast:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
         return self._attend(query, key, value, scale, torch.float32 if upcast else None)
+
+    def _attend_by_library(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """As `_attend`, a few heads and a few of their queries at a time. Scores and what comes of them lie apart.
+
+        Keys and values lie as the library's product takes them, or it would copy them for every few queries.
+        """
+        batch, heads, queries, size = query.shape
+        keys, lacking = key.shape[2], -key.shape[2] % MULTIPLE
+        query = query.reshape(-1, queries, size)
+        key = _filled_up(key.transpose(2, 3).reshape(-1, size, keys), 2, lacking)
+        value = _filled_up(value.reshape(-1, keys, size), 1, lacking)
+        row_bytes = 2 * query.element_size() * key.shape[2]
+        together = min(len(query), max(1, self._scratch_bytes // (row_bytes * min(FEW_ROWS, queries))))
+        rows = self.rows(row_bytes * together, queries)
+        scratch = self._room(together * rows * key.shape[2], query.dtype, query.device)
+        output = torch.empty_like(query)
+        if query.is_meta:  # a dry run: one chunk is as all of them
+            torch.empty_like(scratch[: together * rows * key.shape[2]])
+            shape = batch, heads, -1, size
+            return F.scaled_dot_product_attention(
+                query.view(shape), key.transpose(1, 2).reshape(shape), value.view(shape)
+            )
+        for first, begin in product(range(0, len(query), together), range(0, queries, rows)):
+            some, those = slice(first, first + together), slice(begin, begin + rows)
+            asking = query[some, those]
+            scores = scratch[: asking.shape[0] * asking.shape[1] * key.shape[2]].view(*asking.shape[:2], -1)
+            torch.baddbmm(scores, asking, key[some], beta=0, alpha=scale, out=scores)
+            scores[:, :, keys:] = -torch.inf
+            output[some, those] = torch.bmm(softmax(scores), value[some])
+        return output.view(batch, heads, queries, size)
 
     def _attend(
         self,
@@ -171,6 +210,17 @@ def heads_at_a_time(query: torch.Tensor, key: torch.Tensor) -> int:
     """So many that neither their queries nor their keys are more than HEADS_BYTES."""
     longer = max(query.shape[2], key.shape[2])
     return max(1, HEADS_BYTES // (query.shape[0] * longer * query.shape[3] * query.element_size()))
+
+
+def _filled_up(states: torch.Tensor, dim: int, lacking: int) -> torch.Tensor:
+    """Contiguous, with so many zeros more along a dimension."""
+    if not lacking:
+        return states.contiguous()
+    shape = list(states.shape)
+    shape[dim] += lacking
+    filled = states.new_zeros(shape)
+    filled.narrow(dim, 0, states.shape[dim]).copy_(states)
+    return filled
 
 
 def _split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:

@@ -56,7 +56,7 @@ def borrow_half(
 
     They stream: each is used once a picture, so keeping them would cost memory and save nothing.
     """
-    attention = BoundedAttention(SCRATCH_BYTES)
+    attention = BoundedAttention(SCRATCH_BYTES, on_cpu=borrow.device.name == "cpu")
     for layer in module.modules():
         if isinstance(layer, Attention):
             layer.set_processor(attention)

@@ -91,6 +91,20 @@ WITH_AVX512 = Remainder(
 )
 """Measured with Intel's matrix unit, in bf16."""
 
+WITH_AVX512_BF16 = Remainder(
+    kernel_bytes=160 * KIB,
+    steps_gaps={
+        "stage": ((0, 11), (23, 29), (28, 35), (36, 44), (56, 56), (76, 88), (101, 128), (136, 182)),
+        **dict.fromkeys(
+            ("block", "piece"), ((0, 11), (16, 19), (25, 23), (30, 36), (48, 42), (68, 47), (93, 62), (144, 110))
+        ),
+    },
+    after_steps=((0, 14), (20, 34), (45, 36), (62, 47), (200, 60)),
+    fresh_worker=((0, 8), (100, 9)),
+    padding=1.004,
+)
+"""Measured on AMD's Zen 5, in bf16: kernels for vector units are small."""
+
 WITH_AVX512_IN_FP32 = Remainder(
     kernel_bytes=368 * KIB,
     steps_gaps={

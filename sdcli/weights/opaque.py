@@ -65,11 +65,22 @@ def opaque(
     return tensor
 
 
+def seen_as_packed(plain: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor as the library's, in the plain layout, read where it lies. Raises as `opaque` does."""
+    shape = tuple(plain.shape)
+    return opaque(plain.data_ptr(), shape, plain.dtype, _plain_description(shape, plain.dtype), plain)
+
+
 def moved(packed: torch.Tensor, arena: Arena) -> torch.Tensor:
     """A packed weight, copied into the arena."""
     room = arena.take(size_of(packed))
     ctypes.memmove(room.data_ptr(), torch.ops.mkldnn.data_ptr(packed), len(room))
     return opaque(room.data_ptr(), tuple(packed.shape), packed.dtype, description(packed), room)
+
+
+@functools.lru_cache(maxsize=128)
+def _plain_description(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    return description(torch.empty(shape, dtype=dtype, layout=torch._mkldnn))  # type: ignore[attr-defined]
 
 
 @functools.cache

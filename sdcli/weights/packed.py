@@ -26,7 +26,7 @@ from sdcli.machine import ANY_SIZE, cpu_gains_by_winograd
 from sdcli.uses import MapShape
 from sdcli.weights import winograd
 from sdcli.weights.beside import Beside
-from sdcli.weights.opaque import description, opaque, raw_bytes
+from sdcli.weights.opaque import description, opaque, raw_bytes, seen_as_packed
 
 SOME_MAP: MapShape = ANY_SIZE
 """For layers that see none, and where it does not matter."""
@@ -167,17 +167,10 @@ def _laid_out_kernel(plain: torch.Tensor, geometry: Geometry, sees: list[int]) -
     """
     packed: torch.Tensor
     if can_map():
-        described = _plain_description(tuple(plain.shape), plain.dtype)
-        seen = opaque(plain.data_ptr(), tuple(plain.shape), plain.dtype, described, plain)
-        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(seen, *geometry, sees)
+        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(seen_as_packed(plain), *geometry, sees)
     else:
         packed = torch.ops.mkldnn._reorder_convolution_weight(plain, *geometry, sees)
     return packed
-
-
-@functools.lru_cache(maxsize=128)
-def _plain_description(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
-    return description(torch.empty(shape, dtype=dtype).to_mkldnn())
 
 
 def _laid_out(matrix: torch.Tensor, sees: MapShape) -> torch.Tensor:
@@ -279,7 +272,7 @@ def packing_of(layer: nn.Module, device: Device, dtype: torch.dtype) -> type[Pac
 
     A GEGLU is packed as a whole: the linear layer inside it is its weight and bias only.
     """
-    if device.torch_device.type != "cpu" or not _has_operators() or not _multiplies(dtype):
+    if device.torch_device.type != "cpu" or not _has_operators() or not multiplies(dtype):
         return None
     if isinstance(layer, GEGLU):
         return PackedGate
@@ -301,7 +294,7 @@ def _has_operators() -> bool:
     return on_x86 and torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in operators)
 
 
-def _multiplies(dtype: torch.dtype) -> bool:
+def multiplies(dtype: torch.dtype) -> bool:
     """Whether the library has kernels of this type for this processor: machine.cpu_packs_weights by its own account."""
     asks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     return dtype is torch.float32 or (dtype in asks and bool(getattr(torch.ops.mkldnn, asks[dtype])()))

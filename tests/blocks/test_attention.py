@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from sdcli.blocks import attention
 from sdcli.blocks.attention import FEW_KEYS, FUSED_HEAD_LIMIT, KEYS_MULTIPLE, BoundedAttention
+from sdcli.blocks.softmax import MULTIPLE, goes_by_library
 from tests.networks import DTYPES, numbers
 
 CLOSE = 1e-5
@@ -273,3 +274,48 @@ def test_what_stable_diffusion_does_not_have_is_refused() -> None:
         attn.set_processor(BoundedAttention(2**20))
         with pytest.raises(ValueError, match="not part of Stable Diffusion"):
             attn(numbers(1, 4, attn.query_dim), attention_mask=mask)
+
+
+# By the library's softmax: in BF16 on processors with vector units for it
+
+by_library = pytest.mark.skipif(
+    not goes_by_library(torch.bfloat16), reason="this processor or torch has no such kernel"
+)
+
+
+@by_library
+@pytest.mark.parametrize("scratch_bytes", [1, 50_000, 2**30])
+@pytest.mark.parametrize("keys", [1, MULTIPLE - 1, MULTIPLE, 77, 300])
+@torch.no_grad()
+def test_by_the_library_s_softmax_attention_is_the_same(keys: int, scratch_bytes: int) -> None:
+    query, key, value = (numbers(2, 3, count, 40, seed=seed) for seed, count in enumerate((63, keys, keys)))
+    expected = F.scaled_dot_product_attention(query, key, value, scale=0.3)
+    halves = (states.bfloat16() for states in (query, key, value))
+    found = BoundedAttention(scratch_bytes).attend(*halves, 0.3)
+    torch.testing.assert_close(found.float(), expected, atol=4e-2, rtol=0)
+    torch.testing.assert_close(found.float().mean(), expected.mean(), atol=1e-3, rtol=0)
+
+
+@by_library
+@pytest.mark.parametrize("scratch_bytes", [1, 100_000, 2**20])
+@torch.no_grad()
+def test_scores_and_what_the_library_makes_of_them_fit_the_scratch(
+    scratch_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, tokens, seen = 4, 300, []
+    kept = -(-tokens // MULTIPLE) * MULTIPLE
+
+    def noted(scores: torch.Tensor) -> torch.Tensor:
+        seen.append(2 * scores.numel() * scores.element_size())
+        return scores.softmax(-1)
+
+    monkeypatch.setattr(attention, "softmax", noted)
+    query = numbers(1, heads, tokens, 8, dtype=torch.bfloat16)
+    BoundedAttention(scratch_bytes).attend(query, query, query, 1.0)
+    assert max(seen) <= max(scratch_bytes, 2 * kept * query.element_size())
+    assert sum(seen) == 2 * heads * tokens * kept * query.element_size(), "each score once"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_types_do_not_go_by_the_library_s_softmax(dtype: torch.dtype) -> None:
+    assert not goes_by_library(dtype)

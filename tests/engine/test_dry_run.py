@@ -35,6 +35,7 @@ class Alive(TorchDispatchMode):
     def __init__(self, weights: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.bytes = self.peak_bytes = 0
+        self._packed: set[int] = set()
         self._known = {tensor.untyped_storage()._cdata for tensor in weights}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,15 +49,19 @@ class Alive(TorchDispatchMode):
         thing: Any = tensor if tensor.is_mkldnn else tensor.untyped_storage()
         key = id(tensor) if tensor.is_mkldnn else thing._cdata
         nbytes = tensor.numel() * tensor.element_size() if tensor.is_mkldnn else thing.nbytes()
-        if key in self._known:
+        address = torch.ops.mkldnn.data_ptr(tensor) if tensor.is_mkldnn else thing.data_ptr()
+        if key in self._known or (not tensor.is_mkldnn and address in self._packed):  # seen by its bytes
             return
         self._known.add(key)
+        if tensor.is_mkldnn:
+            self._packed.add(address)
         self.bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.bytes)
-        weakref.finalize(thing, self._gone, key, nbytes)
+        weakref.finalize(thing, self._gone, key, nbytes, address)
 
-    def _gone(self, key: int, nbytes: int) -> None:
+    def _gone(self, key: int, nbytes: int, address: int) -> None:
         self._known.discard(key)
+        self._packed.discard(address)
         self.bytes -= nbytes
 
 

@@ -18,7 +18,7 @@ from sdcli.models.opened import open_model
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
 from sdcli.plan.counts import Counts
 from sdcli.plan.planner import MARGIN_BYTES, OFFER_BYTES, Means, Planned, make_plan, smallest_limit_bytes, smallest_plan
-from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Remainder
+from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_BF16, WITH_AVX512_IN_FP32, Remainder
 from sdcli.plan.ways import SCRATCHES
 from sdcli.units import GIB, MIB, parse_size
 from tests.plan.subjects import needs_of, subject_of
@@ -340,7 +340,9 @@ def ways_of(asked: Subject, dtype: DtypeName) -> list[Plan]:
     return [plan for plan in EVERY_WAY if (plan.attention_scratch_bytes == 0) == fused]
 
 
-@pytest.mark.parametrize("remainder", [WITH_AVX512, WITH_AVX2, WITH_AVX512_IN_FP32], ids=["avx512", "avx2", "fp32"])
+@pytest.mark.parametrize(
+    "remainder", [WITH_AVX512, WITH_AVX2, WITH_AVX512_IN_FP32, WITH_AVX512_BF16], ids=["avx512", "avx2", "fp32", "bf16"]
+)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_stage_of_a_counted_model_grows_with_the_picture_and_with_what_stays(
     tiny: Path, dtype: DtypeName, remainder: Remainder

@@ -8,10 +8,25 @@ from itertools import pairwise
 import pytest
 
 from sdcli.plan.counts import WayCount
-from sdcli.plan.remainder import ON_CUDA, WITH_AVX2, WITH_AVX512, WITH_AVX512_IN_FP32, Curve, Remainder, along
+from sdcli.plan.remainder import (
+    ON_CUDA,
+    WITH_AVX2,
+    WITH_AVX512,
+    WITH_AVX512_BF16,
+    WITH_AVX512_IN_FP32,
+    Curve,
+    Remainder,
+    along,
+)
 from sdcli.units import KIB, MIB
 
-EVERY = {"avx512": WITH_AVX512, "avx512 in fp32": WITH_AVX512_IN_FP32, "avx2": WITH_AVX2, "cuda": ON_CUDA}
+EVERY = {
+    "avx512": WITH_AVX512,
+    "avx512 in bf16": WITH_AVX512_BF16,
+    "avx512 in fp32": WITH_AVX512_IN_FP32,
+    "avx2": WITH_AVX2,
+    "cuda": ON_CUDA,
+}
 every = pytest.mark.parametrize("remainder", EVERY.values(), ids=EVERY)
 HEAP = [*range(0, 64 * MIB, 3 * MIB), *range(64 * MIB, 2048 * MIB, 61 * MIB)]
 LARGEST = 30 * MIB
