@@ -17,7 +17,16 @@ import pytest
 
 from sdcli.errors import SdcliError
 from sdcli.plan import meter
-from sdcli.plan.meter import NOTHING, Memory, TreeMeter, darwin_memory, linux_memory, memory_reader, status_memory
+from sdcli.plan.meter import (
+    NOTHING,
+    LinuxReader,
+    Memory,
+    TreeMeter,
+    darwin_memory,
+    linux_memory,
+    memory_reader,
+    status_memory,
+)
 from sdcli.units import KIB, MIB
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
@@ -101,7 +110,64 @@ def test_a_process_that_is_gone_counts_nothing() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert linux_memory(process.pid) == NOTHING == TreeMeter(process.pid).read()
-    assert linux_memory(2**22 + 1) == NOTHING
+    assert linux_memory(2**22 + 1) == NOTHING == LinuxReader()(2**22 + 1)
+
+
+def descriptors() -> set[str]:
+    """What this process holds open in /proc of others or itself, by name."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return {os.readlink(link) for link in links if os.path.lexists(link)}
+
+
+@linux
+def test_the_files_of_a_process_are_held_open_as_long_as_it_is_read() -> None:
+    read = LinuxReader()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        files = {f"/proc/{process.pid}/{name}" for name in ("statm", "status")}
+        assert read(process.pid).footprint_bytes > 0 and files <= descriptors()
+        read.keep([process.pid])
+        assert files <= descriptors()
+        read.keep([])
+        assert not files & descriptors()
+        assert read(process.pid).footprint_bytes > 0, "and opened again"
+        process.kill()
+        process.wait()
+        assert read(process.pid) == NOTHING and not files & descriptors()
+    read(os.getpid())
+    del read
+    assert not {f"/proc/{os.getpid()}/statm", f"/proc/{os.getpid()}/status"} & descriptors()
+
+
+@linux
+def test_the_reader_of_many_looks_reads_what_one_look_does() -> None:
+    read, own = LinuxReader(), os.getpid()
+    for size in (1, 40 * MIB, 1):
+        held = b"x" * size
+        once, again = linux_memory(own), read(own)
+        assert again.footprint_bytes == pytest.approx(once.footprint_bytes, abs=MIB)
+        assert again.rss_bytes == pytest.approx(once.rss_bytes, abs=MIB)
+    del held
+
+
+@linux
+def test_what_is_shared_or_swapped_out_is_read_anew_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, status, real = [0.0], [b"RssShmem:\t 100 kB\nVmSwap:\t 20 kB\n"], os.pread
+    read, own = LinuxReader(), os.getpid()
+    plain = read(own).footprint_bytes
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        told = real(descriptor, size, offset)
+        return b"\n" + status[0] if told.startswith(b"Name:") else b"100 50 20 0 0 0 0\n"
+
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "pread", pread)
+    page, read = os.sysconf("SC_PAGE_SIZE"), LinuxReader()
+    assert plain > 0 and read(own) == Memory(30 * page + 120 * KIB, 50 * page)
+    status[0] = b"RssShmem:\t 1 kB\nVmSwap:\t 2 kB\n"
+    now[0] = 0.04
+    assert read(own).footprint_bytes == 30 * page + 120 * KIB
+    now[0] = 0.06
+    assert read(own).footprint_bytes == 30 * page + 3 * KIB
 
 
 STATUS = b"""Name:\tpython\nUmask:\t0022\nState:\tS (sleeping)\nVmPeak:\t  999999 kB\nVmRSS:\t   99999 kB
@@ -127,7 +193,7 @@ def test_a_process_cannot_pose_with_its_name() -> None:
 def test_the_reader_of_this_system_agrees_with_proc() -> None:
     read, told = memory_reader(), psutil.Process().memory_info()
     footprint, rss = read(os.getpid())
-    assert read is linux_memory and 5 * MIB < footprint < rss < psutil.virtual_memory().total
+    assert isinstance(read, LinuxReader) and 5 * MIB < footprint < rss < psutil.virtual_memory().total
     assert rss == pytest.approx(told.rss, abs=SLACK) and footprint == pytest.approx(told.rss - told.shared, abs=SLACK)
 
 
