@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from sdcli.blocks.attention import BoundedAttention
 from sdcli.devices.base import Device
+from sdcli.plan.ways import SCRATCHES
 from sdcli.weights.packed import packing_of
 
 SIDE, CHANNELS, HEADS = 32, 320, 8
 """The first level of Stable Diffusion at 256x256."""
 
-TOKENS = SIDE**2
+TOKENS, SCALE = SIDE**2, (CHANNELS // HEADS) ** -0.5
 
 SHARES = {"convolution": 0.5, "linear": 0.35, "attention": 0.15}
 """Of a step's operations."""
@@ -36,11 +37,12 @@ def operations_a_second(device: Device, dtype: torch.dtype) -> float:
     states = states.contiguous(memory_format=device.memory_format)
     tokens = states.permute(0, 2, 3, 1).reshape(1, TOKENS, CHANNELS)
     heads = tokens.view(1, TOKENS, HEADS, -1).transpose(1, 2)
+    bounded = BoundedAttention(SCRATCHES[-1], device.fused_attention(dtype), device.name == "cpu")
     with device.repeating():  # as the denoise loop does
         seconds = {
             "convolution": _seconds(lambda: convolution(states), device) / (2 * 9 * CHANNELS**2 * TOKENS),
             "linear": _seconds(lambda: linear(tokens), device) / (2 * 4 * CHANNELS**2 * TOKENS),
-            "attention": _seconds(lambda: F.scaled_dot_product_attention(heads, heads, heads), device)
+            "attention": _seconds(lambda: bounded.attend(heads.clone(), heads, heads, SCALE), device)
             / (4 * CHANNELS * TOKENS**2),
         }
     return 1 / (OTHER * sum(share * seconds[what] for what, share in SHARES.items()))
