@@ -15,8 +15,9 @@ from sdcli.families.flux2.original import autoencoder_names, transformer_names
 from sdcli.families.flux2.parts import STATISTICS, TRANSFORMER, VAE
 from sdcli.families.flux2.schema import AXES
 from sdcli.families.qwen3.single import TEXT_SEARCH, TOKENIZER_ELSEWHERE, text_encoder_elsewhere
-from sdcli.families.sd.single import TINY_SEARCH, vae_config
+from sdcli.families.sd.single import vae_config
 from sdcli.families.single_file import Names, Search, Shapes, levels_of, networks_in
+from sdcli.families.tiny.single import TINY_SEARCH
 
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,

@@ -17,8 +17,7 @@ from sdcli.families.contract import PREDICTIONS, Found, Numbers
 from sdcli.families.sd import original
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
 from sdcli.families.single_file import Names, Piece, Search, Shapes, as_they_are, levels_of, networks_in
-from sdcli.families.tiny import single as tiny
-from sdcli.families.tiny.parts import TINY
+from sdcli.families.tiny.single import TINY_SEARCH
 
 _OF_SDXL = re.compile(r"label_emb\.|add_embedding\.")
 """Names that a denoiser of Stable Diffusion has not."""
@@ -83,10 +82,6 @@ def _unet_pieces(names: Names) -> dict[str, Piece]:
 
 def _vae_pieces(names: Names) -> dict[str, Piece]:
     return {VAE.renamed(today): piece for today, piece in original.vae_names(names).items()}
-
-
-def _tiny_pieces(names: Names) -> dict[str, Piece]:
-    return {today: Piece(stored) for today, stored in tiny.names_of(names).items()}
 
 
 def _text_pieces(names: Names) -> dict[str, Piece]:
@@ -183,7 +178,6 @@ TEXT_SEARCH = Search(
 VAE_SEARCH = Search(
     VAE, re.compile(r"decoder\.conv_in\.weight"), ("first_stage_model.", ""), _vae_pieces, vae_config, _is_another
 )
-TINY_SEARCH = Search(TINY, tiny.SIGN, ("",), _tiny_pieces, lambda shapes, names: tiny.config_of(shapes), _is_another)
 
 
 def _add_what_no_tensor_tells(

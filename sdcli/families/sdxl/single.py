@@ -18,6 +18,7 @@ from sdcli.families.sd.original import clip_names, open_clip_names
 from sdcli.families.sdxl.family import SIZES
 from sdcli.families.sdxl.parts import PROJECTION, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL
 from sdcli.families.single_file import Names, Piece, Search, Shapes, levels_of, networks_in
+from sdcli.families.tiny.single import TINY_SEARCH
 
 SCALING_FACTOR = 0.13025
 """Of the autoencoder's latents."""
@@ -55,7 +56,7 @@ REFINER = "conditioner.embedders.0.model."
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has; of the refiner no more than an autoencoder. Raises SdcliError for types that are not
     read."""
-    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH, single.TINY_SEARCH)
+    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH, TINY_SEARCH)
     return parts_by(searches[-2:] if is_of_refiner(file) else searches, SIZES, file, prediction)
 
 

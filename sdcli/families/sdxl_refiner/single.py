@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from sdcli.domain import Prediction, WeightFile
 from sdcli.families.contract import Found, Numbers
-from sdcli.families.sd.single import TINY_SEARCH, VAE_SEARCH
+from sdcli.families.sd.single import VAE_SEARCH
 from sdcli.families.sdxl.single import REFINER, TEXT_2_SEARCH, UNET_SEARCH, is_of_refiner, parts_by
 from sdcli.families.sdxl_refiner.family import SIZES_AND_SCORE
 from sdcli.families.single_file import Search
+from sdcli.families.tiny.single import TINY_SEARCH
 
 TEXT_SEARCH = replace(TEXT_2_SEARCH, prefixes=(REFINER,))
 

@@ -123,7 +123,9 @@ def _block(plane: Plane, block: Any, borrow: Borrow) -> Plane:
     Where the block has a pool, conv(relu(norm(conv(x)))) is added to x first.
     """
     device, dtype = borrow.device, borrow.dtype
-    if hasattr(block, "pool") and isinstance(plane, Parted):
+    if hasattr(block, "pool"):
+        if not isinstance(plane, Parted):
+            raise TypeError("a block with a pool looks at all of a map, which has to be stored")
         wide, norm, activation, narrow = block.pool
         normed = Normed(Convolved(plane, wide, device, dtype), norm, activation, device)
         plane = overwrite(plane, Sum(Convolved(normed, narrow, device, dtype), plane), device)

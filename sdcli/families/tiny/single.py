@@ -6,13 +6,18 @@ The author counts a clamp before the first layer, which has no weights (https://
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from sdcli.families.single_file import Names, Piece, Search
+from sdcli.families.tiny.parts import TINY
 
 HOME = "decoder.layers."
 
 SIGN = re.compile(r"(decoder\.layers\.)?\d{1,3}\.conv\.0\.weight")
 """A name that tells that there is one."""
+
+_ITS_OWN = re.compile(r"(?:(?:en|de)coder\.layers\.)?\d{1,3}\..+")
 
 _ORIGINAL = re.compile(r"(\d{1,3})(\..+)")
 
@@ -44,3 +49,14 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "num_decoder_blocks": counts[:-1],
         "use_midblock_gn": any(".pool." in name for name in shapes),
     }
+
+
+def _pieces(names: Names) -> dict[str, Piece]:
+    return {today: Piece(stored) for today, stored in names_of(names).items()}
+
+
+def _is_alone(names: Iterable[str]) -> bool:
+    return all(_ITS_OWN.fullmatch(name) for name in names)
+
+
+TINY_SEARCH = Search(TINY, SIGN, ("",), _pieces, lambda shapes, names: config_of(shapes), _is_alone)

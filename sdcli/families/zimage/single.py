@@ -15,6 +15,7 @@ from sdcli.families.contract import FLOW_CLASS, Elsewhere, Found, Numbers
 from sdcli.families.qwen3.single import TEXT_SEARCH, TOKENIZER_ELSEWHERE, text_encoder_elsewhere
 from sdcli.families.sd import single
 from sdcli.families.single_file import Names, Search, Shapes, levels_of, networks_in
+from sdcli.families.tiny.single import TINY_SEARCH
 from sdcli.families.zimage.family import BASE_SHIFT, TURBO_SHIFT
 from sdcli.families.zimage.original import transformer_names
 from sdcli.families.zimage.parts import TRANSFORMER, VAE
@@ -33,7 +34,7 @@ _VAE_ELSEWHERE = Elsewhere(
 
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has. Raises SdcliError for types that are not read."""
-    found = networks_in(file, (TRANSFORMER_SEARCH, TEXT_SEARCH, VAE_SEARCH, single.TINY_SEARCH))
+    found = networks_in(file, (TRANSFORMER_SEARCH, TEXT_SEARCH, VAE_SEARCH, TINY_SEARCH))
     if "vae" in found:
         found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR, shift_factor=SHIFT_FACTOR)
     if "transformer" not in found:
