@@ -169,10 +169,12 @@ def begin_at(scheduler: Any, skipped: int) -> torch.Tensor:
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """What a step takes besides the model's output: the generator of fresh noise, and an eta of 0, as in diffusers."""
-    offered: dict[str, Any] = {"generator": generator, "eta": 0.0}
-    known = inspect.signature(scheduler.step).parameters
-    return {key: value for key, value in offered.items() if key in known}
+    """What a step takes besides the model's output: the generator of fresh noise, where it asks for one.
+
+    Its eta, how much of each step is fresh noise, stays its own: 0 of DDIM, and of TCD the 0.3 that its authors advise
+    (Zheng et al. 2024, https://arxiv.org/abs/2402.19159, where it is gamma); diffusers' pipelines have 0 for both.
+    """
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
 def scheduler_state(scheduler: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ from sdcli.messages import LatentsDone, StepDone
 from sdcli.models.opened import open_model
 from sdcli.models.samplers import SAMPLERS
 from sdcli.models.schedulers import SCHEDULERS
-from tests.engine.test_same_picture import gradient, pipeline_of, with_scheduler
+from tests.engine.test_same_picture import eta_of, gradient, pipeline_of, with_scheduler
 from tests.folders import made, with_clip
 from tests.originals import FIRST, write_single
 from tests.support import ASTRONAUT, RESIDENT, STREAMED, draw, largest_difference, pictures, run_engine
@@ -62,6 +62,7 @@ def theirs(model: Path, request: Request, init: Image.Image, mask: Image.Image) 
         guidance_scale=request.guidance,
         strength=1.0 if request.strength is None else request.strength,
         generator=torch.Generator().manual_seed(request.seed),
+        eta=eta_of(pipeline.scheduler),
     ).images[0]
     return torch.from_numpy(np.asarray(drawn).astype(np.int32))
 

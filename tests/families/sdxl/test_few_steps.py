@@ -44,6 +44,7 @@ LORAS = {
     "sdxl_lightning_8step_lora": Card(EulerDiscreteScheduler, 8, TRAILING),
     "Hyper-SDXL-2steps-lora": Card(DDIMScheduler, 2, TRAILING),
     "Hyper-SDXL-1step-lora": Card(TCDScheduler, 1, {}, {"eta": 1.0}),
+    "TCD-SDXL-LoRA": Card(TCDScheduler, 4, {}, {"eta": 0.3}),
     "dmd2_sdxl_4step_lora": Card(LCMScheduler, 4, {}, {"timesteps": [999, 749, 499, 249]}),
     "lcm-lora-sdxl": Card(LCMScheduler, 4),
 }
@@ -55,7 +56,7 @@ CHECKPOINTS = {
     "dmd2_sdxl_1step_unet": Card(LCMScheduler, 1, {}, {"timesteps": [399]}),
     "sd_xl_turbo_1.0_fp16": Card(EulerAncestralDiscreteScheduler, 4, TRAILING),
 }
-"""By the names of the files. Cards: ByteDance/SDXL-Lightning, ByteDance/Hyper-SD, tianweiy/DMD2,
+"""By the names of the files. Cards: ByteDance/SDXL-Lightning, ByteDance/Hyper-SD, h1t/TCD-SDXL-LoRA, tianweiy/DMD2,
 latent-consistency/lcm-lora-sdxl, stabilityai/sdxl-turbo (which has one step to four)."""
 
 
