@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from sdcli.domain import Adapter, Component, Origin
+from sdcli.errors import NotFinite, echo
 from sdcli.units import MIB
 from sdcli.weights.source import Source, Stored
 
@@ -128,16 +129,23 @@ class Changes:
 
 
 def changes_of(component: Component, source: Source) -> dict[str, Changes]:
-    """What changes which of a component's weights, from its open files."""
+    """What changes which of a component's weights, from its open files. Reading one with NaN raises NotFinite."""
     opened: dict[tuple[Path, str, tuple[int, int] | None, bool], Stored] = {}
 
     def read(origin: Origin, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         key = origin.path, origin.stored, origin.rows, origin.swapped
         if key not in opened:
             opened[key] = source.open(origin)
+            _require_finite(opened[key], origin)
         return opened[key].cast(device, dtype)
 
     return {name: Changes(adapters, read) for name, adapters in component.adapters.items()}
+
+
+def _require_finite(stored: Stored, origin: Origin) -> None:
+    if not torch.isfinite(stored.cast(torch.device("cpu"), torch.float32)).all():
+        where = f"{echo(origin.path)} has NaN or infinity in {echo(origin.stored)}"
+        raise NotFinite(f"{where}: fetch the LoRA again, or leave it out")
 
 
 class Merged(Stored):

@@ -24,7 +24,7 @@ from torchgen.model import DispatchKey
 
 from sdcli.blocks import planes
 from sdcli.devices.cpu import CpuDevice
-from sdcli.domain import Guidance
+from sdcli.domain import DeviceName, Guidance
 from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder
 from sdcli.families.sd.denoiser import borrow_denoiser
 from sdcli.families.sd.text_encoder import borrow_text_encoder, tokenize
@@ -122,6 +122,7 @@ class Capture(TorchDispatchMode):
 class LikeMps(CpuDevice):
     """The CPU, asked to lay everything out as for MPS, and not to pack."""
 
+    name: DeviceName = "mps"
     memory_format = torch.contiguous_format
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdcli.devices import open_device
 from sdcli.domain import Sources
 from sdcli.engine.count import count
 from sdcli.engine.generate import generate
+from sdcli.errors import NotFinite
 from sdcli.models.lora import with_loras
 from sdcli.models.opened import open_model
 from sdcli.weights.packed import can_map, packing_of
@@ -43,6 +45,19 @@ def test_a_picture_of_every_kind_is_that_of_weights_merged_beforehand(
     expected = draw(merged(tiny, tmp_path / "m", [(change, 0.8)]), request=SHORT)
     assert largest_difference(draw(tiny, request=SHORT), expected) > 8
     assert largest_difference(draw_with(tiny, (tmp_path / "x.safetensors", 0.8)), expected) <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_file_with_a_number_that_is_none_is_named(tiny: Path, tmp_path: Path, value: float) -> None:
+    write_lora(tiny, tmp_path / "good.safetensors", seed=4)
+    write_lora(tiny, tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    name = next(name for name in sorted(tensors) if "unet" in name and name.endswith("lora_up.weight"))
+    tensors[name].view(-1)[5] = value
+    save_file(tensors, tmp_path / "x.safetensors")
+    for plan in (RESIDENT, STREAMED):
+        with pytest.raises(NotFinite, match=f"x.safetensors' has NaN or infinity in '{name}': fetch the LoRA again"):
+            draw_with(tiny, (tmp_path / "good.safetensors", 1.0), (tmp_path / "x.safetensors", 0.8), plan=plan)
 
 
 @pytest.mark.full
