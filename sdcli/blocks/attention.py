@@ -91,7 +91,7 @@ class BoundedAttention:
         # the fused kernels have scores in FP32, and BF16 holds what FP32 does
         if self._fused and key.shape[3] <= FUSED_HEAD_LIMIT:
             return _fused(query, key, value, scale, self._on_cpu)
-        if self._on_cpu and not upcast and goes_by_library(query.dtype):
+        if self._on_cpu and not upcast and goes_by_library(query):
             return self._attend_by_library(query, key, value, scale)
         if key.shape[2] < FEW_KEYS and not upcast:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)

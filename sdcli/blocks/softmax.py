@@ -14,9 +14,9 @@ MULTIPLE = 16
 """Numbers that the kernel takes at a time: a row of three less than a multiple takes three times as long."""
 
 
-def goes_by_library(dtype: torch.dtype) -> bool:
-    """Whether rows of this type on the CPU go by it."""
-    return dtype is torch.bfloat16 and multiplies(dtype) and can_map() and _works()
+def goes_by_library(scores: torch.Tensor) -> bool:
+    """Whether rows of this type on the CPU go by it; on meta, where nothing can be tried, whether they should."""
+    return scores.dtype is torch.bfloat16 and multiplies(scores.dtype) and (scores.is_meta or (can_map() and _works()))
 
 
 def softmax(scores: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from sdcli.blocks import softmax as library
+from sdcli.blocks.attention import BoundedAttention
 from sdcli.blocks.softmax import MULTIPLE, goes_by_library, softmax
+from sdcli.engine.dry_run import DryRun
 from tests.networks import numbers
 
-there = pytest.mark.skipif(not goes_by_library(torch.bfloat16), reason="this processor has no such kernel")
+there = pytest.mark.skipif(
+    not goes_by_library(torch.empty(0, dtype=torch.bfloat16)), reason="this processor has no such kernel"
+)
 
 
 @there
@@ -53,5 +57,14 @@ def test_one_that_is_wrong_or_refuses_is_not_used(kind: str, monkeypatch: pytest
 
     monkeypatch.setattr(library, "softmax", other)
     library._works.cache_clear()
-    assert not library._works() and not goes_by_library(torch.bfloat16)
+    assert not library._works() and not goes_by_library(torch.empty(0, dtype=torch.bfloat16))
     library._works.cache_clear()
+
+
+@there
+def test_a_dry_run_that_comes_first_does_not_decide_for_the_run() -> None:
+    library._works.cache_clear()
+    with DryRun():
+        query = torch.empty(1, 2, 300, 8, dtype=torch.bfloat16, device="meta")
+        BoundedAttention(2**20).attend(query, query, query, 1.0)
+    assert goes_by_library(torch.empty(0, dtype=torch.bfloat16))
