@@ -106,7 +106,8 @@ def test_nor_is_it_where_weights_are_laid_out_whenever_they_are_used(program: Pr
     assert seen.code == 0, seen.err
     report = json.loads(seen.out)
     memory = report["memory"]
-    assert not report["plan"]["prepared"] and report["plan"]["residency"] == "partial"
+    in_memory = limit == "2GiB" and report["dtype"] == "bf16"
+    assert not report["plan"]["prepared"] and report["plan"]["residency"] == ("resident" if in_memory else "partial")
     assert memory["peak_bytes"] <= memory["predicted_peak_bytes"] <= 1.08 * memory["peak_bytes"]
 
 
