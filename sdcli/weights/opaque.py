@@ -80,7 +80,8 @@ def moved(packed: torch.Tensor, arena: Arena) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=128)
 def _plain_description(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
-    return description(torch.empty(shape, dtype=dtype, layout=torch._mkldnn))  # type: ignore[attr-defined]
+    layout = torch._mkldnn  # type: ignore[attr-defined]  # torch has no types for it
+    return description(torch.empty(shape, dtype=dtype, layout=layout))
 
 
 @functools.cache
