@@ -8,6 +8,7 @@ softmax happens in place in it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -100,34 +101,22 @@ class BoundedAttention:
     def _attend_by_library(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """As `_attend`, a few heads and a few of their queries at a time. Scores and what comes of them lie apart.
+        """As `_attend`, but a few heads at a time, and what comes of the scores lies apart from them.
 
         Keys and values lie as the library's product takes them, or it would copy them for every few queries.
         """
-        batch, heads, queries, size = query.shape
-        keys, lacking = key.shape[2], -key.shape[2] % MULTIPLE
-        query = query.reshape(-1, queries, size)
+        queries, keys, size = query.shape[2], key.shape[2], key.shape[3]
+        lacking = -keys % MULTIPLE
         key = _filled_up(key.transpose(2, 3).reshape(-1, size, keys), 2, lacking)
         value = _filled_up(value.reshape(-1, keys, size), 1, lacking)
         row_bytes = 2 * query.element_size() * key.shape[2]
-        together = min(len(query), max(1, self._scratch_bytes // (row_bytes * min(FEW_ROWS, queries))))
-        rows = self.rows(row_bytes * together, queries)
-        scratch = self._room(together * rows * key.shape[2], query.dtype, query.device)
-        output = torch.empty_like(query)
-        if query.is_meta:  # a dry run: one chunk is as all of them
-            torch.empty_like(scratch[: together * rows * key.shape[2]])
-            shape = batch, heads, -1, size
-            return F.scaled_dot_product_attention(
-                query.view(shape), key.transpose(1, 2).reshape(shape), value.view(shape)
-            )
-        for first, begin in product(range(0, len(query), together), range(0, queries, rows)):
-            some, those = slice(first, first + together), slice(begin, begin + rows)
-            asking = query[some, those]
-            scores = scratch[: asking.shape[0] * asking.shape[1] * key.shape[2]].view(*asking.shape[:2], -1)
-            torch.baddbmm(scores, asking, key[some], beta=0, alpha=scale, out=scores)
+        together = min(len(key), max(1, self._scratch_bytes // (row_bytes * min(FEW_ROWS, queries))))
+
+        def weigh(scores: torch.Tensor) -> torch.Tensor:
             scores[:, :, keys:] = -torch.inf
-            output[some, those] = torch.bmm(softmax(scores), value[some])
-        return output.view(batch, heads, queries, size)
+            return softmax(scores)
+
+        return self._in_turn(query, key, value, scale, weigh, together, row_bytes)
 
     def _attend(
         self,
@@ -137,33 +126,53 @@ class BoundedAttention:
         scale: float,
         scores_dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Scaled dot-product attention over (batch, heads, tokens, head size), a few queries at a time.
+        """Scaled dot-product attention over (batch, heads, tokens, head size), a few queries of all heads at a time.
 
         Scores are in the queries' type, or in another: those of Stable Diffusion 2.1 are too large for FP16.
         """
-        batch, heads, queries, size = query.shape
-        keys = key.shape[2]
-        query, value = query.reshape(-1, queries, size), value.reshape(-1, keys, size)
-        key = key.reshape(-1, keys, size).transpose(1, 2)
+        keys, size = key.shape[2], key.shape[3]
         dtype = query.dtype if scores_dtype is None else scores_dtype
-        key = key.to(dtype)
+        key = key.reshape(-1, keys, size).transpose(1, 2).to(dtype)
+        value = value.reshape(-1, keys, size)
         item = dtype.itemsize + (query.element_size() if dtype != query.dtype else 0)  # beside the scores, their copy
-        rows = self.rows(batch * heads * keys * item, queries)
-        scratch = self._room(rows * batch * heads * keys, dtype, query.device)
+
+        def weigh(scores: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(scores, dim=-1, out=scores).to(value.dtype)
+
+        return self._in_turn(query, key, value, scale, weigh, len(key), item * keys)
+
+    def _in_turn(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        weigh: Callable[[torch.Tensor], torch.Tensor],
+        together: int,
+        row_bytes: int,
+    ) -> torch.Tensor:
+        """So many heads `together`, of each so many queries as the scratch allows: (batch, heads, queries, head size).
+
+        Keys are (batch * heads, head size, keys), values (batch * heads, keys, head size). `weigh` makes weights of
+        scores, maybe in their place; both take `row_bytes` for one query of one head.
+        """
+        shape, (queries, size), keys = query.shape, query.shape[2:], key.shape[2]
+        query = query.reshape(-1, queries, size)
+        rows = self.rows(row_bytes * together, queries)
+        scratch = self._room(together * rows * keys, key.dtype, query.device)
         if query.is_meta:  # a dry run: one chunk is as all of them, and there may be tens of thousands
-            torch.empty_like(query[:, :rows])
-            shape = batch, heads, -1, size
-            return F.scaled_dot_product_attention(
-                query.view(shape), key.transpose(1, 2).reshape(shape), value.view(shape)
-            )
+            beside_bytes = together * rows * (row_bytes - keys * key.element_size() + size * query.element_size())
+            torch.empty(beside_bytes, dtype=torch.uint8, device=query.device)
+            key, value = key.transpose(1, 2).reshape(*shape[:2], -1, size), value.view(*shape[:2], -1, size)
+            return F.scaled_dot_product_attention(query.view(shape), key.to(query.dtype), value)
         output = torch.empty_like(query)
-        for begin in range(0, queries, rows):
-            some = query[:, begin : begin + rows]
-            scores = scratch[: some.shape[0] * some.shape[1] * keys].view(-1, some.shape[1], keys)
-            torch.baddbmm(scores, some.to(dtype), key, beta=0, alpha=scale, out=scores)
-            torch.softmax(scores, dim=-1, out=scores)
-            output[:, begin : begin + rows] = torch.bmm(scores.to(value.dtype), value)
-        return output.view(batch, heads, queries, size)
+        for first, begin in product(range(0, len(query), together), range(0, queries, rows)):
+            heads, some = slice(first, first + together), slice(begin, begin + rows)
+            asking = query[heads, some].to(key.dtype)
+            scores = scratch[: asking.shape[0] * asking.shape[1] * keys].view(*asking.shape[:2], keys)
+            torch.baddbmm(scores, asking, key[heads], beta=0, alpha=scale, out=scores)
+            output[heads, some] = torch.bmm(weigh(scores), value[heads])
+        return output.view(shape)
 
     def free(self) -> None:
         """Drop the scratch: the layers that hold this processor may outlive their weights."""

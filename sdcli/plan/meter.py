@@ -20,7 +20,7 @@ from typing import NamedTuple
 import psutil
 
 from sdcli.errors import SdcliError
-from sdcli.units import KIB
+from sdcli.units import KIB, MIB
 
 _TREE_AGE_S = 1.0
 """The list of processes is read anew at least this often; on Linux also whenever any process was made."""
@@ -29,7 +29,10 @@ _FORKED_S = 1.0
 """A child that has only been forked shares its parent's pages for so long: what it has beyond them counts."""
 
 _AFRESH_S = 0.05
-"""How much of a process is shared memory or swapped out is read anew so often (Linux)."""
+"""How much of a process is shared memory or swapped out is read anew so often (Linux), or after as much growth
+of what it shares, clean pages of files among it:"""
+
+_AFRESH_BYTES = 8 * MIB
 
 _PF_FORKNOEXEC = 0x40
 """Linux's mark of a process that was forked and runs the program of its parent yet (include/linux/sched.h)."""
@@ -103,6 +106,18 @@ def _require_own_proc() -> None:
         raise SdcliError("/proc is of another process namespace, so memory cannot be measured: unshare --mount-proc")
 
 
+class _Rest(NamedTuple):
+    """Shared and swapped memory of a process, and when it was read."""
+
+    read_at: float
+    shared_bytes: int
+    footprint_bytes: int
+
+    def is_old(self, shared_bytes: int) -> bool:
+        """Whether it may be more by now."""
+        return time.monotonic() - self.read_at >= _AFRESH_S or shared_bytes - self.shared_bytes >= _AFRESH_BYTES
+
+
 class LinuxReader:
     """Reads processes again and again, whose files in /proc it holds open: opening one takes longer than reading it.
 
@@ -112,7 +127,7 @@ class LinuxReader:
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[int, int]] = {}
-        self._rest: dict[int, tuple[float, int]] = {}  # when it was read, and bytes
+        self._rest: dict[int, _Rest] = {}
 
     def __call__(self, pid: int) -> Memory:
         """What a process has; nothing if it is gone."""
@@ -121,15 +136,16 @@ class LinuxReader:
                 self._open[pid] = _opened(pid)
             statm, status = self._open[pid]
             resident, shared = map(int, os.pread(statm, 256, 0).split()[1:3])
-            read_at, rest_bytes = self._rest.get(pid, (-_AFRESH_S, 0))
-            if time.monotonic() - read_at >= _AFRESH_S:
+            shared_bytes = shared * _page_bytes()
+            rest = self._rest.get(pid)
+            if rest is None or rest.is_old(shared_bytes):
                 told = os.pread(status, 8192, 0)
                 rest_bytes = (_kilobytes(told, b"\nRssShmem:") + _kilobytes(told, b"\nVmSwap:")) * KIB
-                self._rest[pid] = time.monotonic(), rest_bytes
+                rest = self._rest[pid] = _Rest(time.monotonic(), shared_bytes, rest_bytes)
         except (OSError, ValueError):
             self._drop(pid)
             return NOTHING
-        return Memory((resident - shared) * _page_bytes() + rest_bytes, resident * _page_bytes())
+        return Memory((resident - shared) * _page_bytes() + rest.footprint_bytes, resident * _page_bytes())
 
     def keep(self, pids: Container[int]) -> None:
         """Let go of the files of all other processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -147,6 +148,16 @@ def test_the_reader_of_many_looks_reads_what_one_look_does() -> None:
         assert again.footprint_bytes == pytest.approx(once.footprint_bytes, abs=MIB)
         assert again.rss_bytes == pytest.approx(once.rss_bytes, abs=MIB)
     del held
+
+
+@linux
+def test_shared_memory_that_grows_is_seen_at_the_next_look() -> None:
+    read, own = LinuxReader(), os.getpid()
+    before = read(own).footprint_bytes
+    with mmap.mmap(-1, 64 * MIB) as shared:  # no file's: it counts
+        for at in range(0, 64 * MIB, 4096):
+            shared[at] = 1
+        assert read(own).footprint_bytes - before == pytest.approx(64 * MIB, abs=MIB)
 
 
 @linux
