@@ -13,7 +13,7 @@ from sdcli.plan.bytes import Subject, left_by, samples_at_a_time, stage_need, st
 from sdcli.plan.ceiling import options_for
 from sdcli.plan.remainder import WITH_AVX512, Remainder
 from sdcli.plan.remainders import Source
-from sdcli.plan.seconds import NEW_WORKER_S, TYPICAL_SPEED, Speed, recompute_seconds, step_seconds
+from sdcli.plan.seconds import NEW_WORKER_S, TYPICAL_SPEED, Speed, all_steps_seconds, recompute_seconds, step_seconds
 from sdcli.plan.ways import SCRATCHES, way_of_steps
 from sdcli.units import MIB, format_size
 
@@ -29,6 +29,7 @@ OFFER_BYTES = 16 * MIB
 
 SMALL_SCRATCH = "a small attention scratch"
 IN_MEMORY = "the model lies on a RAM disk, where mapped pages are counted as memory: each is let go when it was read"
+NOT_LOADED = "all of the denoiser would fit, but so few steps do not pay for loading it"
 BY_THE_SLICE = "the denoiser's weights are used where they lie in the model's file, a slice at a time"
 FRESH = "a worker of its own decodes, where nothing of the denoiser is left"
 
@@ -137,18 +138,14 @@ class _Planner:
         ]
         if not steps:
             return None
-        best = min(steps, key=self._all_steps_seconds)
+        best = min(steps, key=lambda plan: all_steps_seconds(self._subject, plan, self._means.speed, self._is_copied))
         plan = replace(best, ways=ways.ways, fresh_decode=ways.fresh_decode, reasons=(*best.reasons, *ways.reasons))
+        if best.residency != "resident" and any(plan.residency == "resident" for plan in steps):
+            plan = replace(plan, reasons=(*plan.reasons, NOT_LOADED))
         if self._means.in_memory:
             plan = replace(plan, reasons=(*plan.reasons, IN_MEMORY))
         *first, last = (step_seconds(part, plan, self._means.speed) for part in self._subject.rounds)
         return Planned(plan, self._needs(plan), last, self._baseline, first[0] if first else None)
-
-    def _all_steps_seconds(self, plan: Plan) -> float:
-        rounds = self._subject.rounds
-        if len(rounds) == 1:
-            return step_seconds(self._subject, plan, self._means.speed)
-        return sum(part.request.steps_run * step_seconds(part, plan, self._means.speed) for part in rounds)
 
     def smallest(self) -> Planned:
         """See `smallest_plan`."""
@@ -255,16 +252,26 @@ class _Planner:
         for tactic in self._tactics():
             reason = f"the denoiser's {size} stay in memory across steps"
             yield replace(tactic, residency="resident", resident_bytes=everything, reasons=(reason, *tactic.reasons))
-            if self._limit is None:
+            if self._limit is None and not self._is_copied:
                 continue
             streamed = replace(tactic, prepared=self._means.prepared)
-            step = self._step_bytes(streamed)
-            room = self._limit - self._means.margin_bytes - self._baseline - step
-            share = min(int(room / self._means.remainder.padding), everything)
-            if share > 0:
+            share = min(self._room_for_weights(streamed), everything)
+            if 0 < share < everything:
                 reason = f"{format_size(share)} of the denoiser's {size} stay in memory, the rest streams from {source}"
                 yield replace(streamed, residency="partial", resident_bytes=share, reasons=(reason, *tactic.reasons))
             yield replace(streamed, reasons=(f"the denoiser's {size} stream from {source}", *tactic.reasons))
+
+    @property
+    def _is_copied(self) -> bool:
+        """Whether there is a prepared copy already."""
+        return self._means.prepared and not self._means.making
+
+    def _room_for_weights(self, streamed: Plan) -> int:
+        """Bytes of weights that may stay beside what a step takes."""
+        if self._limit is None:
+            return self._subject.weights.matrices_bytes
+        room = self._limit - self._means.margin_bytes - self._baseline - self._step_bytes(streamed)
+        return int(room / self._means.remainder.padding)
 
     def _tactics(self) -> Sequence[Plan]:
         """Ways to spend less on all but the weights, as plans that keep no weights yet: the smallest comes last."""

@@ -24,6 +24,9 @@ TELLING_FLOPS = 2e11
 MOST_BYTES = 32e9
 """A second, that streaming is ever believed to reach: what seems faster is arithmetic that was faster than thought."""
 
+LOADING_BYTES = 1.2e9
+"""A second, that go from a prepared copy into memory that stays: pages that are new to a process take longest."""
+
 NEW_WORKER_S = 2.5
 """Until a new worker has imported what it needs."""
 
@@ -52,6 +55,16 @@ def step_seconds(subject: Subject, plan: Plan, speed: Speed) -> float:
     """One denoise step."""
     streaming = streamed_bytes(subject, plan) / speed.stream_bytes(plan)
     return _work(subject, plan) / speed.flops + streaming
+
+
+def all_steps_seconds(subject: Subject, plan: Plan, speed: Speed, copied: bool) -> float:
+    """The steps of all rounds and pictures. With weights `copied` before, those that stay are loaded first.
+
+    Without a copy they are laid out whether they stay or not, and that is not counted.
+    """
+    pictures = subject.request.count
+    loading = plan.resident_bytes / LOADING_BYTES if copied else 0.0
+    return loading + sum(pictures * part.request.steps_run * step_seconds(part, plan, speed) for part in subject.rounds)
 
 
 def recompute_seconds(subject: Subject, stage: Stage, way: str, speed: Speed) -> float:

@@ -17,8 +17,18 @@ from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
 from sdcli.plan.counts import Counts
-from sdcli.plan.planner import MARGIN_BYTES, OFFER_BYTES, Means, Planned, make_plan, smallest_limit_bytes, smallest_plan
+from sdcli.plan.planner import (
+    MARGIN_BYTES,
+    NOT_LOADED,
+    OFFER_BYTES,
+    Means,
+    Planned,
+    make_plan,
+    smallest_limit_bytes,
+    smallest_plan,
+)
 from sdcli.plan.remainder import WITH_AVX2, WITH_AVX512, WITH_AVX512_BF16, WITH_AVX512_IN_FP32, Remainder
+from sdcli.plan.seconds import TYPICAL_SPEED
 from sdcli.plan.ways import SCRATCHES
 from sdcli.units import GIB, MIB, parse_size
 from tests.plan.subjects import needs_of, subject_of
@@ -83,6 +93,7 @@ def test_no_plan_is_over_the_ceiling_by_its_own_prediction(request_: Request, dt
 @pytest.mark.parametrize("means", [Means(), Means(prepared=True, fused=True)], ids=["plain", "prepared"])
 @pytest.mark.every(2)
 def test_a_higher_ceiling_never_means_a_slower_step(request_: Request, dtype: DtypeName, means: Means) -> None:
+    request_ = replace(request_, steps=60)  # so many pay for loading
     begin = least(request_, dtype, means=means)
     plans = [plan_for(request_, dtype, limit, means=means) for limit in range(begin, begin + 6 * GIB, 41 * MIB)]
     assert plans[0].plan.residency != "resident" and plans[-1].plan.residency == "resident"
@@ -92,6 +103,30 @@ def test_a_higher_ceiling_never_means_a_slower_step(request_: Request, dtype: Dt
             higher.plan, residency="", resident_bytes=0, reasons=()
         ):
             assert higher.plan.resident_bytes >= lower.plan.resident_bytes
+
+
+@every_request
+@pytest.mark.parametrize("limit", [None, 64 * GIB])
+def test_few_steps_do_not_load_what_a_prepared_copy_has(request_: Request, dtype: DtypeName, limit: int | None) -> None:
+    copied, to_be_copied = Means(prepared=True), Means(prepared=True, making=True)
+
+    def planned(steps: int, count: int, means: Means) -> Planned:
+        return plan_for(replace(request_, steps=steps, count=count, strength=None), dtype, limit, means=means)
+
+    few, many, pictures = planned(1, 1, copied), planned(60, 1, copied), planned(1, 60, copied)
+    assert few.plan.residency == "streamed" and few.plan.prepared and few.plan.reasons[-1] == NOT_LOADED
+    assert many.plan.residency == pictures.plan.residency == "resident"
+    assert few.peak_bytes < many.peak_bytes
+    assert not any(NOT_LOADED in one.plan.reasons for one in (many, pictures))
+    for means in (Means(), to_be_copied):
+        assert planned(1, 1, means).plan.residency == "resident"
+
+
+def test_a_disk_that_is_read_anew_in_every_step_pays_for_loading() -> None:
+    slow = Means(prepared=True, speed=replace(TYPICAL_SPEED, prepared_bytes=1e9))
+    few = replace(REQUEST, steps=4)
+    assert plan_for(few, "bf16", 8 * GIB, means=slow).plan.residency == "resident"
+    assert plan_for(few, "bf16", 8 * GIB, means=Means(prepared=True)).plan.residency == "streamed"
 
 
 @every_request
