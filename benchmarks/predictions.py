@@ -1,11 +1,12 @@
 """Predicted against measured peaks of a synthetic model, and seconds a step, over sizes and ceilings.
 
     python -m benchmarks.predictions [--model sd15|sdxl|klein|z-image] [--sizes 256x256,512x512,…]
-        [--limits none,2GiB,1GiB,600MiB,least] [--steps 3] [--save FILE.json]
+        [--limits none,2GiB,1GiB,600MiB,least] [--steps 3] [--slow-disk] [--save FILE.json]
 
-A run of its own for each cell of the grid. With --save the figures go into a file as well; benchmarks/charts.py draws
-those of benchmarks/predictions.json. At last: how much more was predicted than measured, at least, at most and in the
-middle. Exit code 1 if a run fails or takes more than was predicted.
+A run of its own for each cell of the grid. With --slow-disk every plan is as for a disk that reads 2 GB a second: few
+steps then pay for loading weights that stay, as many steps do on any disk. With --save the figures go into a file as
+well; benchmarks/charts.py draws those of benchmarks/predictions.json. At last: how much more was predicted than
+measured, at least, at most and in the middle. Exit code 1 if a run fails or takes more than was predicted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sdcli import machine
 from sdcli.models.synthetic import SYNTHETIC
+from sdcli.plan.speeds import remember_speed, typical_speed
 from sdcli.units import MIB
 
 GRIDS = {
@@ -30,6 +34,8 @@ GRIDS = {
     "z-image": ("512x512,1024x1024,1216x832", "none,8GiB,4GiB,2GiB,least"),
 }
 """Sizes and ceilings of each model, unless others are asked for."""
+
+SLOW_DISK_BYTES = 2e9
 
 HEADER = (
     "| size | ceiling | denoiser in memory, guidance, memory goes back after | s/step | decode s | predicted MiB"
@@ -46,13 +52,16 @@ def ask(command: str, model: str, size: str, *options: str) -> dict[str, Any] | 
     return json.loads(done.stdout) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
 
 
-def row(model: str, size: str, limit: str, steps: str, out: Path, cells: list[dict[str, Any]]) -> str:
+def row(model: str, size: str, limit: str, steps: str, slow_disk: bool, out: Path, cells: list[dict[str, Any]]) -> str:
     """One cell of the grid: a run of its own."""
     if limit == "least":
         told = ask("plan", model, size)
         if isinstance(told, str):
             return f"| {size} | {limit} | | | | | | {told} |"
         limit = f"{told['smallest_limit_bytes'] // MIB}MiB"
+    if slow_disk:
+        dtype = machine.choose_dtype("cpu", "auto")[0]
+        remember_speed("cpu", dtype, replace(typical_speed("cpu", dtype), prepared_bytes=SLOW_DISK_BYTES))
     job = "--mem-limit", limit, "-s", steps, "--seed", "1", "-q", "--no-cache", "--force", "-o", str(out)
     run = ask("txt2img", model, size, *job)
     if isinstance(run, str):
@@ -89,6 +98,7 @@ def main() -> int:
     parser.add_argument("--sizes", help="with commas")
     parser.add_argument("--limits", help="with commas; `least` is the one that sdcli plan tells")
     parser.add_argument("--steps", default="3")
+    parser.add_argument("--slow-disk", action="store_true")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     sizes, limits = GRIDS[options.model]
@@ -97,7 +107,10 @@ def main() -> int:
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as home:
         for size, limit in grid:
-            print(row(options.model, size, limit, options.steps, Path(home) / "a.png", cells), flush=True)
+            print(
+                row(options.model, size, limit, options.steps, options.slow_disk, Path(home) / "a.png", cells),
+                flush=True,
+            )
             if options.save:
                 options.save.write_text(json.dumps(cells, indent=1) + "\n", "utf-8")
     overs = [100 * over(cell) for cell in cells]
