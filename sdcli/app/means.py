@@ -50,7 +50,8 @@ class Prospect:
         """With the profile `posed` as another machine is planned for, with its speed instead of this one's."""
         self.task, self.posed, self.book = task, posed, CountBook(task.model, task.device, task.dtype)
         stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
-        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, bool(task.preview_every))
+        previews, on_gpu = bool(task.preview_every), task.device != "cpu"
+        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, previews, on_gpu)
         self._copy: list[Path | None] = []
         self._lacking_bytes = 0
         """By so much a stage took more than was predicted, when it crossed the ceiling."""
@@ -111,7 +112,9 @@ class Prospect:
             count, dtype = self.subject.counts[stage.name], self.task.dtype
             if stage.times == "steps":
                 layout, samples = self.layout.counts[stage.function], self._sees[0]
-                tables[stage.name] = table_of(count, dtype, plan.resident_bytes, layout, samples)
+                tables[stage.name] = table_of(
+                    count, dtype, plan.resident_bytes, layout, samples, self.subject.slices_stay
+                )
             else:
                 tables[stage.name] = table_of(count, dtype)
         return tables

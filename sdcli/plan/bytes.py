@@ -7,7 +7,7 @@ sees: the libraries' compiled kernels and scratch, and the heap's gaps (plan/rem
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sdcli.domain import DTYPE_BYTES, DtypeName, Plan, Request, StageNeed
@@ -56,6 +56,8 @@ class Subject:
     counts_of: Callable[[Request], Counts]
     previews: bool = False
     """Whether steps are shown while they go on."""
+    slices_stay: bool = False
+    """Whether weights that steps use by the slice may stay in memory, as on a GPU, where they do not lie already."""
 
     @cached_property
     def counts(self) -> Counts:
@@ -68,7 +70,7 @@ class Subject:
         if len(rounds) == 1:
             return self
         stages = tuple(stage for stage in self.stages if stage.round == number)
-        return Subject(rounds[number], self.dtype, stages, self.geometry, lambda _: self.counts, self.previews)
+        return replace(self, request=rounds[number], stages=stages, counts_of=lambda _: self.counts)
 
     @cached_property
     def rounds(self) -> tuple[Subject, ...]:
@@ -83,7 +85,7 @@ class Subject:
     @cached_property
     def weights(self) -> Weights:
         """Those of that stage."""
-        return weights_of(self.counts[self.steps.name], self.dtype)
+        return weights_of(self.counts[self.steps.name], self.dtype, self.slices_stay)
 
     @cached_property
     def by_slices(self) -> bool:
@@ -102,16 +104,19 @@ class Weights:
     """A stage's weights as they will lie in memory: bytes in the arithmetic's type. Vectors are always resident."""
 
     matrices_bytes: int
+    """Of all that may stay in memory or stream."""
     largest_bytes: int
+    """Of those that are laid out, or cast as a whole."""
     vectors_bytes: int
 
 
-def weights_of(count: StageCount, dtype: DtypeName) -> Weights:
+def weights_of(count: StageCount, dtype: DtypeName, slices_stay: bool = False) -> Weights:
     """Sizes. Tables stay mapped and count nothing, nor does what is copied while a stage runs, which is alive then."""
     item = DTYPE_BYTES[dtype]
+    everything = sum(use.numel for use in matrices(count, slices_stay)) * item
     sizes = [use.numel * item for use in matrices(count)]
     vectors = sum(use.numel for use in count.weights if use.use == "vector") * item
-    return Weights(sum(sizes), max(sizes, default=0), vectors)
+    return Weights(everything, max(sizes, default=0), vectors)
 
 
 def stage_need(
@@ -194,7 +199,7 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     weights = subject.weights
     streaming = LEFT_BY_MAKING_BYTES if making and plan.prepared else 0
     streaming += min(STREAMING_BYTES, weights.largest_bytes) if plan.prepared else 0
-    if weights.matrices_bytes and not plan.prepared and plan.residency != "resident":
+    if weights.largest_bytes and not plan.prepared and plan.residency != "resident":
         streaming += STREAMED_TIMES * weights.largest_bytes + remainder.laying_out_bytes
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
     kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)

@@ -68,7 +68,8 @@ def lend_weights(
             stored = {name: source.stored(name, tuple(empty[name].shape)) for name in rows}
             tables = [name for name, row in rows.items() if row.use == "table"]
             copied = [name for name, row in rows.items() if row.use == "copied"]
-            sliced = [name for name, row in rows.items() if row.use == "sliced"]
+            sliced = [name for name, row in rows.items() if row.use == "sliced" and not row.stays]
+            kept_slices = [name for name, row in rows.items() if row.use == "sliced" and row.stays]
             streamed = [name for name, row in rows.items() if row.use == "matrix" and not row.stays]
             packings = (
                 packings_of(module, (row for row in rows.values() if row.use != "sliced"), device, dtype)
@@ -79,13 +80,15 @@ def lend_weights(
             stored |= {name: Merged(stored[name], changes[name]) for name in changes.keys() - packings.keys()}
 
             _lend_packed(lent, {n: packings[n] for n in packings if n not in streamed}, stored, prepared)
-            kept = sorted(set(rows) - {*tables, *copied, *sliced, *streamed, *packings}, key=source.place)
+            kept = sorted(set(rows) - {*tables, *copied, *sliced, *kept_slices, *streamed, *packings}, key=source.place)
             lent.keep([(homes[n], n.rpartition(".")[2], stored[n]) for n in kept])
             _stream_packed(lent, {n: packings[n] for n in packings if n in streamed}, stored, prepared)
             for name in changes.keys() & packings.keys():
                 _add_beside(packings[name][0], homes[name], changes[name], stored[name])
             for name in copied:
                 lent.fetch(homes[name], stored[name])
+            if kept_slices:
+                lent.keep_slices([(homes[name], stored[name]) for name in sorted(kept_slices, key=source.place)])
             for name in sliced:
                 lent.slice(name, homes[name], stored[name])
             _stream_plain(lent, module, [name for name in streamed if name not in packings], homes, stored)

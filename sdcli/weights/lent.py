@@ -18,7 +18,7 @@ from sdcli.devices.base import Device
 from sdcli.uses import MapShape
 from sdcli.weights.packed import Packed
 from sdcli.weights.read_ahead import Place, ReadAhead
-from sdcli.weights.sliced import StoredSlices, set_slices
+from sdcli.weights.sliced import KeptSlices, StoredSlices, set_slices
 from sdcli.weights.source import Stored
 
 Packing = tuple[nn.Module, type[Packed], MapShape]
@@ -142,6 +142,14 @@ class Lent:
 
         set_slices(layer, StoredSlices(stored, self._device.torch_device, self.dtype, reads))
         self._sliced.append(layer)
+
+    def keep_slices(self, layers: list[tuple[nn.Module, Stored]]) -> None:
+        """Keep the weights of these layers on the device, and have `slices_of` give views of them."""
+        store = self._device.weight_store(self.dtype, [stored.tensor.numel() for _, stored in layers])
+        for layer, stored in layers:
+            room = store.take((stored.tensor.numel(),))
+            set_slices(layer, KeptSlices(stored.fill(room.view(stored.tensor.shape))))
+            self._sliced.append(layer)
 
     def look_up(self, layer: nn.Module, stored: Stored) -> None:
         """Leave an embedding table mapped, and cast the few rows that were looked up."""

@@ -64,6 +64,19 @@ class StoredSlices:
         return piece if self.lies else self._stored.slice_of(rows, columns, self._device, self._dtype)
 
 
+class KeptSlices:
+    """Of a weight that is in memory: views, as many as if each were cast, so that products have the same bits."""
+
+    lies = False
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight, self.shape = weight, weight.shape
+
+    def __call__(self, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
+        """See `Slices`."""
+        return self._weight[rows, columns]
+
+
 class DrySlices:
     """Of a weight without numbers: a view where it would lie, else memory of the same size."""
 

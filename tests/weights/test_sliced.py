@@ -83,6 +83,28 @@ def test_a_slice_is_a_view_of_the_file_or_a_copy_of_it_alone(layer: nn.Linear, w
     assert held == 4 * some.numel() if not slices_of(layer).lies else held >= 4 * OUT * IN
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_weight_that_stays_gives_views_of_one_copy_and_the_same_bits(
+    tmp_path: Path, weight: torch.Tensor, stays: bool
+) -> None:
+    dtype = next(one for one in (torch.float32, torch.bfloat16) if one is not weight.dtype)
+    part, states = component(tmp_path, weight), numbers(7, IN, seed=2).to(dtype)
+    made = []
+    for stay in (False, stays):
+        rows = [
+            WeightRow("part", "weight", (OUT, IN), "sliced", (1, 1, 1), stay),
+            WeightRow("part", "bias", (OUT,), "vector", (1, 1, 1), True),
+        ]
+        module = nn.Linear(IN, OUT, device=META)
+        with lend_weights(module, part, rows, CpuDevice(), dtype) as lent:
+            added = add_product(numbers(7, OUT, seed=3).to(dtype), states, module)
+            made.append((product(states, module), product(states, module, slice(20, 90)), added))
+            some, again = (slices_of(module)(slice(8, 12)) for _ in range(2))
+            assert (some.data_ptr() == again.data_ptr()) == stay == (lent.bytes_read == 0)
+        assert "slices" not in vars(module) and module.weight.is_meta
+    assert all(map(torch.equal, *made))
+
+
 def test_a_layer_that_nobody_lent_has_slices_too() -> None:
     layer, states = nn.Linear(IN, OUT, bias=False), numbers(3, IN)
     with torch.no_grad():

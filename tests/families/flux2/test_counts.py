@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from sdcli.families.flux2.family import BASE, DISTILLED, empirical_mu
 from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
 from sdcli.plan.bytes import weights_of
-from sdcli.plan.planner import BY_THE_SLICE, Means, make_plan
+from sdcli.plan.planner import BY_THE_SLICE, MARGIN_BYTES, Means, make_plan, smallest_plan
+from sdcli.plan.table import table_of
 from sdcli.plan.ways import SCRATCHES, way_of_steps
-from sdcli.units import GIB
+from sdcli.units import GIB, MIB
 from sdcli.weights import sliced
 from tests.engine.test_dry_run import Alive
 from tests.engine.test_encodings import was_kept
@@ -82,6 +84,43 @@ def test_no_plan_keeps_weights_and_all_say_why(klein: Path) -> None:
         plan = make_plan(whole, limit_bytes, 0, Means(fused=machine.attends_fused("cpu", "fp32"))).plan
         assert (plan.residency, plan.resident_bytes, plan.prepared) == ("streamed", 0, False)
         assert BY_THE_SLICE in plan.reasons
+
+
+def test_on_a_gpu_weights_by_the_slice_stay_where_they_fit(klein: Path) -> None:
+    whole = replace(subject(klein, REQUEST), slices_stay=True)
+    whole = replace(whole, stages=(whole.steps,))
+    everything = whole.weights.matrices_bytes
+    matrices = [use for use in whole.counts["denoise"].weights if use.use == "sliced"]
+    assert everything == 4 * sum(use.numel for use in matrices) > 0 == whole.weights.largest_bytes
+    means = Means(fused=machine.attends_fused("cpu", "fp32"), heap=False)
+    resident = make_plan(whole, None, 0, means)
+    least = smallest_plan(whole, 0, means)
+    assert (resident.plan.residency, resident.plan.resident_bytes) == ("resident", everything)
+    assert least.plan.residency == "streamed" and resident.step_s < least.step_s
+    assert resident.peak_bytes >= least.peak_bytes + everything - MIB
+    partial = make_plan(whole, least.peak_bytes + MARGIN_BYTES + everything // 2, 0, means).plan
+    assert partial.residency == "partial" and 0 < partial.resident_bytes < everything
+    for plan in (resident.plan, partial):
+        rows = table_of(whole.counts["denoise"], "fp32", plan.resident_bytes, slices_stay=True)
+        staying = 4 * sum(math.prod(row.shape) for row in rows if row.stays and row.use == "sliced")
+        assert 0 < staying <= plan.resident_bytes
+        assert (staying == everything) == (plan is resident.plan)
+    assert not any(row.stays for row in table_of(whole.counts["denoise"], "fp32", everything) if row.use == "sliced")
+
+
+@torch.no_grad()
+def test_weights_that_stay_draw_the_same_bits(klein: Path) -> None:
+    component, counts = open_model("m", klein).parts["transformer"], subject(klein, REQUEST).counts["denoise"]
+    latents, words = numbers(1, 32, *SIDES), {"tokens": numbers(1, 512, 96)}
+    made = []
+    for resident_bytes in (0, 2**18, 2**40):
+        rows = table_of(counts, "fp32", resident_bytes, slices_stay=True)
+        with borrow_denoiser(component, borrowing(component, table=rows)) as denoiser:
+            denoiser.foresee(torch.tensor([900.0]))
+            made.append((denoiser(latents, torch.tensor(900.0), words), denoiser.lent.bytes_read))
+    (streamed, all_read), (partly, some_read), (kept, none_read) = made
+    assert all_read > some_read > none_read == 0
+    assert torch.equal(streamed, partly) and torch.equal(streamed, kept)
 
 
 def test_modulations_are_computed_for_several_steps_at_once(klein: Path) -> None:
