@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,6 +49,9 @@ PARTS = {
     "--vae": "vae/diffusion_pytorch_model.safetensors",
 }
 """Z-Image's files as stable-diffusion.cpp wants them named, one by one."""
+
+PUBLISHED = re.compile("^(?=(embeddings|encoder|final_layer_norm)[.])")
+"""Where a text encoder's names lack their first word."""
 
 SAMPLED = re.compile(r"sampling completed, taking ([\d.]+)s")
 DECODED = re.compile(r"decode_first_stage completed, taking ([\d.]+)s")
@@ -168,6 +171,8 @@ def ready(name: str, job: Job) -> Callable[[], tuple[float, float, Watched]]:
     program = shutil.which("sd-cli") or shutil.which("sd")
     if program is None:
         raise LeftOutError("neither sd-cli nor sd is on PATH")
+    if job.model in ("sd15", "sdxl"):
+        job = replace(job, folder=named_as_published(job.folder, job.scratch / "published"))
     return lambda: by_sd_cpp(program, job)
 
 
@@ -178,6 +183,23 @@ def told(words: tuple[str, ...], scratch: Path) -> tuple[float, float, Watched]:
         raise LeftOutError(tree.trouble)
     report = json.loads(tree.out.splitlines()[-1])
     return statistics.median(report["steps"]), report["decode"], tree
+
+
+def named_as_published(folder: Path, into: Path) -> Path:
+    """The same model, whose text encoders' tensors have the names of published files: a newer transformers drops the
+    first word of each, and stable-diffusion.cpp looks for it."""
+    from safetensors.torch import load_file, save_file
+
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if not part.name.startswith("text_encoder"):
+            into.mkdir(exist_ok=True)
+            (into / part.name).symlink_to(part)
+            continue
+        (into / part.name).mkdir(parents=True)
+        tensors = load_file(part / "model.safetensors")
+        named = {PUBLISHED.sub("text_model.", name): tensor for name, tensor in tensors.items()}
+        save_file(named, into / part.name / "model.safetensors")
+    return into
 
 
 def by_sd_cpp(program: str, job: Job) -> tuple[float, float, Watched]:

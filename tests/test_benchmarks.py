@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks import peers
 from benchmarks.peers import Job
@@ -90,12 +91,24 @@ def test_stable_diffusion_cpp_s_own_words_tell_its_seconds(monkeypatch: pytest.M
     assert done.command[:3] == ["sd-cli", "-m", "model"]
 
 
+def test_text_encoders_get_the_names_of_published_files(tiny: Path, tmp_path: Path) -> None:
+    published = peers.named_as_published(tiny, tmp_path / "published")
+    (text, named), (unet, same) = (
+        [set(load_file(folder / file)) for folder in (tiny, published)]
+        for file in ("text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors")
+    )
+    assert {f"text_model.{name.removeprefix('text_model.')}" for name in text} == named and unet == same
+    again = peers.named_as_published(published, tmp_path / "again")
+    assert set(load_file(again / "text_encoder/model.safetensors")) == named
+
+
 @pytest.mark.parametrize("done", [Watching("no such word"), Watching("", code=1)])
 def test_a_peer_that_fails_is_left_out_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: Watching
 ) -> None:
     monkeypatch.setattr(peers, "watched", done)
     monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(peers, "named_as_published", lambda folder, into: folder)
     monkeypatch.setattr(peers, "ours", lambda limit, job: (1.0, 2.0, Watched(0, "", "", 3.0, 4, 5)))
     runs = peers.measured(JOB, ["1GiB", "2GiB"], ["stable-diffusion.cpp"], rounds=2)
     assert {name: one.step_s for name, one in runs.items()} == {"1GiB": [1.0, 1.0], "2GiB": [1.0, 1.0]}
