@@ -43,10 +43,14 @@ def remembered_pace(key: str) -> Pace | None:
 
 
 def remember_pace(key: str, pace: Pace) -> None:
-    """Keep the mean of what was known and what is."""
+    """Keep the mean of what was known and what is; what took less than half of what was known goes for itself.
+
+    Something else ran beside the run before, as it seems.
+    """
     before, now = remembered_pace(key), astuple(pace)
     if before is not None:
-        now = tuple((was + now_is) / 2 for was, now_is in zip(astuple(before), now, strict=True))
+        pairs = zip(astuple(before), now, strict=True)
+        now = tuple(now_is if 2 * now_is < was else (was + now_is) / 2 for was, now_is in pairs)
 
     def change(table: Table) -> Table:
         others = [(name, told) for name, told in table.items() if name != key]

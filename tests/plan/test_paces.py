@@ -20,8 +20,14 @@ def test_each_kind_has_its_own_and_moves_half_way() -> None:
     remember_pace("a", Pace(2.0, 10.0, 5.0))
     remember_pace("b", Pace(3.0, 30.0, 7.0))
     assert remembered_pace("a") == Pace(2.0, 10.0, 5.0)
-    remember_pace("a", Pace(4.0, 20.0, 1.0))
-    assert remembered_pace("a") == Pace(3.0, 15.0, 3.0) and remembered_pace("b") == Pace(3.0, 30.0, 7.0)
+    remember_pace("a", Pace(4.0, 20.0, 3.0))
+    assert remembered_pace("a") == Pace(3.0, 15.0, 4.0) and remembered_pace("b") == Pace(3.0, 30.0, 7.0)
+
+
+def test_a_run_beside_other_work_is_forgotten_by_the_next_one() -> None:
+    remember_pace("a", Pace(110.0, 90.0, 6.0))
+    remember_pace("a", Pace(18.0, 30.0, 5.0))
+    assert remembered_pace("a") == Pace(18.0, 30.0, 5.5)
 
 
 def test_the_oldest_go() -> None:
