@@ -11,6 +11,8 @@ a UNet with both halves of guidance at once; text encoder, scheduler and decoder
 stable-diffusion.cpp: the program `sd-cli` or `sd` of PATH, which reads the same files in their type. A peer that is not
 installed or has no way to run the model is said and left out, and so is a run that fails.
 
+With few steps ours uses a prepared copy where it lies under every ceiling: 30 steps and more load what fits.
+
 A median of steps is without the first one, which compiles kernels; ours is the program's own median, the first one
 among them, and stable-diffusion.cpp's a mean of all. Peaks are footprints and resident sets of whole process trees,
 sampled by sdcli's own meter from this process.

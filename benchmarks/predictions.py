@@ -4,7 +4,8 @@
         [--limits none,2GiB,1GiB,600MiB,least] [--steps 3] [--slow-disk] [--save FILE.json]
 
 A run of its own for each cell of the grid. With --slow-disk every plan is as for a disk that reads 2 GB a second: few
-steps then pay for loading weights that stay, as many steps do on any disk. With --save the figures go into a file as
+steps then pay for loading weights that stay, as many steps do on any disk; what the cache knew of this machine's speed
+is written over, and later runs correct it. With --save the figures go into a file as
 well; benchmarks/charts.py draws those of benchmarks/predictions.json. At last: how much more was predicted than
 measured, at least, at most and in the middle. Exit code 1 if a run fails or takes more than was predicted.
 """

@@ -59,14 +59,21 @@ class Prospect:
     def plan(self, baseline_bytes: int) -> Planned:
         """The fastest plan under the task's ceiling. Raises WillNotFit, which says what would fit."""
         _ = self.layout.counts  # which the tables will need
-        planned = make_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        planned = make_plan(self.subject, self._room_bytes, baseline_bytes, self._means()[0])
         return self._as_known(planned)
 
     def plan_that_fits(self, baseline_bytes: int) -> Planned | None:
         """The same; None where nothing fits."""
         _ = self.layout.counts
-        planned = fastest_plan(self.subject, self.task.ceiling.limit_bytes, baseline_bytes, self._means()[0])
+        planned = fastest_plan(self.subject, self._room_bytes, baseline_bytes, self._means()[0])
         return planned and self._as_known(planned)
+
+    @property
+    def _room_bytes(self) -> int | None:
+        """What a plan may take: the ceiling, or without one all that a GPU has, which nothing can go beyond."""
+        limit_bytes = self.task.ceiling.limit_bytes
+        on_gpu = self.task.device == "cuda" and self.posed is None
+        return machine.gpu_memory_bytes() if limit_bytes is None and on_gpu else limit_bytes
 
     def _as_known(self, planned: Planned) -> Planned:
         """With what is to be said of it, and with the seconds of a run of the same kind."""

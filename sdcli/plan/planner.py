@@ -138,9 +138,12 @@ class _Planner:
         ]
         if not steps:
             return None
-        best = min(steps, key=lambda plan: all_steps_seconds(self._subject, plan, self._means.speed, self._is_copied))
+        best, quickest = (
+            min(steps, key=lambda plan: all_steps_seconds(self._subject, plan, self._means.speed, loads))
+            for loads in (self._is_copied, False)
+        )
         plan = replace(best, ways=ways.ways, fresh_decode=ways.fresh_decode, reasons=(*best.reasons, *ways.reasons))
-        if best.residency != "resident" and any(plan.residency == "resident" for plan in steps):
+        if best.residency != "resident" and quickest.residency == "resident":
             plan = replace(plan, reasons=(*plan.reasons, NOT_LOADED))
         if self._means.in_memory:
             plan = replace(plan, reasons=(*plan.reasons, IN_MEMORY))

@@ -122,6 +122,14 @@ def test_few_steps_do_not_load_what_a_prepared_copy_has(request_: Request, dtype
         assert planned(1, 1, means).plan.residency == "resident"
 
 
+@every_request
+def test_no_plan_of_many_steps_blames_their_number(request_: Request, dtype: DtypeName) -> None:
+    many, copied = replace(request_, steps=60), Means(prepared=True)
+    begin = least(many, dtype, means=copied)
+    for limit in range(begin, begin + 6 * GIB, 97 * MIB):
+        assert NOT_LOADED not in plan_for(many, dtype, limit, means=copied).plan.reasons
+
+
 def test_a_disk_that_is_read_anew_in_every_step_pays_for_loading() -> None:
     slow = Means(prepared=True, speed=replace(TYPICAL_SPEED, prepared_bytes=1e9))
     few = replace(REQUEST, steps=4)
