@@ -51,7 +51,10 @@ class Prospect:
         self.task, self.posed, self.book = task, posed, CountBook(task.model, task.device, task.dtype)
         stages, self._geometry = stages_of(task.model, task.request), family_of(task.model).geometry(task.model)
         previews, on_gpu = bool(task.preview_every), task.device != "cpu"
-        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, previews, on_gpu)
+        adapted = any(
+            task.model.parts[part].adapters for stage in stages for part in stage.lends if stage.times == "steps"
+        )
+        self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, previews, on_gpu, adapted)
         self._copy: list[Path | None] = []
         self._lacking_bytes = 0
         """By so much a stage took more than was predicted, when it crossed the ceiling."""

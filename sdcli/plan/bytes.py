@@ -33,6 +33,9 @@ LEFT_BY_MAKING_BYTES = 6 * MIB
 LEFT_BY_SLICES_BYTES = 4 * MIB
 """What products of slices of weights keep for themselves, beyond what other steps leave behind."""
 
+LEFT_BY_ADAPTERS_BYTES = 24 * MIB
+"""Gaps that LoRAs beside layers leave in the heap, where freed memory goes back at the stage's end only."""
+
 ENLARGING_BYTES, ENLARGED_BYTES = 36, 18
 """For each pixel of an enlarged picture, in RGB: as numbers in FP32 twice and more while it is made, and once besides
 its 8 bits while it is encoded."""
@@ -58,6 +61,8 @@ class Subject:
     """Whether steps are shown while they go on."""
     slices_stay: bool = False
     """Whether weights that steps use by the slice may stay in memory, as on a GPU, where they do not lie already."""
+    adapted: bool = False
+    """Whether LoRAs change weights that steps use."""
 
     @cached_property
     def counts(self) -> Counts:
@@ -202,6 +207,7 @@ def step_bytes(subject: Subject, plan: Plan, remainder: Remainder, making: bool 
     if weights.largest_bytes and not plan.prepared and plan.residency != "resident":
         streaming += STREAMED_TIMES * weights.largest_bytes + remainder.laying_out_bytes
     kept = 2 * subject.latents_bytes + (remainder.left_bytes if subject.request.strength is not None else 0)
+    kept += LEFT_BY_ADAPTERS_BYTES if subject.adapted and plan.give_back == "stage" and not remainder.by_live else 0
     kept += mask_bytes(subject) + (PREVIEW_TIMES * subject.latents_bytes if subject.previews else 0)
     alive = way_of(subject, plan).live_bytes
     return weights.vectors_bytes + streaming + kept + alive + _unseen_bytes(subject, plan, remainder)
