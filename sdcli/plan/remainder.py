@@ -94,7 +94,7 @@ WITH_AVX512 = Remainder(
 WITH_AVX512_BF16 = Remainder(
     kernel_bytes=160 * KIB,
     steps_gaps={
-        "stage": ((0, 14), (16, 30), (24, 40), (34, 55), (46, 71), (68, 114), (93, 148), (128, 202)),
+        "stage": ((0, 14), (16, 34), (24, 46), (34, 62), (46, 79), (68, 120), (93, 154), (128, 206)),
         **dict.fromkeys(
             ("block", "piece"), ((0, 12), (12, 20), (21, 27), (26, 36), (41, 51), (64, 55), (100, 71), (140, 130))
         ),
@@ -104,7 +104,7 @@ WITH_AVX512_BF16 = Remainder(
     padding=1.004,
     laying_out_bytes=14 * MIB,
 )
-"""Measured on AMD's Zen 5, in bf16: kernels for vector units are small."""
+"""Measured on AMD's Zen 4 and 5, in bf16: kernels for vector units are small."""
 
 WITH_AVX512_IN_FP32 = Remainder(
     kernel_bytes=368 * KIB,
