@@ -18,5 +18,6 @@ def kind_of_run(task: Task, plan: Plan) -> str:
     picture = (request.width, request.height, request.guided, request.strength, request.masked, request.references)
     way = (plan.residency, shares, plan.guidance, plan.give_back, plan.prepared, plan.fresh_decode, *plan.ways.items())
     model = (task.model.digest, *task.model.parts, *(lora.name for lora in task.model.loras))
-    facts = (model, task.device, task.dtype, task.threads, request.sampler, picture, way)
+    compiles = request.steps_run == 1  # in the only step that there is
+    facts = (model, task.device, task.dtype, task.threads, request.sampler, compiles, picture, way)
     return hashlib.sha256(str(facts).encode()).hexdigest()[:16]

@@ -53,6 +53,16 @@ def settled_baseline(task: Task, known_bytes: int | None, measured_bytes: int) -
     return told if measured_bytes <= told + VARYING_BYTES else measured_bytes
 
 
+def room_for_files(taken_bytes: int) -> int:
+    """Memory beside what a run takes and an eighth for others: what the system may keep of files."""
+    return room_beside(taken_bytes, machine.container_limit_bytes() or machine.physical_memory_bytes())
+
+
+def room_beside(taken_bytes: int, has_bytes: int) -> int:
+    """The same on a machine or in a container that has so much."""
+    return max(0, has_bytes - taken_bytes - has_bytes // 8)
+
+
 def unknown_speed(task: Task) -> bool:
     """Whether nobody has found out yet how fast this machine computes in the task's type."""
     return remembered_speed(task.device, task.dtype, task.threads) is None

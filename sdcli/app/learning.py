@@ -8,13 +8,13 @@ from dataclasses import replace
 from sdcli.app.kinds import kind_of_run
 from sdcli.app.known import remainder_key, shipped_remainder, speed_of
 from sdcli.app.means import Prospect
-from sdcli.app.record import RunRecord, Task
+from sdcli.app.record import RunRecord, StageRecord, Task
 from sdcli.domain import Plan, StageName
 from sdcli.plan.bytes import way_of
 from sdcli.plan.paces import BELIEVED_S, Pace, remember_pace
 from sdcli.plan.planner import Planned
 from sdcli.plan.remainders import Seen, remember_remainder
-from sdcli.plan.seconds import learned
+from sdcli.plan.seconds import learned, loading_seconds
 from sdcli.plan.speeds import remember_speed
 
 
@@ -25,18 +25,23 @@ def learn_flops(task: Task, flops: float | None) -> None:
 
 
 def learn_from(record: RunRecord, prospect: Prospect) -> None:
-    """Correct the speeds and the remainder that plans go by. The first step compiles kernels, and tells of them."""
+    """Correct the speeds and the remainder that plans go by, and remember how long such a run takes.
+
+    The first step compiles kernels, and tells of them: where there is no other, nothing but the pace is learned.
+    """
     task, planned, last = record.task, record.planned, len(record.task.request.rounds) - 1
-    seconds = [step.seconds for step in record.steps if step.round == last][1:]
+    seconds = [step.seconds for step in record.steps if step.round == last]
     if planned is None or not seconds or record.degraded or set(record.denoised_in.values()) != {task.dtype}:
         return
-    took, speed = statistics.median(seconds), speed_of(task)
+    took, speed = statistics.median(seconds[1:] or seconds), speed_of(task)
+    if not last:
+        _learn_pace(record, prospect, planned.plan, took)
+    if len(seconds) == 1:
+        return
     now = learned(speed, prospect.subject.of_round(last), planned.plan, took)
     if now != speed:
         remember_speed(task.device, task.dtype, now, task.threads)
-    if not last:
-        _learn_pace(record, planned.plan, took)
-    steps = next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
+    steps = _steps_of(record, prospect)
     if steps is not None and task.device == "cpu" and not last:  # a second round finds what the first one left
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
 
@@ -49,13 +54,23 @@ def learn_of_crossing(record: RunRecord, prospect: Prospect, stage: StageName, f
         _learn_remainder(prospect, record.planned, record.baseline_bytes, footprint_bytes)
 
 
-def _learn_pace(record: RunRecord, plan: Plan, step_s: float) -> None:
-    """Remember the seconds of a run that drew all its pictures, and decoded them together at its end."""
+def _learn_pace(record: RunRecord, prospect: Prospect, plan: Plan, step_s: float) -> None:
+    """Remember the seconds of a run that drew all its pictures, and decoded them together at its end.
+
+    A prepared copy is made once: the next run of the kind finds it.
+    """
     request, decode_s = record.task.request, record.stages[-1].run_s
     if len(record.steps) != request.count * request.steps_run:
         return  # it went on with another's
-    once_s = max(record.total_s - len(record.steps) * step_s - decode_s, BELIEVED_S[0])
-    remember_pace(kind_of_run(record.task, plan), Pace(step_s, decode_s / request.count, once_s))
+    once_s, steps = record.total_s - len(record.steps) * step_s - decode_s, _steps_of(record, prospect)
+    if steps is not None and plan.prepared and prospect.was_copied_meanwhile:
+        once_s -= max(0.0, steps.load_s - loading_seconds(prospect.subject, plan, speed_of(record.task), copied=True))
+    remember_pace(kind_of_run(record.task, plan), Pace(step_s, decode_s / request.count, max(once_s, BELIEVED_S[0])))
+
+
+def _steps_of(record: RunRecord, prospect: Prospect) -> StageRecord | None:
+    """The stage of the steps, if there was one."""
+    return next((stage for stage in record.stages if stage.name == prospect.subject.steps.name), None)
 
 
 def _learn_remainder(prospect: Prospect, planned: Planned, baseline_bytes: int, peak_bytes: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sdcli import machine
 from sdcli.app.counts import CountBook
 from sdcli.app.kinds import kind_of_run
-from sdcli.app.known import remainder_key, shipped_remainder, speed_of
+from sdcli.app.known import remainder_key, room_for_files, shipped_remainder, speed_of
 from sdcli.app.record import Task
 from sdcli.domain import Plan, StageName
 from sdcli.errors import WillNotFit
@@ -36,8 +36,12 @@ from sdcli.plan.remainders import Source, corrected, remembered_remainder
 from sdcli.plan.seconds import Speed
 from sdcli.plan.table import table_of
 from sdcli.settings import Machine, Profile
+from sdcli.units import GIB
 from sdcli.uses import MapShape, WeightRow
 from sdcli.weights.copies import is_made, lack_of_room, place_of_copy
+
+STREAMING_RUN_BYTES = GIB // 2
+"""What a run takes that keeps no weights, or thereabouts."""
 
 
 class Prospect:
@@ -56,6 +60,7 @@ class Prospect:
         )
         self.subject = Subject(task.request, task.dtype, stages, self._geometry, self.book, previews, on_gpu, adapted)
         self._copy: list[Path | None] = []
+        self._copied_before = False
         self._lacking_bytes = 0
         """By so much a stage took more than was predicted, when it crossed the ceiling."""
 
@@ -140,7 +145,18 @@ class Prospect:
             device, dtype = self.task.device, self.task.dtype
             wanted = size_bytes and self.task.prepares
             self._copy.append(place_of_copy(component, device, dtype, self._sees, size_bytes) if wanted else None)
+            self._copied_before = self.is_copied
         return self._copy[0]
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether that is there by now."""
+        return self.copy is not None and is_made(self.copy)
+
+    @property
+    def was_copied_meanwhile(self) -> bool:
+        """Whether it is, and was not when its place was decided."""
+        return self.is_copied and not self._copied_before
 
     def lack_of_copy(self, plan: Plan) -> str:
         """Why this plan streams from the model's own file, where a disk with more room would help; else empty."""
@@ -197,7 +213,8 @@ class Prospect:
         means = Means(
             speed=speed_of(task),
             prepared=self.copy is not None,
-            making=self.copy is not None and not is_made(self.copy),
+            making=self.copy is not None and not self.is_copied,
+            keeps_copy=self.subject.weights.matrices_bytes <= room_for_files(STREAMING_RUN_BYTES),
             fused=machine.attends_fused(task.device, task.dtype),
             heap=task.device == "cpu",
             batches=task.device != "cpu" or machine.cpu_batches(),

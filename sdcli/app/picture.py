@@ -34,5 +34,7 @@ def seconds_of(prospect: Prospect, planned: Planned, reads: Reads | None) -> Sec
     disk = None if reads is None or keeps else reads.bytes_a_second
     if disk is None and prospect.posed is not None and not keeps:
         disk = prospect.posed.machine.disk_bytes
-    picture_s = picture_seconds(prospect.subject, planned.plan, prospect.speed, step_s, planned.first_step_s, disk)
+    picture_s = picture_seconds(
+        prospect.subject, planned.plan, prospect.speed, step_s, planned.first_step_s, disk, prospect.is_copied
+    )
     return Seconds(step_s, picture_s, bound)

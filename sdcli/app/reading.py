@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sdcli import machine
+from sdcli.app.known import room_beside, room_for_files
 from sdcli.app.means import Prospect
 from sdcli.app.on_disk import files_of
 from sdcli.domain import DTYPE_BYTES
@@ -84,12 +84,10 @@ def reads_of(prospect: Prospect, planned: Planned) -> Reads | None:
 
 
 def room_for_cache(prospect: Prospect, planned: Planned) -> int:
-    """Memory beside a plan's peak and an eighth for others: what the system may keep of files."""
+    """What the system may keep of files beside a plan's peak."""
     if prospect.posed is not None:
-        has_bytes = prospect.posed.machine.memory_bytes
-    else:
-        has_bytes = machine.container_limit_bytes() or machine.physical_memory_bytes()
-    return max(0, has_bytes - planned.peak_bytes - has_bytes // 8)
+        return room_beside(planned.peak_bytes, prospect.posed.machine.memory_bytes)
+    return room_for_files(planned.peak_bytes)
 
 
 def reads_table(reads: Reads | None) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from sdcli.plan.remainder import WITH_AVX512, Remainder
 from sdcli.plan.remainders import Source
 from sdcli.plan.seconds import NEW_WORKER_S, TYPICAL_SPEED, Speed, all_steps_seconds, recompute_seconds, step_seconds
 from sdcli.plan.ways import SCRATCHES, way_of_steps
-from sdcli.units import MIB, format_size
+from sdcli.units import GIB, MIB, format_size
 
 MARGIN_BYTES = 16 * MIB
 """Kept free under the ceiling: the heap's gaps vary by as much from run to run."""
@@ -39,6 +39,9 @@ GIVE_BACK: dict[GiveBack, str] = {
     "piece": "freed memory goes back to the system after each piece of the denoiser",
 }
 
+WORTH_MAKING_BYTES = GIB
+"""Weights that take a second to load, or longer: of as many a copy is made though they would fit."""
+
 SIZES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128, 64)
 """Longer sides that a refused request is offered."""
 
@@ -56,6 +59,8 @@ class Means:
     """Whether both samples of guidance may go together."""
     making: bool = False
     """Whether the prepared copy is still to be made."""
+    keeps_copy: bool = True
+    """Whether the system has memory for all of the prepared copy, as pages of a file, beside what a run takes."""
     remainder: Remainder = WITH_AVX512
     """What this kind of processor takes besides weights and bytes that are alive."""
     remainder_from: Source = "shipped"
@@ -140,7 +145,7 @@ class _Planner:
             return None
         best, quickest = (
             min(steps, key=lambda plan: all_steps_seconds(self._subject, plan, self._means.speed, loads))
-            for loads in (self._is_copied, False)
+            for loads in (self._may_go_unloaded, False)
         )
         plan = replace(best, ways=ways.ways, fresh_decode=ways.fresh_decode, reasons=(*best.reasons, *ways.reasons))
         if best.residency != "resident" and quickest.residency == "resident":
@@ -255,7 +260,7 @@ class _Planner:
         for tactic in self._tactics():
             reason = f"the denoiser's {size} stay in memory across steps"
             yield replace(tactic, residency="resident", resident_bytes=everything, reasons=(reason, *tactic.reasons))
-            if self._limit is None and not self._is_copied:
+            if self._limit is None and not self._may_go_unloaded:
                 continue
             streamed = replace(tactic, prepared=self._means.prepared)
             share = min(self._room_for_weights(streamed), everything)
@@ -265,9 +270,11 @@ class _Planner:
             yield replace(streamed, reasons=(f"the denoiser's {size} stream from {source}", *tactic.reasons))
 
     @property
-    def _is_copied(self) -> bool:
-        """Whether there is a prepared copy already."""
-        return self._means.prepared and not self._means.making
+    def _may_go_unloaded(self) -> bool:
+        """Whether few steps may use a prepared copy where it lies though all of it would fit: one that is there, or is
+        worth making since the next runs find it; and that the system can keep in memory between steps."""
+        worth_making = self._subject.weights.matrices_bytes >= WORTH_MAKING_BYTES
+        return self._means.prepared and self._means.keeps_copy and (worth_making or not self._means.making)
 
     def _room_for_weights(self, streamed: Plan) -> int:
         """Bytes of weights that may stay beside what a step takes."""

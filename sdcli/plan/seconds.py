@@ -63,7 +63,7 @@ def all_steps_seconds(subject: Subject, plan: Plan, speed: Speed, copied: bool) 
     Without a copy they are laid out whether they stay or not, and that is not counted.
     """
     pictures = subject.request.count
-    loading = plan.resident_bytes / LOADING_BYTES if copied else 0.0
+    loading = loading_seconds(subject, plan, speed, copied) if copied else 0.0
     return loading + sum(pictures * part.request.steps_run * step_seconds(part, plan, speed) for part in subject.rounds)
 
 
@@ -74,12 +74,26 @@ def recompute_seconds(subject: Subject, stage: Stage, way: str, speed: Speed) ->
     return times * (ways[way].flops - min(one.flops for one in ways.values())) / speed.flops
 
 
+def loading_seconds(subject: Subject, plan: Plan, speed: Speed, copied: bool) -> float:
+    """Until the weights that stay lie in memory, or all of them in a prepared copy that is not there yet."""
+    if plan.prepared and not copied:
+        return subject.weights.matrices_bytes / speed.cast_bytes
+    resident_bytes = min(plan.resident_bytes, subject.weights.matrices_bytes)
+    return resident_bytes / (LOADING_BYTES if copied else speed.cast_bytes)
+
+
 def picture_seconds(
-    subject: Subject, plan: Plan, speed: Speed, step_s: float, first_step_s: float | None, disk_bytes: float | None
+    subject: Subject,
+    plan: Plan,
+    speed: Speed,
+    step_s: float,
+    first_step_s: float | None,
+    disk_bytes: float | None,
+    copied: bool,
 ) -> float:
     """All pictures of a request, from the start of a worker: `disk_bytes` a second are read where that is to be waited
-    for. Steps are counted as one call of the denoiser each."""
-    seconds = NEW_WORKER_S * (2 if plan.fresh_decode else 1)
+    for, and the prepared copy is `copied` or not. Steps are counted as one call of the denoiser each."""
+    seconds = NEW_WORKER_S * (2 if plan.fresh_decode else 1) + loading_seconds(subject, plan, speed, copied)
     paces = (first_step_s, step_s) if first_step_s is not None else (step_s,)
     pictures = subject.request.count
     for part, pace in zip(subject.rounds, paces, strict=True):

@@ -15,6 +15,7 @@ from sdcli.errors import WillNotFit
 from sdcli.families.autoencoders import AUTOENCODER_WAYS
 from sdcli.families.registry import family_of
 from sdcli.models.opened import open_model
+from sdcli.plan import planner
 from sdcli.plan.bytes import MAKING_BYTES, Subject, weights_of
 from sdcli.plan.counts import Counts
 from sdcli.plan.planner import (
@@ -118,8 +119,22 @@ def test_few_steps_do_not_load_what_a_prepared_copy_has(request_: Request, dtype
     assert many.plan.residency == pictures.plan.residency == "resident"
     assert few.peak_bytes < many.peak_bytes
     assert not any(NOT_LOADED in one.plan.reasons for one in (many, pictures))
-    for means in (Means(), to_be_copied):
-        assert planned(1, 1, means).plan.residency == "resident"
+    made = planned(1, 1, to_be_copied)
+    assert made.plan.residency == "streamed" and made.plan.prepared, "which the next runs find there"
+    assert planned(1, 1, Means()).plan.residency == "resident"
+
+
+@every_request
+def test_no_copy_is_made_for_few_steps_of_a_small_network_nor_used_where_memory_cannot_keep_it(
+    request_: Request, dtype: DtypeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(request_, steps=1, strength=None)
+    for making in (False, True):
+        unkept = Means(prepared=True, making=making, keeps_copy=False)
+        assert plan_for(few, dtype, None, means=unkept).plan.residency == "resident"
+    monkeypatch.setattr(planner, "WORTH_MAKING_BYTES", 2**40)
+    assert plan_for(few, dtype, None, means=Means(prepared=True, making=True)).plan.residency == "resident"
+    assert plan_for(few, dtype, None, means=Means(prepared=True)).plan.residency == "streamed"
 
 
 @every_request

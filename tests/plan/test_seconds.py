@@ -9,12 +9,15 @@ import pytest
 
 from sdcli.domain import Plan, Request
 from sdcli.plan.seconds import (
+    LOADING_BYTES,
     MOST_BYTES,
     SEQUENTIAL,
     TELLING_FLOPS,
     TYPICAL_SPEED,
     Speed,
     learned,
+    loading_seconds,
+    picture_seconds,
     recompute_seconds,
     step_flops,
     step_seconds,
@@ -112,3 +115,18 @@ def test_what_stays_is_not_streamed_and_two_passes_stream_twice() -> None:
     assert step_seconds(MODEL, replace(RESIDENT, guidance="sequential"), TYPICAL_SPEED) == pytest.approx(
         SEQUENTIAL * step_seconds(MODEL, RESIDENT, TYPICAL_SPEED)
     )
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["not copied", "copied"])
+def test_a_picture_takes_the_loading_of_what_stays_or_goes_into_the_copy(copied: bool) -> None:
+    everything, cast = MODEL.weights.matrices_bytes, TYPICAL_SPEED.cast_bytes
+    half = replace(COPIED, residency="partial", resident_bytes=everything // 2)
+    seconds = [loading_seconds(MODEL, plan, TYPICAL_SPEED, copied) for plan in (RESIDENT, STREAMED, COPIED, half)]
+    to_copy = everything / cast
+    expected = [everything / LOADING_BYTES, 0, 0, everything / LOADING_BYTES / 2] if copied else None
+    assert seconds == pytest.approx(expected or [to_copy, 0, to_copy, to_copy])
+    in_all = [
+        picture_seconds(MODEL, plan, TYPICAL_SPEED, 2.0, None, None, copied) - loaded
+        for plan, loaded in zip((RESIDENT, STREAMED, COPIED, half), seconds, strict=True)
+    ]
+    assert in_all == pytest.approx([in_all[0]] * 4), "besides, all plans take the same here"
