@@ -13,6 +13,7 @@ from sdcli.app.means import Prospect
 from sdcli.app.record import RunRecord, StageRecord
 from sdcli.messages import StepDone
 from sdcli.plan.paces import Pace, remembered_pace
+from sdcli.plan.speeds import remember_speed, remembered_speed, typical_speed
 from sdcli.units import MIB
 from tests.host.conftest import REQUEST, task
 
@@ -53,6 +54,20 @@ def test_a_run_of_one_step_teaches_how_long_that_takes_and_nothing_of_longer_one
     assert remembered_pace(kind_of_run(longer, record.planned.plan)) is None
     assert not any((tmp_path / name).exists() for name in ("speeds.json", "remainders.json"))
     assert (tmp_path / "paces.json").exists()
+
+
+def test_the_only_step_tells_of_a_machine_that_is_faster_than_was_thought(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCLI_CACHE", str(tmp_path))
+    monkeypatch.setattr("sdcli.plan.seconds.TELLING_FLOPS", 0.0)
+    slow = replace(typical_speed("cpu", "fp32"), flops=2e6)
+    remember_speed("cpu", "fp32", slow)
+    record, prospect = ran(tiny, 1)
+    learn_from(record, prospect)
+    known = remembered_speed("cpu", "fp32")
+    assert known is not None and known.flops > slow.flops
+    assert not (tmp_path / "remainders.json").exists()
 
 
 @pytest.mark.parametrize("is_made", [False, True])
