@@ -178,23 +178,31 @@ class Merged(Stored):
             input_norms(self._base, loaded, device) if "input_magnitude" in loaded.tensors else None
             for loaded in all_loaded
         ]
-        for begin, plain in pieces(self._base, device, rows):
+        first, last, _ = rows.indices(len(self.tensor))
+        for begin, plain in pieces(self._base, device, first, last):
             total = plain.clone()
             for loaded, its in zip(all_loaded, norms, strict=True):
                 total += loaded.changed(plain, begin, its)
-            yield begin, total
+            wanted = max(begin, first)
+            yield wanted, total[wanted - begin : last - begin]
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """A copy: it lies nowhere."""
         return self.fill(torch.empty(self.tensor.shape, device=device, dtype=dtype))
 
 
-def pieces(base: Stored, device: torch.device, rows: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor]]:
-    """Rows of a weight in FP32, some at a time: which is the first, and the rows as (rows, in x kernel)."""
-    first, last, _ = rows.indices(len(base.tensor))
+def pieces(
+    base: Stored, device: torch.device, first: int = 0, last: int | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Rows of a weight in FP32, some at a time: which is the first, and the rows as (rows, in x kernel).
+
+    They are cut the same way whichever rows are wanted, so that their bits are the same: the outermost pieces may have
+    rows beside those from `first` to `last`.
+    """
+    rows = len(base.tensor)
     size = rows_at_a_time(base.tensor.shape)
-    for begin in range(first, last, size):
-        yield begin, base.exact(begin, min(begin + size, last), device).flatten(1)
+    for begin in range(first - first % size, rows if last is None else last, size):
+        yield begin, base.exact(begin, min(begin + size, rows), device).flatten(1)
 
 
 def rows_at_a_time(shape: Sequence[int]) -> int:

@@ -16,10 +16,10 @@ from sdcli.domain import Adapter, Component, Origin, TensorInfo
 from sdcli.engine.dry_run import META, DryRun
 from sdcli.models.header import read_header
 from sdcli.uses import WeightRow
-from sdcli.weights import sliced
+from sdcli.weights import adapters, sliced
 from sdcli.weights.adapters import Changes, Merged
 from sdcli.weights.lend import lend_weights
-from sdcli.weights.sliced import StoredSlices, add_product, chunks, product, slices_of, would_lie
+from sdcli.weights.sliced import ALL, StoredSlices, add_product, chunks, product, slices_of, would_lie
 from sdcli.weights.source import Stored
 from tests.networks import numbers
 
@@ -151,3 +151,16 @@ def test_slices_of_a_changed_weight_are_those_of_the_merged_one() -> None:
     assert not slices.lies, "though it is of the arithmetic's type"
     torch.testing.assert_close(slices(slice(8, 40), slice(3, 9)), whole[8:40, 3:9].to(torch.bfloat16))
     assert torch.equal(slices(), merged.cast(CPU, torch.bfloat16))
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+def test_any_slice_of_a_changed_weight_has_the_bits_of_all_of_it(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "PIECE_BYTES", 7 * 256 * 4)
+    tensors = {"up": numbers(OUT, rank, seed=2), "down": numbers(rank, 256, seed=3)}
+    origins = {name: Origin(Path(name), name, TensorInfo("F32", tuple(t.shape), 0, 0)) for name, t in tensors.items()}
+    adapter = Adapter("lora", scale=0.5, weight=0.8, tensors=origins)
+    changes = Changes((adapter,), lambda origin, device, dtype: tensors[origin.stored].to(dtype))
+    merged = Merged(Stored(numbers(OUT, 256)), changes)
+    whole = merged.cast(CPU, torch.float32)
+    for first, last in ((5, 6), (0, 1), (13, 14), (3, 9), (6, 22), (OUT - 1, OUT), (0, OUT)):
+        assert torch.equal(merged.slice_of(slice(first, last), ALL, CPU, torch.float32), whole[first:last])
