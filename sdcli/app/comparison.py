@@ -184,8 +184,24 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return quartiles[0], quartiles[2]
 
 
-def other_outcomes(old: Mapping[str, Figures], new: Mapping[str, Figures]) -> list[str]:
-    """What came to another end, in words."""
-    both = [case for case in new if case in old]
-    pairs = ((case, " ".join(old[case].outcomes), " ".join(new[case].outcomes)) for case in both)
-    return [f"{case}: {was} -> {now}" for case, was, now in pairs if was != now]
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A case that came to another end: how its runs ended before and now."""
+
+    case: str
+    was: tuple[str, ...]
+    now: tuple[str, ...]
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it came through before, and now does not always or in another way."""
+        return "ok" in self.was and ("ok" not in self.now or not {*self.now} <= {*self.was, "ok"})
+
+    def __str__(self) -> str:
+        return f"{self.case}: {' '.join(self.was)} -> {' '.join(self.now)}"
+
+
+def other_endings(old: Mapping[str, Figures], new: Mapping[str, Figures]) -> list[Ending]:
+    """What came to another end, of the cases that both have."""
+    both = [Ending(case, old[case].outcomes, new[case].outcomes) for case in new if case in old]
+    return [ending for ending in both if ending.was != ending.now]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdcli.app.comparison import Change, Figures, changes, figures_of, other_outcomes
+from sdcli.app.comparison import Change, Figures, changes, figures_of, other_endings
 from sdcli.cli.parsed import Params
 from sdcli.errors import BadRequest, SdcliError
 
@@ -43,15 +43,15 @@ class Compared:
 def compare(old: Mapping[str, Figures], told: Mapping[str, Any], bounds: Bounds) -> Compared:
     """An older bench with the report of this one."""
     new = figures_of(told)
-    found, ends = list(changes(old, new)), other_outcomes(old, new)
-    lines = [*ends, *map(str, found)]
+    found, ends = list(changes(old, new)), other_endings(old, new)
+    lines = [*map(str, ends), *map(str, found)]
     lines += [f"{case}: not in the older bench" for case in new if case not in old]
     lines += [f"{case}: in the older bench alone" for case in old if case not in new]
     if not new.keys() & old.keys():
         return Compared(lines, SdcliError("the older bench has none of these cases: give the options that it had"))
     worse = [str(change) for change in found if bounds.crossed_by(change)]
     if bounds != Bounds(None, None):
-        worse = [*ends, *worse]
+        worse = [*(str(ending) for ending in ends if ending.is_worse), *worse]
     if not found and not ends:
         lines.insert(0, "nothing changed beyond the noise")
     if not worse:

@@ -13,6 +13,7 @@ import pytest
 
 from sdcli.app import comparison
 from sdcli.app.comparison import changes, figures_of, read_bench
+from sdcli.cli.compared import Bounds, compare
 from sdcli.errors import SdcliError
 from sdcli.units import MIB
 
@@ -76,7 +77,8 @@ def test_what_is_beyond_the_noise_is_a_change(was: dict[str, Any], now: dict[str
 def test_runs_that_did_not_come_through_have_no_figures() -> None:
     killed = figures_of(bench(changed(outcome="killed", step_s=[], total_s=0.1)))
     assert list(changes(figures_of(bench(RUN)), killed)) == []
-    assert comparison.other_outcomes(figures_of(bench(RUN)), killed) == [f"{next(iter(killed))}: ok -> killed"]
+    told = comparison.other_endings(figures_of(bench(RUN)), killed)
+    assert list(map(str, told)) == [f"{next(iter(killed))}: ok -> killed"]
 
 
 def write(path: Path, told: object) -> str:
@@ -140,3 +142,22 @@ def test_what_is_no_file_or_too_large_is_refused(
     make(tmp_path / "old.json")
     with pytest.raises(SdcliError, match=words):
         read_bench(str(tmp_path / "old.json"))
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "worse"),
+    [
+        (["ok"], ["killed"], True),
+        (["ok"], ["refused"], True),
+        (["ok"], ["killed", "ok"], True),
+        (["killed", "ok"], ["killed"], True),
+        (["killed", "ok"], ["ok"], False),
+        (["killed"], ["ok"], False),
+        (["killed"], ["refused"], False),
+    ],
+)
+def test_an_end_is_worse_where_runs_came_through_before(was: list[str], now: list[str], worse: bool) -> None:
+    old, new = (figures_of(bench(*(changed(outcome=one) for one in ends))) for ends in (was, now))
+    (ending,) = comparison.other_endings(old, new)
+    assert ending.is_worse == worse
+    assert (compare(old, bench(*(changed(outcome=one) for one in now)), Bounds(5.0, None)).trouble is not None) == worse
