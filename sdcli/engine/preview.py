@@ -34,8 +34,9 @@ def preview(image: int, colours: Colours, seen: torch.Tensor) -> Preview | None:
 def seen_in(scheduler: Any, stepped: Any, latents: torch.Tensor, output: torch.Tensor, timestep: Any) -> torch.Tensor:
     """What the model sees in the latents of a step, for which it gave `output`: about the picture without noise.
 
-    Most schedulers say so when they have `stepped`. Flows go straight from it to noise; the others keep the variance
-    (Song et al. 2021, https://arxiv.org/abs/2010.02502, equation 12).
+    Most schedulers say so when they have `stepped`. Flows go straight from it to noise; those of Karras et
+    al. (2022, https://arxiv.org/abs/2206.00364, equation 7) mix both; the others keep the variance (Song et al. 2021,
+    https://arxiv.org/abs/2010.02502, equation 12).
     """
     told = getattr(stepped, "pred_original_sample", None)
     if told is not None:
@@ -43,6 +44,10 @@ def seen_in(scheduler: Any, stepped: Any, latents: torch.Tensor, output: torch.T
         return seen
     if hasattr(scheduler, "scale_noise"):
         return latents - float(timestep) / scheduler.config.num_train_timesteps * output
+    if hasattr(scheduler, "precondition_outputs"):  # whose timesteps are logarithms of noise levels
+        sigma = torch.exp(4 * torch.as_tensor(timestep, dtype=torch.float32))
+        preconditioned: torch.Tensor = scheduler.precondition_outputs(latents, output, sigma)
+        return preconditioned
     known = scheduler.alphas_cumprod
     share = float(known[min(max(round(float(timestep)), 0), len(known) - 1)])
     kind = scheduler.config.prediction_type

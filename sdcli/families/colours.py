@@ -6,7 +6,8 @@ denoiser knows them and colours go from -1 to 1; those of the built-in model wer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 Colour = tuple[float, float, float]
 
@@ -104,6 +105,14 @@ FLUX2 = Colours(
     (-0.0329, -0.0718, -0.0851),
     patch=2,
 )
+
+
+def moved(colours: Colours, gains: Sequence[float], offsets: Sequence[float]) -> Colours:
+    """For latents that come to those of `colours` by a gain and an offset for each channel."""
+    rows = [tuple(gain * one for one in row) for gain, row in zip(gains, colours.channels, strict=True)]
+    added = [sum(offsets[index] * row[colour] for index, row in enumerate(colours.channels)) for colour in range(3)]
+    red, green, blue = (constant + more for constant, more in zip(colours.constant, added, strict=True))
+    return replace(colours, channels=tuple((row[0], row[1], row[2]) for row in rows), constant=(red, green, blue))
 
 
 def colours_for(channels: int, *known: Colours) -> Colours | None:

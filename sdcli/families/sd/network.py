@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from sdcli.domain import Component, Model, Request
-from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder
+from sdcli.families.sd.autoencoder import borrow_decoder, borrow_encoder, build_autoencoder, to_denoiser
 from sdcli.families.sd.denoiser import Denoiser, borrow_denoiser, build_unet
 from sdcli.families.sd.family import StableDiffusion, is_told_of_mask, words_from
 from sdcli.families.sd.text_encoder import borrow_text_encoder, build_text_encoder, text_config
@@ -80,8 +80,7 @@ def start(model: Model, init: Mapping[str, torch.Tensor], generator: torch.Gener
     """Latents of the init image as the denoiser knows them: a sample of those that the encoder gives."""
     mean, deviation = init["mean"], init["deviation"]
     sampled = mean + deviation * torch.randn(mean.shape, generator=generator)
-    scaled: torch.Tensor = sampled * model.parts["vae"].settings.scaling_factor
-    return scaled
+    return to_denoiser(model.parts["vae"], sampled)
 
 
 def beside(
@@ -89,7 +88,7 @@ def beside(
 ) -> dict[str, torch.Tensor]:
     """What the denoiser takes `beside` latents: the mask, and a sample of latents of what is outside it."""
     sampled = surroundings["mean"] + surroundings["deviation"] * noise
-    return {"beside": torch.cat([mask, sampled * model.parts["vae"].settings.scaling_factor], dim=1)}
+    return {"beside": torch.cat([mask, to_denoiser(model.parts["vae"], sampled)], dim=1)}
 
 
 @contextmanager

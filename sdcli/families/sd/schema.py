@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sdcli.errors import echo
 from sdcli.families.contract import Settings
@@ -72,6 +72,9 @@ class _Levels(Settings, ABC):
     layers_per_block: int | Sequence[int] = 1
     norm_num_groups: int = 32
 
+    not_by_level: ClassVar[frozenset[str]] = frozenset({"sample_size"})
+    """Keys whose lists have other entries."""
+
     def faults(self, given: Collection[str]) -> Iterator[str]:
         """Its lists have an entry a level, and its norms come out even."""
         levels = len(self.block_out_channels)
@@ -84,7 +87,7 @@ class _Levels(Settings, ABC):
                     yield f"has a block {echo(kind)}, which is not supported"
         for key in given:
             value = getattr(self, key)
-            if isinstance(value, list) and key != "sample_size" and len(value) != levels:
+            if isinstance(value, list) and key not in self.not_by_level and len(value) != levels:
                 yield f"has {levels} 'block_out_channels' and {len(value)} for {echo(key)}"
         yield from self.faults_of_layers()
         for width in self.block_out_channels:
@@ -183,6 +186,11 @@ class Autoencoder(_Levels):
     def known_blocks(self) -> frozenset[str]:
         """Kinds of levels that it may have."""
         return _VAE_BLOCKS
+
+    @property
+    def statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Mean and deviation of each channel's latents, where the denoiser knows them without."""
+        return None
 
     def faults_of_layers(self) -> Iterator[str]:
         """All its levels have the same number of layers."""

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from sdcli.domain import Model, Request
 from sdcli.errors import SdcliError, echo
-from sdcli.families.colours import SDXL, Colours
+from sdcli.families.colours import SDXL, Colours, moved
 from sdcli.families.contract import Defaults, Geometry, Part
 from sdcli.families.sd.family import StableDiffusion
-from sdcli.families.sdxl.parts import PARTS
+from sdcli.families.sdxl.parts import PARTS, SCALING_FACTOR
 from sdcli.families.sdxl.schema import ProjectedTextEncoder, UNetXL
 from sdcli.families.tiny.parts import TINY
 
@@ -25,6 +25,9 @@ OWN_LAYER = 2
 
 SIZES = 6
 """Numbers that tell of the picture's size: of the original, of what was cut off, and of the picture."""
+
+PLAYGROUND_GUIDANCE = 3.0
+"""https://huggingface.co/playgroundai/playground-v2.5-1024px-aesthetic"""
 
 Numbers = tuple[float, ...]
 
@@ -53,7 +56,14 @@ class StableDiffusionXL(StableDiffusion):
 
     def geometry(self, model: Model) -> Geometry:
         """As Stable Diffusion's; sizes are among what the denoiser is told."""
-        return replace(super().geometry(model), told_sizes=frozenset({"original_size", "crop", "target_size"}))
+        told_sizes, vae = frozenset({"original_size", "crop", "target_size"}), model.parts["vae"].settings
+        geometry = replace(super().geometry(model), told_sizes=told_sizes)
+        if vae.statistics is None:
+            return geometry
+        means, deviations = vae.statistics
+        gains = [SCALING_FACTOR * deviation / vae.scaling_factor for deviation in deviations]
+        colours = geometry.colours and moved(geometry.colours, gains, [SCALING_FACTOR * mean for mean in means])
+        return replace(geometry, defaults=replace(self.defaults, guidance=PLAYGROUND_GUIDANCE), colours=colours)
 
     def text_layers(self, model: Model) -> range:
         """Words are taken from the same layer of all encoders."""

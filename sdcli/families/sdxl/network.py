@@ -17,11 +17,13 @@ from torch import nn
 from sdcli.domain import Component, Model, Request
 from sdcli.errors import SdcliError, echo
 from sdcli.families.sd import network as sd
+from sdcli.families.sd.autoencoder import from_denoiser
 from sdcli.families.sd.denoiser import Denoiser, borrow_unet
 from sdcli.families.sd.network import beside, start, try_out
 from sdcli.families.sd.text_encoder import Tokens
 from sdcli.families.sd.wordings import State, conditionings, tokens_of, weighed
 from sdcli.families.sdxl.family import StableDiffusionXL
+from sdcli.families.sdxl.parts import SCALING_FACTOR
 from sdcli.families.sdxl.text_encoder import Encode, Pool, borrow_first, borrow_second, build_second
 from sdcli.families.sdxl_refiner.family import StableDiffusionXLRefiner
 from sdcli.families.tiny.parts import TINY
@@ -132,9 +134,14 @@ def encode_image(model: Model, request: Request, borrow: Borrow) -> Iterator[Cal
 
 @contextmanager
 def decode(model: Model, request: Request, borrow: Borrow) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """As Stable Diffusion's."""
-    with sd.decode(model, request, borrow if TINY.name in model.parts else never_black(model, borrow)) as run:
-        yield run
+    """As Stable Diffusion's. The tiny autoencoder knows latents as SDXL's denoiser does."""
+    vae = model.parts["vae"]
+    if TINY.name not in model.parts:
+        with sd.decode(model, request, never_black(model, borrow)) as run:
+            yield run
+        return
+    with sd.decode(model, request, borrow) as tiny:
+        yield tiny if vae.settings.statistics is None else lambda some: tiny(from_denoiser(vae, some) * SCALING_FACTOR)
 
 
 def never_black(model: Model, borrow: Borrow) -> Borrow:

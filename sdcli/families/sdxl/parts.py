@@ -7,9 +7,12 @@ from dataclasses import replace
 
 from sdcli.families.contract import SCHEDULER
 from sdcli.families.sd.parts import TEXT_ENCODER, TOKENIZER, UNET, VAE
-from sdcli.families.sdxl.schema import UNET_XL_UNSET, ProjectedTextEncoder, UNetXL
+from sdcli.families.sdxl.schema import UNET_XL_UNSET, VAE_XL_UNSET, AutoencoderXL, ProjectedTextEncoder, UNetXL
 
 TOKENIZER_2 = replace(TOKENIZER, name="tokenizer_2")
+
+SCALING_FACTOR = 0.13025
+"""Of SDXL's own autoencoder's latents, and of those that its tiny one and colours are for."""
 
 PROJECTION = "text_projection"
 """The second text encoder's last matrix."""
@@ -27,5 +30,6 @@ TEXT_ENCODER_2 = replace(
     lora_prefixes=("lora_te2_", "text_encoder_2.", "te2."),
 )
 UNET_XL = replace(UNET, schema=UNetXL, unset=UNET_XL_UNSET)
-PARTS = (TOKENIZER, TEXT_ENCODER, TOKENIZER_2, TEXT_ENCODER_2, SCHEDULER, UNET_XL, VAE)
+VAE_XL = replace(VAE, schema=AutoencoderXL, unset=VAE_XL_UNSET)
+PARTS = (TOKENIZER, TEXT_ENCODER, TOKENIZER_2, TEXT_ENCODER_2, SCHEDULER, UNET_XL, VAE_XL)
 """In the order of use."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sdcli.errors import echo
 from sdcli.families.rules import (
     above,
     among,
+    between,
     for_all_or_each,
     is_layer_count,
     is_size,
+    list_of,
     or_none,
     setting,
 )
-from sdcli.families.sd.schema import UNET_UNSET, TextEncoder, UNet
+from sdcli.families.sd.schema import UNET_UNSET, VAE_UNSET, Autoencoder, TextEncoder, UNet
 
 
 def _is_depth(value: object) -> bool:
@@ -53,6 +56,30 @@ class ProjectedTextEncoder(TextEncoder):
     projection_dim: int = setting(512, is_size)
 
 
+@dataclass(frozen=True)
+class AutoencoderXL(Autoencoder):
+    """The autoencoder, whose latents may be known to the denoiser by their deviation from a mean: Playground's."""
+
+    latents_mean: Sequence[float] | None = setting(None, or_none(list_of(between(-1e3, 1e3))))
+    latents_std: Sequence[float] | None = setting(None, or_none(list_of(between(1e-3, 1e3))))
+
+    not_by_level: ClassVar[frozenset[str]] = Autoencoder.not_by_level | {"latents_mean", "latents_std"}
+
+    @property
+    def statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Both, or none: diffusers' pipeline takes neither alone."""
+        return None if self.latents_mean is None or self.latents_std is None else (self.latents_mean, self.latents_std)
+
+    def faults_of_layers(self) -> Iterator[str]:
+        """Besides, there is a mean and a deviation for each channel."""
+        yield from Autoencoder.faults_of_layers(self)
+        if any(len(some) != self.latent_channels for some in self.statistics or ()):
+            yield f"has {self.latent_channels} 'latent_channels', and not as many 'latents_mean' and 'latents_std'"
+
+
+VAE_XL_UNSET: dict[str, object] = {
+    key: value for key, value in VAE_UNSET.items() if key not in AutoencoderXL.__dataclass_fields__
+}
 UNET_XL_UNSET: dict[str, object] = {
     key: value for key, value in UNET_UNSET.items() if key not in UNetXL.__dataclass_fields__
 }

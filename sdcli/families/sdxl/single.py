@@ -16,12 +16,18 @@ from sdcli.families.contract import PREDICTIONS, Elsewhere, Found, Numbers
 from sdcli.families.sd import single
 from sdcli.families.sd.original import clip_names, open_clip_names
 from sdcli.families.sdxl.family import SIZES
-from sdcli.families.sdxl.parts import PROJECTION, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL
+from sdcli.families.sdxl.parts import PROJECTION, SCALING_FACTOR, TEXT_ENCODER_2, TOKENIZER_2, UNET_XL, VAE_XL
 from sdcli.families.single_file import Names, Piece, Search, Shapes, levels_of, networks_in
 from sdcli.families.tiny.single import TINY_SEARCH
 
-SCALING_FACTOR = 0.13025
-"""Of the autoencoder's latents."""
+PLAYGROUND = "edm_mean", "edm_std"
+"""Playground 2.5's tensors of means and deviations of latents; with them its noise is Karras et al.'s
+(https://arxiv.org/abs/2206.00364), as diffusers' and ComfyUI's loaders take it."""
+
+PLAYGROUND_SCALING_FACTOR = 0.5
+
+COSXL = "edm_vpred.sigma_min", "edm_vpred.sigma_max"
+"""CosXL's least and highest level of noise: v-prediction of the same kind (https://huggingface.co/stabilityai/cosxl)."""
 
 SIZE_CHANNELS = 256
 """Sines and cosines for each number of the picture's size."""
@@ -56,8 +62,8 @@ REFINER = "conditioner.embedders.0.model."
 def parts_of(file: WeightFile, numbers: Numbers, prediction: Prediction | None) -> Found:
     """The parts that a file has; of the refiner no more than an autoencoder. Raises SdcliError for types that are not
     read."""
-    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, single.VAE_SEARCH, TINY_SEARCH)
-    return parts_by(searches[-2:] if is_of_refiner(file) else searches, SIZES, file, prediction)
+    searches = (UNET_SEARCH, TEXT_SEARCH, TEXT_2_SEARCH, VAE_XL_SEARCH, TINY_SEARCH)
+    return parts_by(searches[-2:] if is_of_refiner(file) else searches, SIZES, file, numbers, prediction)
 
 
 def is_of_refiner(file: WeightFile) -> bool:
@@ -65,7 +71,9 @@ def is_of_refiner(file: WeightFile) -> bool:
     return any(name.startswith(REFINER) for name in file.tensors)
 
 
-def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, prediction: Prediction | None) -> Found:
+def parts_by(
+    searches: tuple[Search, ...], sizes: int, file: WeightFile, numbers: Numbers, prediction: Prediction | None
+) -> Found:
     """The networks that are searched for, and with the denoiser a scheduler and the tokenizers of the text encoders.
 
     The denoiser takes so many numbers of the picture's size.
@@ -75,6 +83,11 @@ def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, predict
     if "vae" in found:
         mended = any(map(MENDED.search, _names_of(file)))
         found["vae"].config.update(sample_size=1024, scaling_factor=SCALING_FACTOR, force_upcast=not mended)
+        if file.tensors.keys() >= {*PLAYGROUND}:
+            mean, deviation = (list(numbers(file, name)) for name in PLAYGROUND)
+            found["vae"].config.update(
+                scaling_factor=PLAYGROUND_SCALING_FACTOR, latents_mean=mean, latents_std=deviation
+            )
     if "unet" in found and "add_embedding.linear_1.weight" not in found["unet"].weights():
         del found["unet"]
     if "unet" in found:
@@ -82,7 +95,7 @@ def parts_by(searches: tuple[Search, ...], sizes: int, file: WeightFile, predict
         found[TOKENIZER_2.name] = replace(single.tokenizer("!"), name=TOKENIZER_2.name)
         if TEXT_SEARCH in searches:
             found["tokenizer"] = single.tokenizer("<|endoftext|>")
-        found["scheduler"], notes = _scheduler(file, found["unet"], prediction)
+        found["scheduler"], notes = _scheduler(file, found["unet"], numbers, prediction)
     return Found(found, notes, elsewhere=ELSEWHERE if "unet" in found else {})
 
 
@@ -102,8 +115,15 @@ def _tell_sizes(found: Mapping[str, Component], sizes: int) -> None:
             config["addition_time_embed_dim"] = rest // sizes
 
 
-def _scheduler(file: WeightFile, unet: Component, prediction: Prediction | None) -> tuple[Component, tuple[str, ...]]:
-    """That of SDXL's base model; noise of the highest level where the file says so."""
+def _scheduler(
+    file: WeightFile, unet: Component, numbers: Numbers, prediction: Prediction | None
+) -> tuple[Component, tuple[str, ...]]:
+    """That of SDXL's base model; noise of the highest level, or of another kind, where the file says so."""
+    other = _other_noise(file, numbers)
+    if other is not None:
+        kind, settings = other
+        settings |= {} if prediction is None else {"prediction_type": PREDICTIONS[prediction]}
+        return Component("scheduler", kind, settings, file.path, config_name=""), ()
     told, why = single.told_prediction(file) or ("epsilon", "assumed, as nearly all of SDXL")
     predicts, notes = prediction or told, list[str]()
     if prediction is None:
@@ -117,6 +137,18 @@ def _scheduler(file: WeightFile, unet: Component, prediction: Prediction | None)
     if "time_cond_proj_dim" in unet.config:
         kind, settings = "LCMScheduler", single.BETAS | {"original_inference_steps": 50}
     return Component("scheduler", kind, settings, file.path, config_name=""), tuple(notes)
+
+
+def _other_noise(file: WeightFile, numbers: Numbers) -> tuple[str, dict[str, Any]] | None:
+    """The scheduler of a model whose noise goes by levels of its own, and its settings; None for all others."""
+    if file.tensors.keys() >= {*PLAYGROUND}:
+        levels = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+        return "EDMDPMSolverMultistepScheduler", levels | {"euler_at_final": False, "prediction_type": "epsilon"}
+    if file.tensors.keys() >= {*COSXL}:
+        least, most = (numbers(file, name)[0] for name in COSXL)
+        settings = {"sigma_min": least, "sigma_max": most, "sigma_data": 1.0, "sigma_schedule": "exponential"}
+        return "EDMEulerScheduler", settings | {"prediction_type": "v_prediction"}
+    return None
 
 
 def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
@@ -166,6 +198,7 @@ def _second_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     }
 
 
+VAE_XL_SEARCH = replace(single.VAE_SEARCH, part=VAE_XL)
 UNET_SEARCH = replace(single.UNET_SEARCH, part=UNET_XL, describe=_unet_config)
 TEXT_SEARCH = replace(single.TEXT_SEARCH, prefixes=("conditioner.embedders.0.transformer.", ""))
 TEXT_2_SEARCH = Search(
