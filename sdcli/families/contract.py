@@ -117,6 +117,8 @@ class Part:
     vocabulary: VocabularyLimits | None = None
     option: str | None = None
     """The option that names another one in place of a model's own."""
+    of_model: tuple[str, ...] = ()
+    """Keys of its config that another one takes over where the model has them all: its denoiser was made for them."""
     pulled: str | None = None
     """The repository on the Hub that has it, where no folder of a model does."""
     tells: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from sdcli.domain import Component, Origin, WeightFile
 from sdcli.errors import LacksFiles, SdcliError, echo
@@ -70,6 +71,15 @@ def _notes(home: Path, stem: str) -> Iterator[str]:
         yield f"{home.name}: only the variant {echo(files.variant)} of its weights is there"
     if note := note_of_index(home, files):
         yield note
+
+
+def settings_in(home: Path, part: Part) -> dict[str, Any]:
+    """The settings of a part that a folder has, whether or not its weights are there; none of one that is not read."""
+    path = home / part.config_file
+    try:
+        return checked_config(part, read_json(path), path)
+    except (OSError, SdcliError):
+        return {}
 
 
 def component_in(home: Path, part: Part, kind: str | None = None) -> Component:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdcli.domain import Component, Model, Sources
 from sdcli.errors import BadRequest, ModelMissing, SdcliError, echo
 from sdcli.families.contract import PREDICTIONS, SCHEDULER, Elsewhere, Family, Found, Part
 from sdcli.families.registry import words_in
-from sdcli.models.folder import component_in, parts_in_folder
+from sdcli.models.folder import component_in, parts_in_folder, settings_in
 from sdcli.models.header import read_header
 from sdcli.models.hub_ids import HubRef, find_in_cache
 from sdcli.models.lora import with_loras
@@ -31,7 +32,11 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         family, found = parts_in_file(ref, path, sources.prediction)
         sources, found = _with_nearby(family, sources, found)
     sources = replace(sources, parts={name: where or pulled(family, name) for name, where in sources.parts.items()})
-    parts = {**found.parts, **{name: _part(family, name, where) for name, where in sources.parts.items()}}
+    given = {name: _part(family, name, where) for name, where in sources.parts.items()}
+    for name in [name for name in given if _named(family, name).of_model]:
+        own = found.parts[name].config if name in found.parts else settings_in(path / name, _named(family, name))
+        given[name] = _in_place_of(own, given[name], _named(family, name).of_model)
+    parts = {**found.parts, **given}
     _require_all(ref, family, parts, found)
     if sources.prediction is not None:
         scheduler = parts[SCHEDULER.name]
@@ -107,6 +112,12 @@ def _part(family: Family, name: str, where: str) -> Component:
     if name not in found.parts:
         raise SdcliError(f"{echo(where)} has no {name}, it has {', '.join(found.parts)}: give another file")
     return found.parts[name]
+
+
+def _in_place_of(own: Mapping[str, Any], given: Component, keys: Sequence[str]) -> Component:
+    """A part that is given, with those settings of the model's own that go with the model, if it has them."""
+    going = {key: own[key] for key in keys if own.get(key) is not None}
+    return replace(given, config=given.config | going) if len(going) == len(keys) else given
 
 
 def _named(family: Family, name: str) -> Part:

@@ -30,6 +30,11 @@ TEXT_ENCODER_2 = replace(
     lora_prefixes=("lora_te2_", "text_encoder_2.", "te2."),
 )
 UNET_XL = replace(UNET, schema=UNetXL, unset=UNET_XL_UNSET)
-VAE_XL = replace(VAE, schema=AutoencoderXL, unset=VAE_XL_UNSET)
+VAE_XL = replace(
+    VAE,
+    schema=AutoencoderXL,
+    unset=VAE_XL_UNSET,
+    of_model=("latents_mean", "latents_std", "scaling_factor"),
+)
 PARTS = (TOKENIZER, TEXT_ENCODER, TOKENIZER_2, TEXT_ENCODER_2, SCHEDULER, UNET_XL, VAE_XL)
 """In the order of use."""

@@ -164,3 +164,21 @@ def test_a_single_file_says_it_by_its_tensors(wide: Path, tmp_path: Path, kind: 
     told = open_model("m", Sources(str(tmp_path / "m.safetensors"), prediction="v"))
     assert told.parts["scheduler"].config["prediction_type"] == "v_prediction"
     assert draw(tmp_path / "m.safetensors", request=REQUEST).float().std() > 5
+
+
+def test_another_autoencoder_takes_over_the_statistics_that_the_denoiser_was_made_for(
+    folder: Folder, xl: Path, wide: Path, tmp_path: Path
+) -> None:
+    model, other = folder(PLAYGROUND, **STATISTICS), str(xl / "vae")
+    replaced = open_model("m", Sources(str(model), parts={"vae": other}))
+    assert replaced.parts["vae"].folder != model / "vae"
+    assert replaced.parts["vae"].settings.statistics == (MEAN, DEVIATION)
+    given = draw(Sources(str(model), parts={"vae": other}), request=REQUEST)
+    assert torch.equal(given, draw(model, request=REQUEST)), "which has the same weights"
+    (model / "vae" / "config.json").write_text("{")
+    assert open_model("m", Sources(str(model), parts={"vae": other})).parts["vae"].settings.statistics is None
+    (model / "vae" / "config.json").write_text(
+        json.dumps({"_class_name": "AutoencoderKL", **replaced.parts["vae"].config})
+    )
+    plain = open_model("m", Sources(str(xl), parts={"vae": str(model / "vae")}))
+    assert plain.parts["vae"].settings.statistics == (MEAN, DEVIATION), "what is given says so itself"
