@@ -59,12 +59,13 @@ def predict(
             skips.append(states)
         between("block")
 
-    first, *others = unet.mid_block.resnets
-    states = first(states, time)
-    for attention, resnet in zip(unet.mid_block.attentions, others, strict=True):
-        states = resnet(attention(states, encoder_hidden_states=context)[0], time)
-        between("piece")
-    between("block")
+    if unet.mid_block is not None:
+        first, *others = unet.mid_block.resnets
+        states = first(states, time)
+        for attention, resnet in zip(unet.mid_block.attentions, others, strict=True):
+            states = resnet(attention(states, encoder_hidden_states=context)[0], time)
+            between("piece")
+        between("block")
 
     for block in unet.up_blocks:
         for resnet, attention in _pairs(block):
@@ -127,8 +128,8 @@ def is_plain(unet: UNet2DConditionModel) -> bool:
     return (
         all(isinstance(block, (CrossAttnDownBlock2D, DownBlock2D)) for block in unet.down_blocks)
         and all(isinstance(block, (CrossAttnUpBlock2D, UpBlock2D)) for block in unet.up_blocks)
-        and isinstance(mid, UNetMidBlock2DCrossAttn | UNetMidBlock2D)
-        and len(mid.resnets) == len(mid.attentions) + 1
+        and (mid is None or isinstance(mid, UNetMidBlock2DCrossAttn | UNetMidBlock2D))
+        and (mid is None or len(mid.resnets) == len(mid.attentions) + 1)
         and isinstance(unet.conv_act, nn.SiLU)
         and not unet.config.center_input_sample
         and all(is_plain_residual(layer) for layer in unet.modules() if isinstance(layer, ResnetBlock2D))

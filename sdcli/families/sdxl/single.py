@@ -167,7 +167,7 @@ def _unet_config(shapes: Shapes, names: Names) -> dict[str, Any]:
     if up != down[::-1]:
         config["reverse_transformer_layers_per_block"] = up
     if not any(name.startswith("mid_block.attentions.") for name in shapes):
-        config["mid_block_type"] = "UNetMidBlock2D"
+        config["mid_block_type"] = "UNetMidBlock2D" if "mid_block.resnets.0.conv1.weight" in shapes else None
     if "add_embedding.linear_1.weight" in shapes:
         config["projection_class_embeddings_input_dim"] = shapes["add_embedding.linear_1.weight"][1]
     return config

@@ -161,9 +161,17 @@ VEGA: dict[str, Any] = {
     "layers_per_block": 2,
     "transformer_layers_per_block": [0, 1, 2],
 }
+KOALA: dict[str, Any] = {
+    "mid_block_type": None,
+    "layers_per_block": 1,
+    "transformer_layers_per_block": [1, 2, 3],
+}
+"""Without a middle (https://huggingface.co/etri-vilab/koala-700m)."""
+
+DISTILLED = {"small": SMALL, "SSD-1B": SSD_1B, "Segmind-Vega": VEGA, "KOALA": KOALA}
 
 
-@pytest.mark.parametrize("depths", [SMALL, SSD_1B, VEGA], ids=["small", "SSD-1B", "Segmind-Vega"])
+@pytest.mark.parametrize("depths", DISTILLED.values(), ids=DISTILLED)
 @pytest.mark.every(3)
 def test_a_distilled_kind_of_other_depths_is_the_pipeline_s(xl: Path, tmp_path: Path, depths: dict[str, Any]) -> None:
     model, request = changed(xl, tmp_path, unet=depths), replace(REQUEST, steps=2, width=64)

@@ -25,7 +25,7 @@ from sdcli.families.sd.single import CLIP_FOLDER
 from sdcli.models.opened import open_model
 from sdcli.weights.source import Source
 from tests.engine.test_same_picture import gradient
-from tests.families.sdxl.test_pictures import REQUEST, SMALL, SSD_1B, VEGA
+from tests.families.sdxl.test_pictures import KOALA, REQUEST, SMALL, SSD_1B, VEGA
 from tests.families.sdxl.tiny import WIDE
 from tests.folders import made
 from tests.originals import original_clip, original_open_clip, original_unet, original_vae
@@ -133,18 +133,21 @@ def test_names_and_pieces_are_those_of_diffusers_own_converter(wide: Path, tmp_p
         (SMALL, [1, 2, 4], [[4, 3], [2, 1], 1]),
         (SSD_1B, [1, 2, 4], [[4, 4, 10], [2, 1, 1], 1]),
         (VEGA, [1, 1, 2], None),
+        (KOALA, [1, 2, 3], None),
     ],
-    ids=["small", "SSD-1B", "Segmind-Vega"],
+    ids=["small", "SSD-1B", "Segmind-Vega", "KOALA"],
 )
 def test_depths_of_a_distilled_kind_are_told_from_its_tensors(
     tmp_path: Path, settings: dict[str, Any], down: list[Any], up: list[Any] | None
 ) -> None:
-    folder = made(tmp_path / "small", {"unet": settings}, WIDE)
+    folder = with_tokenizers(made(tmp_path / "small", {"unet": settings}, WIDE))
     model = open_model("m", write_single(folder, tmp_path / "m.safetensors"))
     config = model.parts["unet"].config
-    assert config["mid_block_type"] == "UNetMidBlock2D"
+    assert config["mid_block_type"] == settings["mid_block_type"]
     assert config["transformer_layers_per_block"] == down
     assert config.get("reverse_transformer_layers_per_block") == up
+    request = replace(REQUEST, steps=1, width=64)
+    assert torch.equal(draw(tmp_path / "m.safetensors", request=request), draw(folder, request=request))
 
 
 def test_keys_of_v_prediction_and_zero_snr_are_heard(wide: Path, tmp_path: Path) -> None:
