@@ -15,16 +15,21 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 from safetensors.torch import load_file, save_file
 
-from sdcli.domain import Sources
+from sdcli import machine
+from sdcli.devices import open_device
+from sdcli.domain import DeviceName, Sources
+from sdcli.engine.generate import generate
 from sdcli.errors import SdcliError
 from sdcli.families.kinds import lora_kind
+from sdcli.messages import Job
 from sdcli.models.opened import open_model
+from sdcli.weights import adapters, sliced
 from sdcli.weights.adapters import Merged, changes_of
 from sdcli.weights.source import Source
 from tests.families.flux2.klein import KLEIN
 from tests.families.flux2.test_pictures import REQUEST
 from tests.split_files import VAE, comfy_tree, made, original_flux2_vae, original_klein
-from tests.support import STREAMED, draw, largest_difference
+from tests.support import STREAMED, draw, job_of, largest_difference, pictures
 
 Tensors = dict[str, torch.Tensor]
 
@@ -265,3 +270,29 @@ def test_a_loha_of_the_swapped_norm_is_refused(klein: Path, tmp_path: Path) -> N
     path = saved({f"{name}.hada_{role}": torch.ones(s) for role, s in roles.items()}, tmp_path / "loha.safetensors")
     with pytest.raises(SdcliError, match="changes the halves of a layer the other way round, as a loha: only a plain"):
         open_model("m", Sources(str(klein), loras=((str(path), 1.0),)))
+
+
+def kept(job: Job) -> Job:
+    """The same with weights in memory that it gives out by the slice."""
+    tables = {
+        stage: tuple(replace(row, stays=row.stays or row.use == "sliced") for row in rows)
+        for stage, rows in job.tables.items()
+    }
+    return replace(job, tables=tables)
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_weights_that_stay_are_merged_to_the_bits_of_those_that_do_not(
+    klein: Path, tmp_path: Path, name: DeviceName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "PIECE_BYTES", 3 * 64 * 4)
+    monkeypatch.setattr(sliced, "PIECE_BYTES", 10 * 64 * 4)
+    if name not in machine.available_devices():
+        pytest.skip("needs an NVIDIA GPU and a torch for it")
+    lora = saved(diffusers_names(klein), tmp_path / "lora.safetensors")
+    by_slices = job_of(Sources(str(klein), loras=((str(lora), WEIGHT),)), request=SHORT, plan=STREAMED)
+    assert kept(by_slices) != by_slices
+    device = open_device(name)
+    device.prepare(None)
+    one, other = (pictures(list(generate(job, device)))[0] for job in (by_slices, kept(by_slices)))
+    assert one.float().std() > 10 and torch.equal(one, other)
