@@ -288,7 +288,7 @@ def _of_kind(component: Component, kind: str, sampler: str) -> Component:
     *others, last = classes
     if sampler not in classes:
         raise BadRequest(
-            f"--sampler {sampler} cannot go by the noise levels of this model, a {kind} one:"
+            f"--sampler {sampler} cannot go by the noise levels of this model, of the kind {kind}:"
             f" give {', '.join(others)} or {last}, or leave it out"
         )
     return replace(component, class_name=classes[sampler])
