@@ -18,7 +18,7 @@ from sdcli.plan.table import matrices
 from sdcli.plan.ways import way_of_steps
 from sdcli.units import MIB
 
-MAKING_BYTES = 16 * MIB
+MAKING_BYTES = 24 * MIB
 """What making a prepared copy takes besides the largest weight twice: padded layouts, kernels, the heap's gaps."""
 
 STREAMING_BYTES = 6 * MIB
