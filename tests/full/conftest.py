@@ -22,6 +22,14 @@ SLOW_DISK_BYTES = 2e9
 PROMPT = "a photograph of an astronaut riding a horse"
 
 
+def slow_disk(cache: Path) -> None:
+    """Have the machine's disk be known to be slow."""
+    dtype = machine.choose_dtype("cpu", "auto")[0]
+    speed = replace(typical_speed("cpu", dtype), prepared_bytes=SLOW_DISK_BYTES)
+    cache.mkdir(exist_ok=True)
+    (cache / "speeds.json").write_text(json.dumps({f"cpu {dtype}": asdict(speed)}))
+
+
 class Program:
     """Command lines and the environment that finds the synthetic model where the tests made it."""
 
@@ -34,9 +42,7 @@ class Program:
 
         It is run on a machine whose disk is known to be slow, so that two steps pay for loading weights.
         """
-        dtype = machine.choose_dtype("cpu", "auto")[0]
-        speed = replace(typical_speed("cpu", dtype), prepared_bytes=SLOW_DISK_BYTES)
-        (self._cache / "speeds.json").write_text(json.dumps({f"cpu {dtype}": asdict(speed)}))
+        slow_disk(self._cache)
         size = f"{SIDE}x{SIDE}"
         job = ["-m", "synthetic:sd15", "--size", size, "-s", "2", "--seed", "7", "--device", "cpu", "--json", "-q"]
         whole = [] if command == "bench" else ["--no-cache"]  # every stage is run

@@ -16,6 +16,7 @@ from sdcli import settings
 from sdcli.units import MIB
 from tests.conftest import SDCLI
 from tests.folders import made, with_clip
+from tests.full.conftest import slow_disk
 from tests.full.outside import watch
 from tests.originals import write_single
 
@@ -70,6 +71,7 @@ def test_one_file_has_the_bits_of_its_folder_and_takes_no_more_memory(both: tupl
     for limit in ("2GiB", "450MiB"):
         drawn, peaks = [], []
         for model in both:
+            slow_disk(Path(os.environ["SDCLI_CACHE"]))
             output = tmp_path / f"{model.stem}.png"
             job = ["-s", "2", "--seed", "7", "--size", "256x256", "--mem-limit", limit, "--device", "cpu"]
             given = ["--prediction", "v"] if "folder" not in model.name and _is_second(both[0]) else []
