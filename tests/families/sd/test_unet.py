@@ -33,6 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention to the prompt only": {"only_cross_attention": True},
     "rescaled": {"resnet_out_scale_factor": 1.25},
     "a plain middle": {"mid_block_type": "UNetMidBlock2D"},
+    "no middle": {"mid_block_type": None},
     "frequencies the other way round": {"flip_sin_to_cos": False, "freq_shift": 1},
 }
 
@@ -47,7 +48,6 @@ OTHERS: list[dict[str, Any]] = [
     {"resnet_time_scale_shift": "scale_shift"},
     {"act_fn": "gelu"},
     {"center_input_sample": True},
-    {"mid_block_type": None},
     {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "AttnUpBlock2D"]},
 ]
 
