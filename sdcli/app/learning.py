@@ -43,10 +43,10 @@ def learn_from(record: RunRecord, prospect: Prospect) -> None:
     now = learned(speed, subject, planned.plan, took)
     if now != speed:
         remember_speed(task.device, task.dtype, now, task.threads)
+    if is_only_one or last:  # a second round finds in the heap what the first one left
+        return
     steps = _steps_of(record, prospect)
-    if (
-        steps is not None and task.device == "cpu" and not last and not is_only_one
-    ):  # a second round finds what the first one left
+    if steps is not None and task.device == "cpu":
         _learn_remainder(prospect, planned, record.baseline_bytes, steps.peak_bytes)
 
 

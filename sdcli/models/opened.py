@@ -33,9 +33,10 @@ def open_model(ref: str, sources: Sources | Path, sha256: str | None = None) -> 
         sources, found = _with_nearby(family, sources, found)
     sources = replace(sources, parts={name: where or pulled(family, name) for name, where in sources.parts.items()})
     given = {name: _part(family, name, where) for name, where in sources.parts.items()}
-    for name in [name for name in given if _named(family, name).of_model]:
-        own = found.parts[name].config if name in found.parts else settings_in(path / name, _named(family, name))
-        given[name] = _in_place_of(own, given[name], _named(family, name).of_model)
+    for part in family.parts:
+        if part.of_model and part.name in given:
+            own = found.parts[part.name].config if part.name in found.parts else settings_in(path / part.name, part)
+            given[part.name] = _in_place_of(own, given[part.name], part.of_model)
     parts = {**found.parts, **given}
     _require_all(ref, family, parts, found)
     if sources.prediction is not None:
