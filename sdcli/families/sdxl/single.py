@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli.domain import Component, Prediction, WeightFile
+from sdcli.errors import SdcliError, echo
 from sdcli.families.contract import PREDICTIONS, Elsewhere, Found, Numbers
 from sdcli.families.sd import single
 from sdcli.families.sd.original import clip_names, open_clip_names
@@ -31,6 +32,9 @@ COSXL = "edm_vpred.sigma_min", "edm_vpred.sigma_max"
 
 SIZE_CHANNELS = 256
 """Sines and cosines for each number of the picture's size."""
+
+MOST_NOISE = 1e6
+"""A level that no model has: CosXL's highest is 120."""
 
 _FOLDERS = ("text_encoders", "clip")
 _SD3 = "Comfy-Org/stable-diffusion-3.5-fp8/text_encoders"
@@ -145,8 +149,10 @@ def _other_noise(file: WeightFile, numbers: Numbers) -> tuple[str, dict[str, Any
         levels = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
         return "EDMDPMSolverMultistepScheduler", levels | {"euler_at_final": False, "prediction_type": "epsilon"}
     if file.tensors.keys() >= {*COSXL}:
-        least, most = (numbers(file, name)[0] for name in COSXL)
-        settings = {"sigma_min": least, "sigma_max": most, "sigma_data": 1.0, "sigma_schedule": "exponential"}
+        ends = [level for name in COSXL for level in numbers(file, name)]
+        if len(ends) != len(COSXL) or not 0 < ends[0] < ends[1] < MOST_NOISE:
+            raise SdcliError(f"{echo(file.path)} has no levels of noise in {' and '.join(COSXL)}: fetch it again")
+        settings = {"sigma_min": ends[0], "sigma_max": ends[1], "sigma_data": 1.0, "sigma_schedule": "exponential"}
         return "EDMEulerScheduler", settings | {"prediction_type": "v_prediction"}
     return None
 

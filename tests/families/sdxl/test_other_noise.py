@@ -166,6 +166,26 @@ def test_a_single_file_says_it_by_its_tensors(wide: Path, tmp_path: Path, kind: 
     assert draw(tmp_path / "m.safetensors", request=REQUEST).float().std() > 5
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"edm_vpred.sigma_min": torch.tensor(0.003), "edm_vpred.sigma_max": torch.zeros(0)},
+        {"edm_vpred.sigma_min": torch.tensor(0.003), "edm_vpred.sigma_max": torch.tensor(100.0).double()},
+        {"edm_vpred.sigma_min": torch.tensor(0.0), "edm_vpred.sigma_max": torch.tensor(100.0)},
+        {"edm_vpred.sigma_min": torch.tensor(0.003), "edm_vpred.sigma_max": torch.tensor(torch.inf)},
+        {"edm_vpred.sigma_min": torch.tensor(0.003), "edm_vpred.sigma_max": torch.tensor(torch.nan)},
+        {"edm_mean": torch.zeros(4), "edm_std": torch.zeros(4)},
+        {"edm_mean": torch.zeros(3), "edm_std": torch.ones(4)},
+        {"edm_mean": torch.zeros(0), "edm_std": torch.ones(4)},
+        {"edm_mean": torch.full((4,), torch.nan), "edm_std": torch.ones(4)},
+    ],
+    ids=["empty", "FP64", "none", "infinite", "NaN", "no deviation", "three channels", "no means", "means of NaN"],
+)
+def test_numbers_that_are_none_are_refused_by_name(wide: Path, tmp_path: Path, more: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(SdcliError, match=r"edm_vpred|latents_"):
+        open_model("m", write_single(wide, tmp_path / "m.safetensors", more))
+
+
 def test_another_autoencoder_takes_over_the_statistics_that_the_denoiser_was_made_for(
     folder: Folder, xl: Path, wide: Path, tmp_path: Path
 ) -> None:
